@@ -1,0 +1,38 @@
+"""What every test runs under: fixed seeds, one thread per worker, no network, a fresh Dynamo."""
+
+import os
+
+# Read when transformers and huggingface_hub are imported, so they are set before any test module is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import hypothesis
+import pytest
+import torch
+
+# HYPOTHESIS_PROFILE=explore draws new examples on every run.
+hypothesis.settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def fresh_torch():
+    """The same random numbers for every test, and nothing that an earlier test compiled."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()

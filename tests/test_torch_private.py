@@ -1,0 +1,126 @@
+"""What tpfx expects of each private name of torch; a failure here names what a torch release changed."""
+
+import inspect
+
+import pytest
+import torch
+
+from tpfx import torch_private
+
+OPS = torch.ops._c10d_functional
+
+# The method that torch calls for each functional collective. If a test below misses a call, torch has renamed
+# the method: rename it in tpfx/groups.py too.
+METHODS = {
+    "all_reduce": "allreduce",
+    "all_reduce_coalesced": "allreduce_coalesced",
+    "all_gather_into_tensor": "all_gather_single_coalesced",
+    "reduce_scatter_tensor": "reduce_scatter_single_coalesced",
+    "all_to_all_single": "all_to_all_single",
+    "broadcast": "broadcast",
+}
+
+
+class Recorder(torch_private.ProcessGroup):  # type: ignore[misc]
+    """Notes what is called, and returns a completed work."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2)
+        self.calls: list[tuple[str, tuple[object, ...]]] = []
+        self.done = torch_private.completed_work()
+
+
+def recording(name: str) -> object:
+    def method(self: Recorder, *arguments: object) -> object:
+        self.calls.append((name, arguments))
+        return self.done
+
+    return method
+
+
+for _name in METHODS.values():
+    setattr(Recorder, _name, recording(_name))
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments"),
+    [
+        ("all_reduce", ("sum",)),
+        ("all_gather_into_tensor", (2,)),
+        ("reduce_scatter_tensor", ("max", 2)),
+        ("all_to_all_single", ([1, 3], [1, 3])),
+        ("broadcast", (1,)),
+    ],
+)
+def test_functional_collectives_call_a_python_group(op: str, arguments: tuple[object, ...]) -> None:
+    group = Recorder()
+    torch_private.register_group("tpfx:test", group)
+    try:
+        OPS.wait_tensor(getattr(OPS, op)(torch.ones(4), *arguments, "tpfx:test"))
+    finally:
+        torch_private.unregister_group("tpfx:test")
+    assert [name for name, _ in group.calls] == [METHODS[op]]
+
+
+def test_no_process_group_is_initialised() -> None:
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "avg", "product", "min", "max"])
+def test_reductions_have_a_name(reduction: str) -> None:
+    group = Recorder()
+    torch_private.register_group("tpfx:test", group)
+    try:
+        OPS.wait_tensor(OPS.all_reduce(torch.ones(4), reduction, "tpfx:test"))
+    finally:
+        torch_private.unregister_group("tpfx:test")
+    options = group.calls[0][1][1]
+    assert torch_private.REDUCTIONS[options.reduceOp.op] == reduction  # type: ignore[attr-defined]
+
+
+def test_an_exception_passes_through_the_op_unchanged() -> None:
+    class Failing(Recorder):
+        def allreduce(self, *_: object) -> object:
+            raise problem
+
+    problem = KeyError("mine")
+    group = Failing()
+    torch_private.register_group("tpfx:test", group)
+    try:
+        with pytest.raises(KeyError) as caught:
+            OPS.all_reduce(torch.ones(4), "sum", "tpfx:test")
+    finally:
+        torch_private.unregister_group("tpfx:test")
+    assert caught.value is problem
+
+
+def test_torch_holds_groups_weakly_and_names_can_be_reused() -> None:
+    group = Recorder()
+    torch_private.register_group("tpfx:test", group)
+    assert torch_private.registered_group("tpfx:test") is group
+    torch_private.unregister_group("tpfx:test")
+    with pytest.raises(RuntimeError, match="resolve"):
+        torch_private.registered_group("tpfx:test")
+    torch_private.register_group("tpfx:test", group)
+    torch_private.unregister_group("tpfx:test")
+
+
+def test_a_completed_work_may_be_waited_for_again_and_again() -> None:
+    work = torch_private.completed_work()
+    assert all(work.wait() for _ in range(3))
+
+
+def test_the_nccl_names_exist() -> None:
+    if not torch_private.nccl_available():
+        pytest.skip("this build of torch has no NCCL")
+    source = inspect.getsource(torch_private.create_nccl_group)
+    for name in ("eager_connect_single_device", "_set_sequence_number_for_group"):
+        assert name in source
+        assert hasattr(torch.distributed.ProcessGroupNCCL, name)
+
+
+def test_below_autograd_skips_the_autograd_kernels() -> None:
+    x = torch.ones(2, requires_grad=True)
+    with torch_private.below_autograd():
+        assert not (x + 1).requires_grad
+    assert (x + 1).requires_grad

@@ -1,0 +1,147 @@
+"""What the passes know of each node: the one place that touches `node.meta` for them.
+
+`infer_axes` writes dimensions and bounds, `choose` the choices, everyone reads.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Node
+
+from .axes import Size
+from .layout import Layout, Replicate, Shards
+from .rules import Bound, Dims, result_tensors
+
+_DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE = "tpfx_dims", "tpfx_bound", "tpfx_layout", "tpfx_choice", "tpfx_source"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How an op is carried out: what each tensor operand must be, and what its results then are.
+
+    `kind` is "whole", "split", or "pending" (a pending sum flows through).
+    """
+
+    kind: str
+    operands: tuple[Layout, ...]
+    results: tuple[Layout, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a graph's input is: a "parameter", "buffer", "state" (kept from call to call, sharded), or "input".
+
+    Attributes:
+        name: the qualified name of a parameter or buffer, otherwise a name for people.
+        pinned: the shards that it already has, where an earlier graph chose them.
+        mutated: whether the graph writes into it.
+    """
+
+    kind: str
+    name: str
+    pinned: Shards | None = None
+    mutated: bool = False
+
+
+def dims_of(node: Node) -> Dims:
+    """The dimensions of the tensor that a node stands for."""
+    dims: Dims = node.meta[_DIMS]
+    return dims
+
+
+def set_dims(node: Node, dims: Dims) -> None:
+    """Record the dimensions of a tensor."""
+    node.meta[_DIMS] = dims
+
+
+def bound_of(node: Node) -> Bound | None:
+    """What the op's rule says of this call; None for inputs, outputs and values that are no tensors."""
+    return node.meta.get(_BOUND)
+
+
+def set_bound(node: Node, bound: Bound) -> None:
+    """Record what the rule says, and the dimensions of the result."""
+    node.meta[_BOUND] = bound
+    if isinstance(node.meta.get("val"), torch.Tensor):
+        set_dims(node, bound.results[0])
+
+
+def layout_of(node: Node) -> Layout:
+    """The layout of the tensor that a node stands for."""
+    layout: Layout = node.meta.get(_LAYOUT, Replicate())
+    return layout
+
+
+def set_layout(node: Node, layout: Layout) -> None:
+    """Record the layout of a tensor."""
+    node.meta[_LAYOUT] = layout
+
+
+def choice_of(node: Node) -> Choice | None:
+    """What `choose` decided for an op."""
+    return node.meta.get(_CHOICE)
+
+
+def set_choice(node: Node, choice: Choice) -> None:
+    """Record a decision."""
+    node.meta[_CHOICE] = choice
+
+
+def source_of(node: Node) -> Source:
+    """What an input of the graph is."""
+    return node.meta.get(_SOURCE) or Source("input", node.name)
+
+
+def set_source(node: Node, source: Source) -> None:
+    """Record what an input of the graph is."""
+    node.meta[_SOURCE] = source
+
+
+def result_index(node: Node) -> int:
+    """Which tensor result of its producer a getitem node takes."""
+    producer, position = node.args
+    assert isinstance(producer, Node) and isinstance(position, int)
+    return sum(isinstance(item, torch.Tensor) for item in producer.meta["val"][:position])
+
+
+def is_getitem(node: Node) -> bool:
+    """Whether a node takes one result of an op that has several."""
+    return node.target is operator.getitem
+
+
+def size_of(extent: Any) -> Size:
+    """A size of a fake tensor as an `int` or a simplified sympy expression."""
+    if not isinstance(extent, torch.SymInt):
+        return int(extent)
+    expression = extent.node.shape_env.replace(extent.node.expr) if extent.node.shape_env else extent.node.expr
+    return int(expression) if isinstance(expression, sympy.Integer) else expression
+
+
+def hint_of(extent: Any) -> int:
+    """A size as a number: that of the first inputs where it is symbolic."""
+    if not isinstance(extent, torch.SymInt):
+        return int(extent)
+    return int(extent.node.hint) if extent.node.has_hint() else 64
+
+
+def elements(value: torch.Tensor) -> int:
+    """How many elements a tensor has, by its hints."""
+    count = 1
+    for extent in value.shape:
+        count *= hint_of(extent)
+    return count
+
+
+def bytes_of(value: torch.Tensor) -> int:
+    """The bytes of a tensor, by its hints."""
+    return elements(value) * value.element_size()
+
+
+def tensors_of(node: Node) -> list[torch.Tensor]:
+    """The fake tensors that a node returns."""
+    return result_tensors(node)

@@ -1,0 +1,52 @@
+"""Every error that tpfx raises on purpose; `except tpfx.TpfxError` catches them all.
+
+Each message says what is wrong, where, the numbers, and what to do about it.
+"""
+
+__all__ = [
+    "AlreadyCompiledError",
+    "CollectiveError",
+    "CollectiveTimeout",
+    "DeviceError",
+    "InputError",
+    "ModelError",
+    "RankAborted",
+    "ShardingError",
+    "TpfxError",
+]
+
+
+class TpfxError(Exception):
+    """The base of every error that tpfx raises on purpose."""
+
+
+class DeviceError(TpfxError, ValueError):
+    """The list of devices cannot make a mesh: empty, unknown, absent or of mixed kinds."""
+
+
+class AlreadyCompiledError(TpfxError):
+    """The model has been sharded by tpfx before."""
+
+
+class ModelError(TpfxError):
+    """The module cannot be compiled, for instance because it has no parameters."""
+
+
+class InputError(TpfxError, ValueError):
+    """The inputs of a call do not fit the compiled model, for instance they are on the wrong device."""
+
+
+class ShardingError(TpfxError):
+    """A tensor or an axis cannot be split as asked."""
+
+
+class CollectiveError(TpfxError):
+    """The ranks disagree about a collective: its kind, its reduction, a shape or a dtype."""
+
+
+class CollectiveTimeout(TpfxError, TimeoutError):
+    """Some ranks never arrived in a collective in which the others wait."""
+
+
+class RankAborted(TpfxError):
+    """Raised inside a rank that is released because another rank failed; callers do not see it."""

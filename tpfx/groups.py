@@ -1,0 +1,172 @@
+"""The process groups under which torch's functional collectives find the other rank threads of a process.
+
+    groups = create_groups(mesh, timeout=300.0)      # registered under mesh.group_name(rank)
+    # then, in the thread of each rank:
+    torch.ops._c10d_functional.all_reduce(x, "sum", mesh.group_name(rank))
+
+Ranks that each have a GPU of their own use NCCL, all others meet at a Rendezvous.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpfx import torch_private
+from tpfx.mesh import Mesh
+from tpfx.rendezvous import Rendezvous
+from tpfx.thread_collectives import Call
+
+__all__ = ["NcclGroups", "RankGroups", "ThreadGroup", "ThreadGroups", "create_groups"]
+
+Dispatch = Callable[[Sequence[Callable[[], None]]], object]
+
+
+class ThreadGroup(torch_private.ProcessGroup):  # type: ignore[misc]
+    """The process group of one rank thread; its collectives meet those of the other ranks of its process.
+
+    Registered under `mesh.group_name(rank)` until `close`; torch holds it weakly, so keep a reference.
+    """
+
+    def __init__(self, meeting: Rendezvous, rank: int) -> None:
+        super().__init__(rank, meeting.mesh.size)
+        self._meeting = meeting
+        self._rank = rank
+        self._done = torch_private.completed_work()
+        torch_private.register_group(meeting.mesh.group_name(rank), self)
+
+    def close(self) -> None:
+        """Unregister the group."""
+        torch_private.unregister_group(self._meeting.mesh.group_name(self._rank))
+
+    def getBackendName(self) -> str:
+        """The name torch asks for."""
+        return "tpfx"
+
+    def _meet(self, call: Call) -> Any:
+        self._meeting.meet(self._rank, call)
+        return self._done
+
+    def allreduce(self, tensors: list[Tensor], opts: Any) -> Any:
+        """Reduce in place."""
+        return self._meet(Call("all_reduce", tensors, reduction=torch_private.REDUCTIONS[opts.reduceOp.op]))
+
+    allreduce_coalesced = allreduce
+
+    def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any) -> Any:
+        """Concatenate the ranks' inputs along dim 0."""
+        return self._meet(Call("all_gather", inputs, outputs))
+
+    def all_gather_single(self, output: Tensor, input: Tensor, opts: Any) -> Any:
+        """Concatenate the ranks' inputs along dim 0."""
+        return self._meet(Call("all_gather", [input], [output]))
+
+    def reduce_scatter_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any) -> Any:
+        """Reduce, and keep this rank's part of dim 0."""
+        reduction = torch_private.REDUCTIONS[opts.reduceOp.op]
+        return self._meet(Call("reduce_scatter", inputs, outputs, reduction))
+
+    def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any) -> Any:
+        """Reduce, and keep this rank's part of dim 0."""
+        return self.reduce_scatter_single_coalesced([output], [input], opts)
+
+    def all_to_all_single(
+        self, output: Tensor, input: Tensor, out_splits: list[int], in_splits: list[int], opts: Any
+    ) -> Any:
+        """Send every rank a part of dim 0; without splits, parts of one size."""
+        size = self._meeting.mesh.size
+        received = list(out_splits) or [output.shape[0] // size] * size
+        sent = list(in_splits) or [input.shape[0] // size] * size
+        return self._meet(Call("all_to_all", [input], [output], splits=(received, sent)))
+
+    def broadcast(self, tensors: list[Tensor], opts: Any) -> Any:
+        """Overwrite with the root's tensors."""
+        return self._meet(Call("broadcast", tensors, root=opts.rootRank))
+
+
+class ThreadGroups:
+    """The ThreadGroups of a mesh."""
+
+    need_threads = False
+
+    def __init__(self, mesh: Mesh, timeout: float, locate: Callable[[int], str | None] | None = None) -> None:
+        self.meeting = Rendezvous(mesh, timeout, locate)
+        self._groups = [ThreadGroup(self.meeting, rank) for rank in mesh.owned]
+
+    def abort(self) -> None:
+        """Release every rank that waits or comes."""
+        self.meeting.abort()
+
+    def reset(self, dispatch: Dispatch) -> None:
+        """Be ready for the next run, after an abort."""
+        self.meeting.reset()
+
+    def give_up(self, ident: int) -> None:
+        """Keep a thread that did not come back away from its successors."""
+        self.meeting.lost.add(ident)
+
+    def welcome(self, ident: int) -> None:
+        """A thread that was given up has come back, and ends."""
+        self.meeting.lost.discard(ident)
+
+    def close(self) -> None:
+        """Unregister the groups."""
+        for group in self._groups:
+            group.close()
+
+
+class NcclGroups:
+    """The NCCL groups of a mesh of distinct GPUs, each made in the thread of its rank by `reset`."""
+
+    need_threads = True
+
+    def __init__(self, mesh: Mesh, timeout: float) -> None:
+        self.mesh = mesh
+        self._timeout = timedelta(seconds=timeout)
+        self._groups: dict[int, torch.distributed.ProcessGroup] = {}
+
+    def abort(self) -> None:
+        """End the collectives under way; the communicators are unusable until `reset`."""
+        for group in list(self._groups.values()):
+            group.abort()
+
+    def reset(self, dispatch: Dispatch) -> None:
+        """Make new communicators, in the rank threads, since the ranks connect to each other."""
+        self.close()
+        store = torch.distributed.HashStore()
+        dispatch([self._connector(rank, store) for rank in self.mesh.owned])
+
+    def _connector(self, rank: int, store: torch.distributed.Store) -> Callable[[], None]:
+        def connect() -> None:
+            group = torch_private.create_nccl_group(store, rank, self.mesh.devices, self._timeout)
+            self._groups[rank] = group
+            torch_private.register_group(self.mesh.group_name(rank), group)
+
+        return connect
+
+    def give_up(self, ident: int) -> None:
+        """Nothing to do: the communicators that the thread knows are aborted."""
+
+    def welcome(self, ident: int) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Unregister the groups."""
+        for rank in self._groups:
+            torch_private.unregister_group(self.mesh.group_name(rank))
+        self._groups.clear()
+
+
+RankGroups = ThreadGroups | NcclGroups
+
+
+def create_groups(
+    mesh: Mesh, timeout: float, locate: Callable[[int], str | None] | None = None
+) -> RankGroups:
+    """The groups of the owned ranks. `timeout` in seconds; `locate` says where a rank is, for messages."""
+    distinct_gpus = len(set(mesh.devices)) == mesh.size > 1 and mesh.devices[0].type == "cuda"
+    if distinct_gpus and torch_private.nccl_available():
+        return NcclGroups(mesh, timeout)
+    return ThreadGroups(mesh, timeout, locate)

@@ -1,0 +1,203 @@
+"""What a rank holds of a value: all of it, a part along an axis, or an addend of it.
+
+`Replicate`, `Split` and `Partial` are the layouts that passes reason about; a `Split` is made of axes, so one object
+describes every tensor that carries them. `Shards` is the same thing made concrete for one tensor, in intervals of
+its dimensions: what a `ShardedTensor` remembers after the graph that made it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .axes import Concat, Dim, Product, Size, axes, factors, find, occurrences, segments
+
+Interval = tuple[int, int]
+Pieces = tuple[Interval, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replicate:
+    """Every rank holds the whole value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Every rank holds an addend of the value, as large as the value; `op` joins them."""
+
+    op: str = "sum"
+
+
+class Split:
+    """Axes divided among ranks: rank r holds `boxes[r][axis]`, an interval of each axis.
+
+    Usually one axis. Where there are more ranks than units of it, the axis inside it takes part: with 2 KV heads,
+    each serving 4 query heads, on 4 ranks, rank 1 holds KV head 0 and the latter 2 of its query heads.
+    """
+
+    __slots__ = ("axes", "boxes")
+
+    def __init__(self, axes: Sequence[Dim]) -> None:
+        self.axes = tuple(axes)
+        self.boxes: tuple[dict[Dim, Interval], ...] = ()
+
+    @property
+    def units(self) -> int:
+        """How many pieces the axes allow."""
+        count = 1
+        for axis in self.axes:
+            assert isinstance(axis.size, int)
+            count *= axis.size
+        return count
+
+    def share(self, ranks: int) -> float:
+        """The part that the most loaded of the ranks holds."""
+        return -(-self.units // ranks) / self.units
+
+    def divide(self, sizes: Sequence[int]) -> None:
+        """Give rank r the next `sizes[r]` units; with several axes, no rank's units may straddle an outer one."""
+        inner = 1
+        for axis in self.axes[1:]:
+            assert isinstance(axis.size, int)
+            inner *= axis.size
+        start, boxes = 0, []
+        for size in sizes:
+            boxes.append(self._box(start, start + size, inner))
+            start += size
+        assert start == self.units, f"{start} of {self.units} units divided"
+        self.boxes = tuple(boxes)
+
+    def _box(self, start: int, stop: int, inner: int) -> dict[Dim, Interval]:
+        outer, *rest = self.axes
+        if not rest:
+            return {outer: (start, stop)}
+        if start % inner == 0 and stop % inner == 0 and stop > start:
+            return {outer: (start // inner, stop // inner)} | {axis: (0, int(axis.size)) for axis in rest}
+        first = min(start // inner, int(outer.size) - 1)
+        assert len(rest) == 1 and stop <= (first + 1) * inner, "a rank's units straddle an outer one"
+        return {outer: (first, first + 1), rest[0]: (start - first * inner, stop - first * inner)}
+
+
+Layout = Replicate | Partial | Split
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """A `Split` of one tensor, made concrete: `dims` maps a dimension to the intervals of it that each rank holds.
+
+    Ranks may hold overlapping parts (a KV head that several ranks need). No dims: every rank holds all.
+    """
+
+    dims: tuple[tuple[int, tuple[Pieces, ...]], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.dims)
+
+
+def carries(dim: Dim, split: Split) -> bool:
+    """Whether a dimension has any of the axes of a split in it."""
+    return not axes(dim).isdisjoint(split.axes)
+
+
+def splittable(dims: Sequence[Dim], split: Split) -> bool:
+    """Whether a tensor of these dimensions can be held in a split: no axis runs through it twice."""
+    return all(sum(occurrences(dim, axis)[1] for dim in dims) <= 1 for axis in split.axes)
+
+
+def partitions(dims: Sequence[Dim], split: Split) -> bool:
+    """Whether every index of these dimensions, taken together, lies on exactly one rank."""
+    return all(sum(occurrences(dim, axis)[0] for dim in dims) == 1 for axis in split.axes)
+
+
+def local_size(dim: Dim, split: Split, rank: int) -> Size:
+    """The extent of a dimension on a rank."""
+    root = find(dim)
+    if root in split.axes:
+        start, stop = split.boxes[rank][root]
+        return stop - start
+    if isinstance(root.form, Product):
+        size: Size = 1
+        for part in root.form.parts:
+            size = size * local_size(part, split, rank)
+        return size
+    if isinstance(root.form, Concat):
+        total: Size = 0
+        for part in root.form.parts:
+            total = total + local_size(part, split, rank)
+        return total
+    return root.size
+
+
+def pieces(dim: Dim, split: Split, rank: int) -> Pieces:
+    """The intervals of a dimension that a rank holds, in order, neighbours joined."""
+    return _join(_pieces(find(dim), split, rank))
+
+
+def _pieces(root: Dim, split: Split, rank: int) -> list[Interval]:
+    assert isinstance(root.size, int), "a symbolic dimension has no fixed intervals"
+    if root in split.axes:
+        return [split.boxes[rank][root]]
+    if root.form is None or not carries(root, split):
+        return [(0, root.size)]
+    if isinstance(root.form, Concat):
+        return _concat_pieces(segments(root), split, rank)
+    major, *rest = factors(root)
+    minor = [pieces(part, split, rank) for part in rest]
+    intervals = _pieces(major, split, rank)
+    for part, inner in zip(rest, minor, strict=True):
+        assert isinstance(part.size, int)
+        if inner == ((0, part.size),):
+            intervals = [(a * part.size, b * part.size) for a, b in intervals]
+        else:
+            intervals = [(i * part.size + c, i * part.size + d) for a, b in intervals for i in range(a, b) for c, d in inner]
+    return intervals
+
+
+def _concat_pieces(parts: Sequence[Dim], split: Split, rank: int) -> list[Interval]:
+    start, intervals = 0, []
+    for part in parts:
+        assert isinstance(part.size, int)
+        intervals += [(start + a, start + b) for a, b in _pieces(part, split, rank)]
+        start += part.size
+    return intervals
+
+
+def _join(intervals: Sequence[Interval]) -> Pieces:
+    joined: list[Interval] = []
+    for start, stop in intervals:
+        if start == stop:
+            continue
+        if joined and joined[-1][1] == start:
+            joined[-1] = joined[-1][0], stop
+        else:
+            joined.append((start, stop))
+    return tuple(joined)
+
+
+def count_below(intervals: Pieces, offset: int) -> int:
+    """How many of the indices that a rank holds lie before an offset of the whole dimension."""
+    return sum(max(0, min(stop, offset) - start) for start, stop in intervals)
+
+
+def concrete(dims: Sequence[Dim], split: Split) -> Shards:
+    """A split of one tensor as intervals of its dimensions."""
+    ranks = range(len(split.boxes))
+    return Shards(
+        tuple(
+            (index, tuple(pieces(dim, split, rank) for rank in ranks))
+            for index, dim in enumerate(dims)
+            if carries(dim, split)
+        )
+    )
+
+
+def even(units: int, weights: Sequence[float]) -> list[int]:
+    """Units for each rank in proportion to the weights, the remainder to the largest fractions, first rank first."""
+    total = sum(weights)
+    exact = [units * weight / total for weight in weights]
+    sizes = [int(part + 1e-9) for part in exact]
+    order = sorted(range(len(weights)), key=lambda rank: (sizes[rank] - exact[rank], rank))
+    for rank in order[: units - sum(sizes)]:
+        sizes[rank] += 1
+    return sizes
+

@@ -1,0 +1,143 @@
+"""The table of ops: one row each, in the notation of `rules`.
+
+Pointwise ops need no row: they are recognised by their tag. Rows whose meaning depends on arguments name a function
+of `shapes`. `rule_for` answers None for an op that nobody has described: it runs whole on every rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import shapes
+from .rules import Rule
+
+aten = torch.ops.aten
+
+_ATTENTION = "b (g r) q! e!, b g k! e!, b g k! f!, b (g r) q! k! -> b (g r) q! f, b (g r) q!"
+
+TABLE: dict[Any, Rule] = {
+    # matrix products
+    aten.linear.default: Rule("... k, n k -> ... n", linear=((0,), (1,))),
+    aten.mm.default: Rule("m k, k n -> m n", linear=((0,), (1,))),
+    aten.bmm.default: Rule("b m k, b k n -> b m n", linear=((0,), (1,))),
+    aten.mv.default: Rule("m k, k -> m", linear=((0,), (1,))),
+    aten.dot.default: Rule("k, k ->", linear=((0,), (1,))),
+    aten.baddbmm.default: Rule("b m n, b m k!, b k! n -> b m n"),
+    # attention
+    aten._scaled_dot_product_flash_attention_for_cpu.default: Rule(_ATTENTION),
+    aten._scaled_dot_product_flash_attention.default: Rule("b (g r) q! e!, b g k! e!, b g k! f! -> b (g r) q! f, b (g r) q!"),
+    aten._scaled_dot_product_efficient_attention.default: Rule(_ATTENTION),
+    aten._scaled_dot_product_cudnn_attention.default: Rule(_ATTENTION),
+    # lookups
+    aten.embedding.default: Rule("v d, ... -> ... d", linear=((0,),), lower="embedding"),
+    aten.index_select.default: Rule(shapes.index_select, linear=((0,),)),
+    aten.gather.default: Rule(shapes.gather, linear=((0,),)),
+    aten.index.Tensor: Rule(shapes.index, linear=((0,),)),
+    aten.index_put.default: Rule(shapes.index_put),
+    aten.index_copy.default: Rule(shapes.index_copy),
+    # normalisation
+    aten.native_layer_norm.default: Rule("... d!, d!, d! -> ... d!, ... 1, ... 1"),
+    aten._fused_rms_norm.default: Rule("... d!, d! -> ... d!, ... 1"),
+    aten._softmax.default: Rule(shapes.along),
+    aten._safe_softmax.default: Rule(shapes.along),
+    aten._log_softmax.default: Rule(shapes.along),
+    # reductions
+    aten.sum.dim_IntList: Rule(shapes.reduction, linear=((0,),)),
+    aten.sum.default: Rule(shapes.reduction, linear=((0,),)),
+    aten.mean.dim: Rule(shapes.reduction, linear=((0,),), lower="mean"),
+    aten.mean.default: Rule(shapes.reduction, linear=((0,),), lower="mean"),
+    aten.amax.default: Rule(shapes.reduction, reduce="max"),
+    aten.amin.default: Rule(shapes.reduction, reduce="min"),
+    aten.any.dim: Rule(shapes.along_gone),
+    aten.any.default: Rule(shapes.along_gone),
+    aten.all.default: Rule(shapes.along_gone),
+    aten.argmax.default: Rule(shapes.along_gone),
+    aten.prod.dim_int: Rule(shapes.along_gone),
+    aten.var_mean.correction: Rule(shapes.along_gone),
+    aten.var.correction: Rule(shapes.along_gone),
+    aten.linalg_vector_norm.default: Rule(shapes.along_gone),
+    # along one dimension
+    aten.cumsum.default: Rule(shapes.along, linear=((0,),)),
+    aten.sort.default: Rule(shapes.along),
+    aten.sort.stable: Rule(shapes.along),
+    aten.topk.default: Rule(shapes.along),
+    aten.flip.default: Rule(shapes.along, linear=((0,),)),
+    aten.roll.default: Rule(shapes.along, linear=((0,),)),
+    aten.constant_pad_nd.default: Rule(shapes.pad),
+    aten.histc.default: Rule(shapes.along_gone),
+    # views
+    aten.view.default: Rule(shapes.view, linear=((0,),), shape="size"),
+    aten._unsafe_view.default: Rule(shapes.view, linear=((0,),), shape="size"),
+    aten.reshape.default: Rule(shapes.view, linear=((0,),), shape="shape"),
+    aten.t.default: Rule(shapes.permute, linear=((0,),)),
+    aten.transpose.int: Rule(shapes.permute, linear=((0,),)),
+    aten.permute.default: Rule(shapes.permute, linear=((0,),)),
+    aten.unsqueeze.default: Rule(shapes.unsqueeze, linear=((0,),)),
+    aten.squeeze.dim: Rule(shapes.squeeze, linear=((0,),)),
+    aten.squeeze.dims: Rule(shapes.squeeze, linear=((0,),)),
+    aten.squeeze.default: Rule(shapes.squeeze, linear=((0,),)),
+    aten.expand.default: Rule(shapes.expand, linear=((0,),), shape="size"),
+    aten.repeat.default: Rule(shapes.repeat, linear=((0,),)),
+    aten.cat.default: Rule(shapes.cat, lower="cat"),
+    aten.stack.default: Rule(shapes.stack),
+    aten.slice.Tensor: Rule(shapes.slice_, linear=((0,),), lower="slice"),
+    aten.select.int: Rule(shapes.select, linear=((0,),), lower="select"),
+    aten.split.Tensor: Rule(shapes.split, linear=((0,),), lower="split"),
+    aten.split_with_sizes.default: Rule(shapes.split, linear=((0,),), lower="split"),
+    aten.unbind.int: Rule(shapes.unbind, linear=((0,),)),
+    # made from nothing
+    aten.full.default: Rule(shapes.fresh, shape="size"),
+    aten.zeros.default: Rule(shapes.fresh, shape="size"),
+    aten.ones.default: Rule(shapes.fresh, shape="size"),
+    aten.empty.memory_format: Rule(shapes.fresh, shape="size"),
+    aten.new_zeros.default: Rule(shapes.fresh, shape="size"),
+    aten.new_ones.default: Rule(shapes.fresh, shape="size"),
+    aten.new_full.default: Rule(shapes.fresh, shape="size"),
+    aten.new_empty.default: Rule(shapes.fresh, shape="size"),
+    aten.scalar_tensor.default: Rule(shapes.fresh),
+    aten.arange.default: Rule(shapes.unsplit),
+    aten.arange.start: Rule(shapes.unsplit),
+    aten.arange.start_step: Rule(shapes.unsplit),
+    aten.sym_size.int: Rule(shapes.unsplit),
+    # pointwise, though not tagged so, and pointwise ops that are linear
+    aten.clone.default: Rule(shapes.pointwise, linear=((0,),)),
+    aten.alias.default: Rule(shapes.pointwise, linear=((0,),)),
+    aten.detach.default: Rule(shapes.pointwise, linear=((0,),)),
+    aten.contiguous.default: Rule(shapes.pointwise, linear=((0,),)),
+    aten.lift_fresh_copy.default: Rule(shapes.pointwise),
+    aten._to_copy.default: Rule(shapes.cast),
+    aten.copy.default: Rule(shapes.pointwise),
+    aten.copy_.default: Rule(shapes.pointwise),
+    aten.zeros_like.default: Rule(shapes.pointwise),
+    aten.ones_like.default: Rule(shapes.pointwise),
+    aten.full_like.default: Rule(shapes.pointwise),
+    aten.empty_like.default: Rule(shapes.pointwise),
+    aten.masked_fill.Scalar: Rule(shapes.masked_fill),
+    aten.where.self: Rule(shapes.pointwise, linear=((1, 2),)),
+    aten.add.Tensor: Rule(shapes.pointwise, linear=((0, 1),)),
+    aten.sub.Tensor: Rule(shapes.pointwise, linear=((0, 1),)),
+    aten.neg.default: Rule(shapes.pointwise, linear=((0,),)),
+    aten.mul.Tensor: Rule(shapes.pointwise, linear=((0,), (1,))),
+    aten.mul.Scalar: Rule(shapes.pointwise, linear=((0,),)),
+    aten.div.Tensor: Rule(shapes.pointwise, linear=((0,),)),
+    aten.div.Scalar: Rule(shapes.pointwise, linear=((0,),)),
+}
+
+_POINTWISE = Rule(shapes.pointwise)
+
+
+def rule_for(target: Any) -> Rule | None:
+    """The row that describes an op, or None where there is none and it must run whole."""
+    rule = TABLE.get(target) or _EXTERNAL.get(str(target))
+    if rule is None and isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
+        return _POINTWISE if not target._schema.is_mutable else None
+    return rule
+
+
+# Custom ops of other libraries, by name: they need not be installed.
+_EXTERNAL: dict[str, Rule] = {
+    "transformers.grouped_mm_fallback.default": Rule("t k, e! k n, e! -> t n", linear=((0,), (1,))),
+    "aten._grouped_mm.default": Rule("t k, e! k n, e! -> t n", linear=((0,), (1,))),
+}

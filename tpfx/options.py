@@ -1,0 +1,118 @@
+"""The ways in which each op could be carried out: whole, split along one axis, or with a pending sum.
+
+`Column parallel` and `row parallel` are the same rule of the same op, split along one factor or another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch.fx import Graph, Node
+
+from .annotations import Choice, bound_of, dims_of, source_of
+from .axes import Dim, Product, factors, find
+from .layout import Layout, Partial, Replicate, Split, carries, partitions, splittable
+from .rules import Bound, Dims, is_tensor, tensor_nodes
+
+REPLICATE = Replicate()
+PENDING = Partial("sum")
+
+
+class Splits:
+    """The splits worth considering: along the axes of what is kept from call to call (weights, caches).
+
+    Activations have other axes too (batch, sequence), but splitting along those would leave every weight whole.
+    """
+
+    def __init__(self, graph: Graph, ranks: int) -> None:
+        self.ranks = ranks
+        self._splits: dict[tuple[Dim, ...], Split] = {}
+        self._by_axis: dict[Dim, list[Split]] = {}
+        for node in graph.nodes:
+            if node.op == "placeholder" and is_tensor(node) and source_of(node).kind != "input":
+                for dim in dims_of(node):
+                    self._add(dim)
+
+    def _add(self, dim: Dim) -> None:
+        for axis in _ordered_axes(dim):
+            self.get((axis,))
+        for outer, inner in _neighbours(find(dim)):
+            if int(outer.size) < self.ranks:
+                self.get((outer, inner))
+
+    def get(self, key: tuple[Dim, ...]) -> Split:
+        """The split along these axes; there is one object for each."""
+        if key not in self._splits:
+            split = self._splits[key] = Split(key)
+            for axis in key:
+                self._by_axis.setdefault(axis, []).append(split)
+        return self._splits[key]
+
+    def __iter__(self) -> Iterator[Split]:
+        return iter(self._splits.values())
+
+    def of(self, tensors: Iterable[Sequence[Dim]]) -> list[Split]:
+        """The splits that concern any of these tensors, in a fixed order."""
+        found: dict[Split, None] = {}
+        for dims in tensors:
+            for dim in dims:
+                for axis in _ordered_axes(dim):
+                    found.update(dict.fromkeys(self._by_axis.get(axis, ())))
+        return list(found)
+
+
+def _ordered_axes(dim: Dim) -> list[Dim]:
+    root = find(dim)
+    if root.form is None:
+        return [root] if isinstance(root.size, int) and root.size > 1 else []
+    return list(dict.fromkeys(axis for part in root.form.parts for axis in _ordered_axes(part)))
+
+
+def _neighbours(root: Dim) -> Iterable[tuple[Dim, Dim]]:
+    """Pairs of axes, one directly inside the other in a product."""
+    if root.form is None:
+        return
+    for part in root.form.parts:
+        yield from _neighbours(find(part))
+    if isinstance(root.form, Product):
+        inside = factors(root)
+        for outer, inner in zip(inside, inside[1:], strict=False):
+            if all(part.form is None and isinstance(part.size, int) for part in (outer, inner)):
+                yield outer, inner
+
+
+def options(node: Node, splits: Splits, pending: frozenset[Node]) -> list[Choice]:
+    """The ways to carry out an op; `pending` are the values that some choice leaves as addends."""
+    bound = bound_of(node)
+    assert bound is not None
+    results = len(bound.results)
+    found = [Choice("whole", (REPLICATE,) * len(bound.operands), (REPLICATE,) * results)]
+    for split in splits.of([*bound.operands, *bound.results]):
+        choice = split_choice(bound, split)
+        if choice is not None:
+            found.append(choice)
+    operands = list(tensor_nodes(node))
+    for linear in bound.linear:
+        if any(operands[index] in pending for index in linear):
+            needs = tuple(PENDING if index in linear else REPLICATE for index in range(len(operands)))
+            found.append(Choice("pending", needs, (PENDING,) * results))
+    return found
+
+
+def split_choice(bound: Bound, split: Split) -> Choice | None:
+    """An op carried out with its tensors in a split; None where its rule does not allow it."""
+    if any(carries(dim, split) for dim in bound.whole):
+        return None
+    if not all(splittable(dims, split) for dims in (*bound.operands, *bound.results)):
+        return None
+    operands = tuple(_held(dims, split) for dims in bound.operands)
+    contracted = [dim for dim in bound.contracted if carries(dim, split)]
+    if not contracted:
+        return Choice("split", operands, tuple(_held(dims, split) for dims in bound.results))
+    if any(_held(dims, split) is split for dims in bound.results) or not partitions(contracted, split):
+        return None
+    return Choice("split", operands, (Partial(bound.reduce),) * len(bound.results))
+
+
+def _held(dims: Dims, split: Split) -> Layout:
+    return split if any(carries(dim, split) for dim in dims) else REPLICATE

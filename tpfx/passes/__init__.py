@@ -1,0 +1,1 @@
+"""The passes, each one verb: see `tpfx.pipeline` for their order."""

@@ -1,0 +1,40 @@
+"""Find out what every dimension of every tensor is made of.
+
+    infer_axes(graph)
+    show(dims_of(weight))     # ['[(a:4 b:16)|(a b)|(a b)]', 'c:64']: a packed q|k|v weight
+"""
+
+from __future__ import annotations
+
+from torch.fx import Graph, Node
+
+from ..annotations import bound_of, dims_of, is_getitem, result_index, set_bound, set_dims, size_of, tensors_of
+from ..axes import Dim
+from ..ops import rule_for
+from ..rules import Call, is_tensor
+from ..shapes import unsplit
+
+
+def infer_axes(graph: Graph) -> None:
+    """Give every tensor its dimensions and every op what its rule says of it."""
+    for node in graph.nodes:
+        if is_getitem(node):
+            producer = node.args[0]
+            assert isinstance(producer, Node)
+            bound = bound_of(producer)
+            assert bound is not None
+            if is_tensor(node):
+                set_dims(node, bound.results[result_index(node)])
+        elif node.op == "call_function" and tensors_of(node):
+            _bind(node)
+        elif is_tensor(node):
+            set_dims(node, [Dim(size_of(extent)) for extent in node.meta["val"].shape])
+    for node in graph.nodes:
+        if (bound := bound_of(node)) is not None:
+            bound.settle()
+
+
+def _bind(node: Node) -> None:
+    call = Call(node, dims_of, size_of)
+    rule = rule_for(node.target)
+    set_bound(node, rule.bind(call) if rule is not None else unsplit(call))

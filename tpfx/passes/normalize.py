@@ -1,0 +1,171 @@
+"""Bring a captured graph to few ops: linear layers in one piece, biases apart, constants seen through.
+
+    view → t → addmm → view   becomes   linear → add
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from ..annotations import size_of
+from ..shapes import FULL
+from ..torch_compiler import unset_fake_temporarily
+
+aten = torch.ops.aten
+_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+
+
+def normalize(graph: Graph) -> None:
+    """Rewrite what has a simpler equivalent; the meaning of every output stays."""
+    for target, rewrite in _REWRITES.items():
+        for node in graph.find_nodes(op="call_function", target=target):
+            rewrite(graph, node)
+    for view in _VIEWS[:2]:  # what is split may have other strides than the whole
+        for node in graph.find_nodes(op="call_function", target=view):
+            node.target = aten.reshape.default
+    graph.eliminate_dead_code()
+
+
+def _insert(graph: Graph, before: Node, target: Any, args: tuple[Any, ...], value: torch.Tensor) -> Node:
+    with graph.inserting_before(before):
+        node = graph.call_function(target, args)
+    node.meta = {key: before.meta[key] for key in ("stack_trace", "nn_module_stack") if key in before.meta}
+    node.meta["val"] = value
+    return node
+
+
+def _replace(node: Node, other: Node) -> None:
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
+def _addmm(graph: Graph, node: Node) -> None:
+    """bias + x @ w, its scales 1: a product and a sum, so that the bias joins the sum only once."""
+    bias, x, weight = node.args
+    if node.kwargs.get("beta", 1) != 1 or node.kwargs.get("alpha", 1) != 1:
+        return
+    product = _insert(graph, node, aten.mm.default, (x, weight), node.meta["val"])
+    total = _insert(graph, node, aten.add.Tensor, (product, bias), node.meta["val"])
+    _replace(node, total)
+    _hoist(graph, total, bias)
+    _mm(graph, product)
+
+
+def _hoist(graph: Graph, total: Node, bias: Node) -> None:
+    """Add the bias after the view that undoes the flattening, so that product and view may become one linear."""
+    users = list(total.users)
+    if len(users) != 1 or users[0].target not in _VIEWS or not _unflattens(users[0]):
+        return
+    product, back = total.args[0], users[0]
+    assert isinstance(product, Node)
+    back.replace_input_with(total, product)
+    with graph.inserting_after(back):
+        late = graph.call_function(aten.add.Tensor, (back, bias))
+    late.meta = dict(back.meta)
+    back.replace_all_uses_with(late, delete_user_cb=lambda user: user is not late)
+    graph.erase_node(total)
+
+
+def _unflattens(view: Node) -> bool:
+    source, result = view.args[0].meta["val"], view.meta["val"]  # type: ignore[union-attr]
+    return source.dim() == 2 and result.dim() > 1 and size_of(source.shape[-1]) == size_of(result.shape[-1])
+
+
+def _mm(graph: Graph, node: Node) -> None:
+    """view(x) @ t(w), viewed back: one linear."""
+    x, weight = node.args
+    assert isinstance(x, Node) and isinstance(weight, Node)
+    if weight.target is not aten.t.default:
+        return
+    end, value = node, node.meta["val"]
+    if x.target in _VIEWS and len(node.users) == 1:
+        back, source = next(iter(node.users)), x.args[0]
+        assert isinstance(source, Node)
+        if back.target in _VIEWS and _flattens(source.meta["val"], node, back.meta["val"]):
+            x, end, value = source, back, back.meta["val"]
+    linear = _insert(graph, end, aten.linear.default, (x, weight.args[0]), value)
+    _replace(end, linear)
+    if end is not node:
+        graph.erase_node(node)
+
+
+def _flattens(source: torch.Tensor, product: Node, result: torch.Tensor) -> bool:
+    """Whether x was flattened to two dimensions and the product is viewed back as x was."""
+    flat = product.args[0].meta["val"]  # type: ignore[union-attr]
+    lead = [size_of(extent) for extent in source.shape[:-1]]
+    return (
+        size_of(source.shape[-1]) == size_of(flat.shape[-1])
+        and lead == [size_of(extent) for extent in result.shape[:-1]]
+        and size_of(result.shape[-1]) == size_of(product.meta["val"].shape[-1])
+    )
+
+
+def _cat(graph: Graph, node: Node) -> None:
+    """Empty operands go: a cache that holds nothing yet."""
+    given: Sequence[Node] = node.args[0]  # type: ignore[assignment]
+    kept = [item for item in given if not _empty(item.meta["val"])]
+    if len(kept) == len(given) or not kept or kept[0].meta["val"].dtype != node.meta["val"].dtype:
+        return
+    if len(kept) == 1:
+        _replace(node, _insert(graph, node, aten.clone.default, (kept[0],), node.meta["val"]))
+    else:
+        node.args = (kept, *node.args[1:])
+
+
+def _empty(value: torch.Tensor) -> bool:
+    return value.dim() == 1 and isinstance(value.shape[0], int) and value.shape[0] == 0
+
+
+def _index(graph: Graph, node: Node) -> None:
+    """x[:, [-2]], one constant index: a slice."""
+    source, indices = node.args
+    given = [position for position, item in enumerate(indices) if item is not None]  # type: ignore[arg-type]
+    constant = _constant(graph, indices[given[0]]) if len(given) == 1 else None  # type: ignore[index]
+    if constant is None or constant.dim() != 1 or constant.numel() != 1 or constant.dtype != torch.int64:
+        return
+    with unset_fake_temporarily():
+        start = int(constant.item())
+    stop = start + 1 if start != -1 else FULL
+    _replace(node, _insert(graph, node, aten.slice.Tensor, (source, given[0], start, stop), node.meta["val"]))
+
+
+def _constant(graph: Graph, node: Any) -> torch.Tensor | None:
+    """The value of a tensor that is part of the graph itself."""
+    while isinstance(node, Node) and node.target in (aten.lift_fresh_copy.default, aten.alias.default):
+        node = node.args[0]
+    module = graph.owning_module
+    if not isinstance(node, Node) or node.op != "get_attr" or not isinstance(module, GraphModule):
+        return None
+    value = getattr(module, str(node.target), None)
+    fake = isinstance(value, torch._subclasses.FakeTensor)
+    return value if isinstance(value, torch.Tensor) and not fake else None
+
+
+def _same_view(graph: Graph, node: Node) -> None:
+    """A view of the same shape is nothing."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    before, after = source.meta["val"], node.meta["val"]
+    if [size_of(extent) for extent in before.shape] == [size_of(extent) for extent in after.shape]:
+        _replace(node, source)
+
+
+def _alias(graph: Graph, node: Node) -> None:
+    source = node.args[0]
+    assert isinstance(source, Node)
+    if source.op == "call_function":
+        _replace(node, source)
+
+
+_REWRITES: dict[Any, Callable[[Graph, Node], None]] = {
+    aten.addmm.default: _addmm,
+    aten.mm.default: _mm,
+    aten.cat.default: _cat,
+    aten.index.Tensor: _index,
+    aten.view.default: _same_view,
+    aten.alias.default: _alias,
+}

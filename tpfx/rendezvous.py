@@ -1,0 +1,186 @@
+"""Where the rank threads of one process meet for a collective.
+
+meeting = Rendezvous(mesh, timeout=300.0)
+meeting.meet(rank, Call("all_reduce", [x], reduction="sum"))     # in the thread of each rank
+meeting.abort()                                                  # whoever waits gets RankAborted
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+
+from tpfx.errors import CollectiveError, CollectiveTimeout, RankAborted
+from tpfx.mesh import Mesh
+from tpfx.thread_collectives import Call, carry_out, objection
+
+__all__ = ["Rendezvous"]
+
+
+class _Round:
+    """One collective on its way: who has arrived, and what came of it."""
+
+    __slots__ = ("arrived", "calls", "done", "error", "finished", "parallel", "ready")
+
+    def __init__(self, size: int) -> None:
+        self.calls: list[Call | None] = [None] * size
+        self.arrived = 0
+        self.finished = 0
+        self.parallel = False
+        self.error: str | None = None
+        self.ready: list[torch.cuda.Event] = []
+        self.done: list[torch.cuda.Event] = []
+
+
+class Rendezvous:
+    """Where the ranks of a mesh meet: collects one Call of each rank, carries them out, lets all go on.
+
+    `timeout` is in seconds. `locate(rank)` may say where a rank is, for the message of a CollectiveTimeout.
+    """
+
+    def __init__(self, mesh: Mesh, timeout: float, locate: Callable[[int], str | None] | None = None) -> None:
+        self.mesh = mesh
+        self.timeout = timeout
+        self.locate = locate
+        self.lost: set[int] = set()  # idents of threads that were given up: they must not meet others
+        self._gpus = sorted({device for device in mesh.devices if device.type == "cuda"}, key=str)
+        self._mutex = threading.Lock()
+        self._aborted = False
+        # A gate is a lock that stays taken; whoever waits at it is let through by one release.
+        self._gates = [threading.Lock() for _ in mesh.devices]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget an aborted collective. No rank may be inside `meet`."""
+        with self._mutex:
+            self._aborted = False
+            self._waiting: set[int] = set()
+            self._round = _Round(self.mesh.size)
+            for gate in self._gates:
+                gate.acquire(blocking=False)
+
+    def abort(self) -> None:
+        """Release every waiting rank, and every rank that comes before `reset`, with RankAborted."""
+        with self._mutex:
+            self._aborted = True
+            self._open_gates()
+
+    def meet(self, rank: int, call: Call) -> None:
+        """Carry out one collective; returns when the tensors of `rank` are ready.
+
+        Raises:
+            CollectiveError: the ranks' calls disagree.
+            CollectiveTimeout: a rank did not come within the timeout.
+            RankAborted: another rank failed.
+        """
+        this = self._arrive(rank, call)
+        if this.error is not None:
+            raise CollectiveError(this.error)
+        if this.parallel:
+            self._share(this, range(rank, rank + 1))
+            self._finish(rank, this)
+        if self._gpus:
+            self._await_events(this.done)
+
+    def _arrive(self, rank: int, call: Call) -> _Round:
+        if self.lost and threading.get_ident() in self.lost:
+            raise RankAborted(f"rank {rank} came back after it had been given up")
+        with self._mutex:
+            self._require_running()
+            this = self._round
+            this.calls[rank] = call
+            this.arrived += 1
+            if self._gpus:
+                this.ready += self._record_events()
+            last = this.arrived == len(this.calls)
+            if last:
+                self._round = _Round(len(this.calls))
+            else:
+                self._waiting.add(rank)
+        if not last:
+            self._wait(rank, this)
+            return this
+        this.error = objection(_present(this))
+        this.parallel = self.mesh.size > 1 and this.error is None and call.is_big()
+        if this.error is None and not this.parallel:
+            self._share(this, range(self.mesh.size))
+        with self._mutex:
+            self._open_gates()
+        return this
+
+    def _share(self, this: _Round, targets: range) -> None:
+        """Do the part of the work that belongs to the ranks `targets`."""
+        try:
+            if self._gpus:
+                self._await_events(this.ready)
+            carry_out(_present(this), targets)
+            if self._gpus:
+                this.done += self._record_events()
+        except BaseException:
+            self.abort()  # the others wait for this part
+            raise
+
+    def _finish(self, rank: int, this: _Round) -> None:
+        """Wait until nobody reads or writes this rank's tensors any more."""
+        with self._mutex:
+            self._require_running()
+            this.finished += 1
+            if this.finished == self.mesh.size:
+                self._open_gates()
+                return
+            self._waiting.add(rank)
+        self._wait(rank, this)
+
+    def _wait(self, rank: int, this: _Round) -> None:
+        gate = self._gates[rank]
+        while not gate.acquire(timeout=self.timeout):
+            with self._mutex:
+                missing = [other for other, call in enumerate(this.calls) if call is None]
+                if rank in self._waiting and missing:
+                    self._waiting.discard(rank)
+                    self._aborted = True
+                    self._open_gates()
+                    raise CollectiveTimeout(self._describe_timeout(rank, this, missing))
+        if self._aborted and this.error is None:
+            raise RankAborted(f"rank {rank} was released from {this.calls[rank]}: another rank failed")
+
+    def _open_gates(self) -> None:
+        for rank in self._waiting:
+            self._gates[rank].release()
+        self._waiting.clear()
+
+    def _require_running(self) -> None:
+        if self._aborted:
+            raise RankAborted("another rank failed")
+
+    def _record_events(self) -> list[torch.cuda.Event]:
+        """Mark what this thread has enqueued so far. All GPUs: a copy between two runs on both streams."""
+        return [torch.cuda.current_stream(gpu).record_event() for gpu in self._gpus]
+
+    def _await_events(self, events: list[torch.cuda.Event]) -> None:
+        for gpu in self._gpus:
+            stream = torch.cuda.current_stream(gpu)
+            for event in events:
+                stream.wait_event(event)
+
+    def _describe_timeout(self, rank: int, this: _Round, missing: list[int]) -> str:
+        waiting = [other for other in range(self.mesh.size) if other not in missing]
+        here = self.locate(rank) if self.locate is not None else None
+        lines = [
+            f"{_ranks(missing)} of {self.mesh.size} did not arrive in {this.calls[rank]}"
+            f"{f' ({here})' if here else ''} within {self.timeout:g} s; {_ranks(waiting)} waited there"
+        ]
+        for other in missing:
+            place = self.locate(other) if self.locate is not None else None
+            lines.append(f"  rank {other} ({self.mesh.devices[other]}): {place or 'place unknown'}")
+        return "\n".join([*lines, "  if that rank is only slow, raise the timeout"])
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def _present(this: _Round) -> list[Call]:
+    return [call for call in this.calls if call is not None]

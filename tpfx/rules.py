@@ -1,0 +1,298 @@
+"""What an op does with dimensions: rules as data, and what a rule says of one call.
+
+A rule is a string over factors, in the manner of einops and Shardy:
+
+    "b (g r) q! e!, b g k! e!, b g k! f! -> b (g r) q f"
+
+One group of dimensions for each tensor argument of the op's schema, in order, and one for each result. The same
+letter is the same dimension; `(g r)` is a product, major first; `!` must be whole on every rank; `...` stands for any
+leading dimensions, broadcast as PyTorch does. A factor that no result has is contracted: each rank's result is then
+an addend. Where a rule depends on more than shapes, it is a function of the `Call` that returns a `Bound`.
+
+>>> Rule("m k, k n -> m n", linear=((0,), (1,)))      # a pending sum may flow through either operand
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from .axes import Dim, Size, find, product, quotient, same, unify
+
+Dims = list[Dim]
+
+
+@dataclass
+class Bound:
+    """What a rule says of one call: the dimensions of its tensors and which of them may be split.
+
+    Attributes:
+        operands: the dimensions of each tensor operand, in the order of `Call.operands`.
+        results: the dimensions of each tensor result.
+        whole: dimensions that every rank must hold whole.
+        contracted: dimensions that vanish by a reduction; split along one, a rank's result is an addend.
+        matched: pairs that are one dimension; a pair that inference could not bring together must be whole.
+        linear: sets of operands; if those are pending sums (and no other is), so is the result.
+        reduce: how addends of a contraction are joined.
+    """
+
+    operands: list[Dims]
+    results: list[Dims]
+    whole: list[Dim] = field(default_factory=list)
+    contracted: list[Dim] = field(default_factory=list)
+    matched: list[tuple[Dim, Dim]] = field(default_factory=list)
+    linear: tuple[tuple[int, ...], ...] = ()
+    reduce: str = "sum"
+
+    def match(self, left: Dim, right: Dim) -> Dim:
+        """Say that two dimensions are one."""
+        if not unify(left, right):
+            self.matched.append((left, right))
+        return left
+
+    def settle(self) -> None:
+        """Once inference is over: what could not be matched must be whole."""
+        for left, right in self.matched:
+            if not same(left, right):
+                self.whole += [left, right]
+        self.matched.clear()
+
+
+class Call:
+    """One call of an op in a graph: its arguments by name, its tensor operands and the sizes of its results."""
+
+    def __init__(self, node: Node, dims_of: Callable[[Node], Dims], size: Callable[[Any], Size]) -> None:
+        self.node = node
+        self.size = size
+        self.args = arguments(node)
+        self.operands: list[Node] = list(tensor_nodes(node))
+        self.dims: list[Dims] = [dims_of(operand) for operand in self.operands]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An argument by its name in the schema, or the default where this overload has none."""
+        return self.args.get(name, default)
+
+    @property
+    def results(self) -> list[torch.Tensor]:
+        """The fake tensors that the op returns, those of a tuple or list one after the other."""
+        return result_tensors(self.node)
+
+    def result_sizes(self, index: int = 0) -> list[Size]:
+        """The sizes of one result."""
+        return [self.size(extent) for extent in self.results[index].shape]
+
+    def new(self, size: Size) -> Dim:
+        """A dimension of which nothing is known but its size."""
+        return Dim(size)
+
+    def dim(self, index: int, rank: int | None = None) -> int:
+        """A dimension's index, counted from the front."""
+        return index % max(1, len(self.dims[0]) if rank is None else rank)
+
+    def same_size(self, left: Size, right: Size) -> bool:
+        """Whether two sizes are provably equal."""
+        return left == right
+
+
+def result_tensors(node: Node) -> list[torch.Tensor]:
+    """The tensors in what a node returns."""
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [item for item in value if isinstance(item, torch.Tensor)] if isinstance(value, (tuple, list)) else []
+
+
+def is_tensor(value: object) -> bool:
+    """Whether a node stands for one tensor."""
+    return isinstance(value, Node) and isinstance(value.meta.get("val"), torch.Tensor)
+
+
+def tensor_nodes(node: Node) -> Iterator[Node]:
+    """The tensor arguments of a node in order, those in lists too, each as often as it occurs."""
+    for argument in (*node.args, *node.kwargs.values()):
+        for item in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if is_tensor(item):
+                assert isinstance(item, Node)
+                yield item
+
+
+@cache
+def parameters(target: torch._ops.OpOverload) -> tuple[tuple[str, Any], ...]:
+    """The names and defaults of an op's arguments."""
+    return tuple((argument.name, argument.default_value) for argument in target._schema.arguments)
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """A call's arguments by name, defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(index): argument for index, argument in enumerate(node.args)} | dict(node.kwargs)
+    known = parameters(node.target)
+    named = dict(known)
+    named.update(zip((name for name, _ in known), node.args, strict=False))
+    named.update(node.kwargs)
+    return named
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of the table of ops.
+
+    Args:
+        pattern: a string over factors, or a function from a `Call` to a `Bound`.
+        linear: sets of tensor operands through which a pending sum may flow.
+        reduce: how the addends of a contracted factor are joined.
+        shape: the name of the argument that gives the shape of the result; it is made local.
+        lower: the name of what replaces the call on a rank, where calling the op on local tensors is not enough.
+    """
+
+    pattern: str | Callable[[Call], Bound]
+    linear: tuple[tuple[int, ...], ...] = ()
+    reduce: str = "sum"
+    shape: str | None = None
+    lower: str | None = None
+
+    def bind(self, call: Call) -> Bound:
+        """What this rule says of a call."""
+        bound = self.pattern(call) if callable(self.pattern) else _Binder(parse(self.pattern), call).bind(self.reduce)
+        if not bound.linear:
+            bound.linear = self.linear
+        return bound
+
+
+@dataclass(frozen=True)
+class Term:
+    """One dimension in a rule: a factor or a product of factors; no factors: `...`."""
+
+    factors: tuple[str, ...]
+    whole: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A parsed rule."""
+
+    operands: tuple[tuple[Term, ...], ...]
+    results: tuple[tuple[Term, ...], ...]
+
+    @property
+    def whole(self) -> frozenset[str]:
+        """Factors that must be whole."""
+        return frozenset(name for terms in (*self.operands, *self.results) for term in terms for name in term.whole)
+
+
+@cache
+def parse(text: str) -> Pattern:
+    """Read a rule's string."""
+    left, arrow, right = text.partition("->")
+    if not arrow:
+        raise ValueError(f"a rule needs '->': {text!r}")
+    return Pattern(tuple(map(_terms, left.split(","))), tuple(map(_terms, right.split(","))))
+
+
+def _terms(text: str) -> tuple[Term, ...]:
+    tokens = re.findall(r"\(([^)]*)\)|(\.\.\.)|([\w!]+)", text)
+    return tuple(Term((), frozenset()) if dots else _term(group or name) for group, dots, name in tokens)
+
+
+def _term(text: str) -> Term:
+    names = text.split()
+    return Term(tuple(n.rstrip("!") for n in names), frozenset(n.rstrip("!") for n in names if n.endswith("!")))
+
+
+class _Binder:
+    """Binds the factors of one pattern to the dimensions of one call."""
+
+    def __init__(self, pattern: Pattern, call: Call) -> None:
+        self.pattern, self.call = pattern, call
+        self.known: dict[str, Dim] = {}
+        self.bound = Bound(call.dims, [])
+
+    def bind(self, reduce: str) -> Bound:
+        self.bound.reduce = reduce
+        pairs = [pair for pair in self._pairs() if find(pair[1]).size != 1]
+        for term, dim in sorted(pairs, key=lambda pair: len(pair[0].factors)):  # products last: sizes are known then
+            self._meet(term, dim)
+        for index in range(len(self.call.results)):
+            self.bound.results.append(self._result(index))
+        kept = {name for terms in self.pattern.results for term in terms for name in term.factors}
+        for name, dim in self.known.items():
+            if name in self.pattern.whole:
+                self.bound.whole.append(dim)
+            elif name not in kept and not name.startswith("."):
+                self.bound.contracted.append(dim)
+        return self.bound
+
+    def _pairs(self) -> Iterator[tuple[Term, Dim]]:
+        for terms, dims in zip(self._operand_terms(), self.call.dims, strict=False):
+            yield from zip(_spread(terms, len(dims)), dims, strict=True)
+
+    def _operand_terms(self) -> list[tuple[Term, ...]]:
+        """The pattern's groups for the tensor arguments that are given."""
+        if not isinstance(self.call.node.target, torch._ops.OpOverload):
+            return list(self.pattern.operands[: len(self.call.operands)])
+        schema = [a.name for a in self.call.node.target._schema.arguments if "Tensor" in str(a.type)]
+        given = [terms for name, terms in zip(schema, self.pattern.operands, strict=False) if is_tensor(self.call[name])]
+        for dims in self.call.dims[len(given) :]:  # the rule does not speak of them
+            self.bound.whole += dims
+        return given
+
+    def _meet(self, term: Term, dim: Dim) -> None:
+        if len(term.factors) == 1:
+            name = term.factors[0]
+            self.known[name] = self.bound.match(self.known[name], dim) if name in self.known else dim
+        elif (whole := self._product(term, find(dim).size)) is not None:
+            self.bound.match(dim, whole)
+        else:
+            self.bound.whole.append(dim)
+
+    def _product(self, term: Term, size: Size) -> Dim | None:
+        """The product of factors of which at most one has no size yet."""
+        unknown = [name for name in term.factors if name not in self.known]
+        rest: Size | None = size
+        for name in term.factors:
+            if name in self.known and rest is not None:
+                rest = quotient(rest, find(self.known[name]).size)
+        if rest is None or len(unknown) > 1 or (not unknown and rest != 1):
+            return None
+        if unknown:
+            self.known[unknown[0]] = Dim(rest)
+        return product(self.known[name] for name in term.factors)
+
+    def _result(self, index: int) -> Dims:
+        sizes = self.call.result_sizes(index)
+        if index >= len(self.pattern.results):
+            return self._unknown(sizes)
+        terms = _spread(self.pattern.results[index], len(sizes))
+        if any(name not in self.known for term in terms for name in term.factors if len(term.factors) > 1):
+            return self._unknown(sizes)
+        dims = []
+        for term, size in zip(terms, sizes, strict=True):
+            dim = product(self.known[n] for n in term.factors if n in self.known)
+            dims.append(dim if find(dim).size == size else self._unknown([size])[0])
+        return dims
+
+    def _unknown(self, sizes: Sequence[Size]) -> Dims:
+        dims = [Dim(size) for size in sizes]
+        self.bound.whole += dims
+        return dims
+
+
+def _spread(terms: Sequence[Term], rank: int) -> list[Term]:
+    """Terms for each of `rank` dimensions; those that `...` stands for are numbered from the right."""
+    spread: list[Term] = []
+    missing = rank - (len(terms) - 1)
+    for term in terms:
+        if term.factors:
+            spread.append(term)
+        else:
+            spread += [Term((f".{missing - 1 - position}",), frozenset()) for position in range(missing)]
+    return spread

@@ -1,0 +1,192 @@
+"""The runtime: one persistent thread per owned rank, in which the per-device graphs run at once.
+
+    runtime = Runtime(mesh)
+    outputs = runtime.run([lambda: graph0(x), lambda: graph1(x)])     # calls[i] in the thread of owned rank i
+
+When a rank raises, the others are released from their collectives, the caller gets that rank's own exception
+with a note where it happened, and the runtime stays usable.
+"""
+
+import linecache
+import re
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import TypeVar
+
+import torch
+
+from tpfx.errors import TpfxError
+from tpfx.groups import RankGroups, create_groups
+from tpfx.mesh import Mesh
+from tpfx.workers import Job, Worker, in_rank_thread
+
+__all__ = ["Runtime", "node_of"]
+
+T = TypeVar("T")
+
+# Once a rank has failed, the others are released from their collectives, so only one that is stuck
+# elsewhere takes long. It gets this many seconds (at most the timeout) before its thread is given up.
+PATIENCE = 30.0
+
+# `add: "f32[2, 3]" = torch.ops.aten.add.Tensor(...)`, the annotation being optional.
+_ASSIGNMENT = re.compile(r'\s*(\w+)\s*(?::\s*(?:"[^"]*"|[^="]+?)\s*)?=(?!=)')
+
+
+class Runtime:
+    """Runs one call per owned rank of a mesh, in persistent threads whose collectives find each other.
+
+    Args:
+        mesh: the devices and the owned ranks.
+        timeout: how many seconds a rank waits in a collective for the others before CollectiveTimeout.
+    """
+
+    def __init__(self, mesh: Mesh, timeout: float = 300.0) -> None:
+        if timeout <= 0:
+            raise TpfxError(f"timeout={timeout}: pass the number of seconds to wait for a rank, above 0")
+        self.mesh = mesh
+        self.timeout = timeout
+        self._lock = threading.Lock()
+        self._gpus = sorted({device for device in mesh.devices if device.type == "cuda"}, key=str)
+        workers: list[Worker] = []
+        # The groups must not refer to the runtime itself, or it would never be collected.
+        self._groups = create_groups(mesh, timeout, lambda rank: _whereabouts(workers, rank))
+        self._workers = workers
+        # NCCL groups are made by the rank threads themselves, in the first run.
+        self._dirty = self._groups.need_threads
+        self._finalizer = weakref.finalize(self, _shut_down, workers, self._groups)
+        self._num_threads = max(1, torch.get_num_threads() // len(mesh.owned))
+        workers += [self._start(rank) for rank in mesh.owned]
+
+    def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Run calls[i] in the thread of the i-th owned rank, all at once, and return their results.
+
+        The calls see the caller's grad mode and inference mode, and no autocast. One run goes at a time.
+
+        Raises:
+            TpfxError: called from inside a rank thread, with a wrong number of calls, or after `close`.
+            Exception: what the first rank to fail raised, with a note naming the rank and the node.
+        """
+        if in_rank_thread():
+            raise TpfxError("Runtime.run was called inside a rank's thread; call it from outside the graphs")
+        if len(calls) != len(self.mesh.owned):
+            owned = len(self.mesh.owned)
+            raise TpfxError(f"{len(calls)} calls for {owned} ranks; pass one call per owned rank")
+        with self._lock:
+            if not self._finalizer.alive:
+                raise TpfxError("this runtime is closed; compile the model again")
+            if self._dirty:
+                self._restore()
+            return self._dispatch(calls)
+
+    def close(self) -> None:
+        """End the threads and unregister the groups; also happens when the runtime is collected."""
+        with self._lock:
+            self._finalizer()
+            for worker in self._workers:
+                worker.join(timeout=1.0)
+
+    def _dispatch(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        job = Job(calls, self._groups.abort, self._gpus)
+        try:
+            for index, worker in enumerate(self._workers):
+                worker.submit(job, index)
+            job.signal.acquire()
+        except BaseException:  # KeyboardInterrupt, for one
+            self._groups.abort()
+            self._settle(job)
+            raise
+        if job.errors:
+            self._settle(job)
+            self._raise_first(job)
+        for gpu in self._gpus:
+            for event in job.after:
+                torch.cuda.current_stream(gpu).wait_event(event)
+        return job.results
+
+    def _settle(self, job: Job) -> None:
+        """Wait for the ranks of a failed job, and give up the threads that do not come back."""
+        self._dirty = True
+        try:
+            job.all_back.acquire(timeout=min(self.timeout, PATIENCE))
+        finally:
+            with job.mutex:
+                job.abandoned = True
+                for index in job.unfinished:
+                    self._workers[index].lost = True
+                    self._groups.give_up(self._workers[index].ident)
+
+    def _restore(self) -> None:
+        """Make good what a failed run left behind."""
+        for index, worker in enumerate(self._workers):
+            if worker.lost:
+                self._workers[index] = self._start(worker.rank)
+        self._groups.reset(self._dispatch)
+        self._dirty = False
+
+    def _start(self, rank: int) -> Worker:
+        num_threads = torch.get_num_threads()
+        worker = Worker(rank, self.mesh.devices[rank], self._num_threads, self._groups.welcome)
+        # set_num_threads is per thread, but the last value set anywhere is what later threads begin with.
+        torch.set_num_threads(num_threads)
+        return worker
+
+    def _raise_first(self, job: Job) -> None:
+        index, error = job.first_error()
+        node = node_of(error.__traceback__)
+        rank = self.mesh.owned[index]
+        error.add_note(f"on rank {rank} ({self.mesh.devices[rank]})" + (f", in node {node}" if node else ""))
+        for worker in self._workers:
+            if worker.lost:
+                error.add_note(f"rank {worker.rank} ({worker.device}) did not come back: thread given up")
+        try:
+            raise error
+        finally:
+            del error, job  # break the cycle from the traceback to this frame and back
+
+
+def node_of(place: TracebackType | FrameType | None) -> str | None:
+    """The name of the fx node that runs at `place`: the innermost line of generated graph code, or None."""
+    found = None
+    if isinstance(place, FrameType):
+        frame: FrameType | None = place
+        while frame is not None and found is None:
+            found = _node_at(frame, frame.f_lineno)
+            frame = frame.f_back
+        return found
+    while place is not None:
+        found = _node_at(place.tb_frame, place.tb_lineno) or found
+        place = place.tb_next
+    return found
+
+
+def _node_at(frame: FrameType, line: int) -> str | None:
+    filename = frame.f_code.co_filename
+    if not filename.startswith("<eval_with_key>"):
+        return None
+    match = _ASSIGNMENT.match(linecache.getline(filename, line, frame.f_globals))
+    return match[1] if match else None
+
+
+def _whereabouts(workers: list[Worker], rank: int) -> str | None:
+    """In words, where the thread of `rank` is now."""
+    worker = next((worker for worker in workers if worker.rank == rank), None)
+    if worker is None:
+        return None
+    if not worker.busy:
+        return "its call has returned"
+    frame = sys._current_frames().get(worker.ident)
+    node = node_of(frame)
+    if node is not None:
+        return f"in node {node}"
+    if frame is None or worker.ident == threading.get_ident():  # who asks is here, which says nothing
+        return None
+    return f"at {frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
+
+
+def _shut_down(workers: list[Worker], groups: RankGroups) -> None:
+    for worker in workers:
+        worker.stop()
+    groups.close()

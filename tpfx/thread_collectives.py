@@ -1,0 +1,185 @@
+"""The collectives between the rank threads of one process: what a rank calls, and the arithmetic.
+
+    calls = [Call("all_reduce", [x0], reduction="sum"), Call("all_reduce", [x1], reduction="sum")]
+    objection(calls)               # None: the ranks call the same thing
+    carry_out(calls, range(2))     # x0 and x1 are now the sum
+
+Reductions go over the ranks in rank order, whoever computes them, so all ranks get the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Call", "carry_out", "objection"]
+
+# Above this, every rank does its share of the work; below, the wake-up costs more than the work, and the last
+# rank to arrive does all of it.
+PARALLEL_BYTES = 1 << 20
+
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+class Call:
+    """What one rank passes to one collective; the ranks' signatures must agree."""
+
+    __slots__ = ("inputs", "kind", "outputs", "reduction", "root", "splits")
+
+    def __init__(
+        self,
+        kind: str,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor] = (),
+        reduction: str = "",
+        root: int = 0,
+        splits: tuple[list[int], list[int]] = ([], []),
+    ) -> None:
+        self.kind = kind
+        self.inputs = inputs
+        self.outputs = outputs
+        self.reduction = reduction
+        self.root = root
+        self.splits = splits
+
+    def agrees(self, other: Call) -> bool:
+        """Whether the two ranks call the same thing; the splits of an all_to_all are compared apart."""
+        if (self.kind, self.reduction, self.root) != (other.kind, other.reduction, other.root):
+            return False
+        if len(self.inputs) != len(other.inputs):
+            return False
+        skip = 1 if self.kind == "all_to_all" else 0
+        for mine, theirs in zip(self.inputs, other.inputs, strict=True):
+            if mine.dtype != theirs.dtype or mine.shape[skip:] != theirs.shape[skip:]:
+                return False
+        return True
+
+    def is_big(self) -> bool:
+        """Whether the work is worth sharing among the ranks."""
+        size = 0
+        for tensor in self.inputs:
+            size += tensor.nbytes
+        return size >= PARALLEL_BYTES and all(tensor.is_contiguous() for tensor in self.inputs)
+
+    def __str__(self) -> str:
+        words = [self.reduction] if self.reduction else []
+        words += [f"{_short(tensor.dtype)}{list(tensor.shape)}" for tensor in self.inputs]
+        if self.kind == "all_to_all":
+            words += [f"out {self.splits[0]}", f"in {self.splits[1]}"]
+        if self.kind == "broadcast":
+            words.append(f"from {self.root}")
+        return f"{self.kind}({', '.join(words)})"
+
+
+def _short(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return name.replace("float", "f").replace("uint", "u").replace("int", "i").replace("complex", "c")
+
+
+def objection(calls: list[Call]) -> str | None:
+    """Why the calls of ranks 0..n-1 cannot be carried out, or None."""
+    first = calls[0]
+    if first.reduction == "avg" and not all(x.is_floating_point() or x.is_complex() for x in first.inputs):
+        return f"{first}: integers have no average in their dtype; use sum, or convert to a float"
+    same = all(call.agrees(first) for call in calls[1:])
+    if same and first.kind == "all_to_all":
+        same = all(
+            receiver.splits[0][rank] == sender.splits[1][target]
+            for rank, sender in enumerate(calls)
+            for target, receiver in enumerate(calls)
+        )
+    if same:
+        return None
+    return "the ranks disagree about a collective:" + "".join(
+        f"\n  rank {rank}: {call}" for rank, call in enumerate(calls)
+    )
+
+
+def carry_out(calls: list[Call], targets: range) -> None:
+    """Do the part of a collective that belongs to the ranks `targets`; all parts together are the whole."""
+    if torch.is_grad_enabled():  # in-place writes must not be recorded; entering no_grad is not free
+        with torch.no_grad():
+            return _COLLECTIVES[calls[0].kind](calls, targets)
+    return _COLLECTIVES[calls[0].kind](calls, targets)
+
+
+def _reduce(parts: list[Tensor], reduction: str, out: Tensor) -> None:
+    """Reduce in rank order into `out`, which may be parts[0]; narrow floats are added up in float32."""
+    wide = out.dtype in _NARROW and reduction in ("sum", "avg", "product")
+    total = parts[0].float() if wide else out
+    if not wide and out is not parts[0]:
+        out.copy_(parts[0])
+    for part in parts[1:]:
+        _combine(total, part.to(total.device), reduction)
+    if reduction == "avg":
+        total.div_(len(parts))
+    if total is not out:
+        out.copy_(total)
+
+
+def _combine(total: Tensor, part: Tensor, reduction: str) -> None:
+    if reduction in ("sum", "avg"):
+        total.add_(part)
+    elif reduction == "product":
+        total.mul_(part)
+    elif reduction == "max":
+        torch.maximum(total, part, out=total)
+    else:
+        torch.minimum(total, part, out=total)
+
+
+def _all_reduce(calls: list[Call], targets: range) -> None:
+    whole = len(targets) == len(calls)
+    for parts in zip(*(call.inputs for call in calls), strict=True):
+        mine = list(parts) if whole else [_section(part, targets.start, len(calls)) for part in parts]
+        _reduce(mine, calls[0].reduction, out=mine[0])
+        for part in mine[1:]:
+            part.copy_(mine[0])
+
+
+def _section(tensor: Tensor, index: int, count: int) -> Tensor:
+    start, end = (tensor.numel() * i // count for i in (index, index + 1))
+    return tensor.view(-1)[start:end]
+
+
+def _all_gather(calls: list[Call], targets: range) -> None:
+    for target in targets:
+        for i, out in enumerate(calls[target].outputs):
+            rows = out.shape[0] // len(calls)
+            for source, call in enumerate(calls):
+                out.narrow(0, source * rows, rows).copy_(call.inputs[i])
+
+
+def _reduce_scatter(calls: list[Call], targets: range) -> None:
+    for target in targets:
+        for i, out in enumerate(calls[target].outputs):
+            rows = out.shape[0]
+            parts = [call.inputs[i].narrow(0, target * rows, rows) for call in calls]
+            _reduce(parts, calls[0].reduction, out)
+
+
+def _all_to_all(calls: list[Call], targets: range) -> None:
+    for target in targets:
+        pieces = calls[target].outputs[0].split(calls[target].splits[0])
+        for source, call in enumerate(calls):
+            sent = call.splits[1]
+            pieces[source].copy_(call.inputs[0].narrow(0, sum(sent[:target]), sent[target]))
+
+
+def _broadcast(calls: list[Call], targets: range) -> None:
+    root = calls[0].root
+    for target in targets:
+        if target != root:
+            for mine, theirs in zip(calls[target].inputs, calls[root].inputs, strict=True):
+                mine.copy_(theirs)
+
+
+_COLLECTIVES: dict[str, Callable[[list[Call], range], None]] = {
+    "all_reduce": _all_reduce,
+    "all_gather": _all_gather,
+    "reduce_scatter": _reduce_scatter,
+    "all_to_all": _all_to_all,
+    "broadcast": _broadcast,
+}

@@ -1,0 +1,34 @@
+"""What messages and arithmetic cost: the numbers that the chooser weighs plans with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Costs of a tensor-parallel group; the defaults are the order of an NVLink machine.
+
+    Attributes:
+        latency: seconds that any collective takes.
+        bandwidth: bytes a second that each rank sends.
+        flops: floating-point operations a second of one device.
+        memory: bytes a second that one device reads or writes.
+    """
+
+    latency: float = 20e-6
+    bandwidth: float = 100e9
+    flops: float = 100e12
+    memory: float = 1e12
+
+    def all_reduce(self, size: int, ranks: int) -> float:
+        """Seconds to sum `size` bytes over ranks (ring: twice (n-1)/n of them cross each link)."""
+        return self.latency + 2 * (ranks - 1) / ranks * size / self.bandwidth
+
+    def all_gather(self, size: int, ranks: int) -> float:
+        """Seconds until every rank has all of `size` bytes."""
+        return self.latency + (ranks - 1) / ranks * size / self.bandwidth
+
+    def op(self, flops: float, size: float) -> float:
+        """Seconds of one op that does so many operations and moves so many bytes, whichever takes longer."""
+        return max(flops / self.flops, size / self.memory)

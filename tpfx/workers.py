@@ -1,0 +1,176 @@
+"""Rank threads and the jobs that they carry out.
+
+worker = Worker(rank=0, device=torch.device("cpu"), num_threads=1)
+job = Job([call], on_failure=abort)
+worker.submit(job, 0)
+job.signal.acquire()        # finished, or a rank has failed
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tpfx import torch_private
+from tpfx.errors import RankAborted
+
+__all__ = ["Job", "Worker", "in_rank_thread"]
+
+_current = threading.local()
+
+
+def in_rank_thread() -> bool:
+    """Whether the calling thread is a rank's."""
+    return getattr(_current, "worker", None) is not None
+
+
+class Job:
+    """One call per owned rank, the modes of the caller, and what comes back.
+
+    `signal` is released once: when all ranks have returned or when the first one fails. `all_back` is
+    released when all have returned. A job that was given up keeps the late results to itself.
+    """
+
+    def __init__(
+        self,
+        calls: Sequence[Callable[[], Any]],
+        on_failure: Callable[[], None],
+        gpus: Sequence[torch.device] = (),
+    ) -> None:
+        self.calls = calls
+        self.results: list[Any] = [None] * len(calls)
+        self.errors: dict[int, BaseException] = {}  # in the order in which they happened
+        self.unfinished = set(range(len(calls)))
+        self.grad = torch.is_grad_enabled()
+        self.inference = torch.is_inference_mode_enabled()
+        self.mutex = threading.Lock()
+        self.signal = threading.Lock()
+        self.signal.acquire()
+        self.all_back = threading.Lock()
+        self.all_back.acquire()
+        self.before = [torch.cuda.current_stream(gpu).record_event() for gpu in gpus]
+        self.after: list[torch.cuda.Event] = []
+        self.abandoned = False
+        self._signalled = False
+        self._on_failure = on_failure
+
+    def perform(self, index: int) -> None:
+        """Carry out calls[index] under the caller's modes; never raises."""
+        try:
+            if torch.is_grad_enabled() != self.grad:
+                torch.set_grad_enabled(self.grad)
+            if self.inference:
+                with torch.inference_mode():
+                    self.results[index] = self.calls[index]()
+            elif self.grad:
+                self.results[index] = self.calls[index]()
+            else:
+                with torch_private.below_autograd():
+                    self.results[index] = self.calls[index]()
+        except BaseException as error:  # whatever it is belongs to the caller of run()
+            with self.mutex:
+                self.errors[index] = error
+                if not self.abandoned:  # a straggler must not abort the runs after its own
+                    self._on_failure()
+
+    def finish(self, index: int) -> None:
+        """Count the rank as back."""
+        with self.mutex:
+            self.unfinished.discard(index)
+            if not self.unfinished:
+                self.all_back.release()
+            if not self._signalled and (self.errors or not self.unfinished):
+                self._signalled = True
+                self.signal.release()
+
+    def first_error(self) -> tuple[int, BaseException]:
+        """The failure that came first, with its index, and not a RankAborted that it caused."""
+        failures = list(self.errors.items())
+        return next((item for item in failures if not isinstance(item[1], RankAborted)), failures[0])
+
+
+class Worker:
+    """A daemon thread that carries out the jobs of one rank; it has its own stream or intra-op threads.
+
+    `on_return` is called with the thread's ident when a thread that was given up comes back after all.
+    """
+
+    def __init__(
+        self, rank: int, device: torch.device, num_threads: int, on_return: Callable[[int], None]
+    ) -> None:
+        self.rank = rank
+        self.device = device
+        self.busy = False
+        self.lost = False
+        self._num_threads = num_threads
+        self._on_return = on_return
+        self._task: tuple[Job, int] | None = None
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._ready = threading.Event()
+        self._problem: BaseException | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._thread = threading.Thread(target=self._loop, name=f"tpfx rank {rank} ({device})", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._problem is not None:
+            raise self._problem
+
+    @property
+    def ident(self) -> int:
+        """The thread's ident, as in sys._current_frames()."""
+        assert self._thread.ident is not None
+        return self._thread.ident
+
+    def submit(self, job: Job, index: int) -> None:
+        """Start calls[index] of the job."""
+        self._task = (job, index)
+        self.busy = True
+        self._wake.release()
+
+    def stop(self) -> None:
+        """Let the thread end once it is back from what it does."""
+        self._task = None
+        self._wake.release()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread to end."""
+        self._thread.join(timeout)
+
+    def _loop(self) -> None:
+        _current.worker = self
+        try:
+            self._prepare()
+        except BaseException as error:  # raised again in the thread that made the worker
+            self._problem = error
+            return
+        finally:
+            self._ready.set()
+        while not self.lost:
+            self._wake.acquire()
+            task, self._task = self._task, None
+            if task is None:
+                return
+            self._carry_out(*task)
+            del task  # the thread sleeps now, and must not keep the tensors of its last call
+        self._on_return(self.ident)
+
+    def _prepare(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            self._stream = torch.cuda.Stream(self.device)
+            torch.cuda.set_stream(self._stream)
+        else:
+            torch.get_num_threads()  # a thread's first parallel op would overwrite a number set before this
+            torch.set_num_threads(self._num_threads)
+
+    def _carry_out(self, job: Job, index: int) -> None:
+        if self._stream is not None:
+            for event in job.before:
+                self._stream.wait_event(event)
+        job.perform(index)
+        if self._stream is not None:
+            job.after.append(self._stream.record_event())
+        self.busy = False
+        job.finish(index)
