@@ -120,7 +120,7 @@ def check(whole: list[Run], split: list[Run], titles: list[str]) -> None:
         shorter = min(len(expected.tokens), len(got.tokens))
         place = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
         console.print(f"The split model generated other tokens: {title}, from new token {place}", style="red")
-        console.print("  unsharded ", expected.tokens.tolist(), "\n  split     ", got.tokens.tolist())
+        print(f"  unsharded  {expected.tokens.tolist()}\n  split      {got.tokens.tolist()}")
         raise typer.Exit(1)
     console.print("The split model generated the same tokens as the unsharded one.", style="green")
 

@@ -1,0 +1,40 @@
+"""tpfx splits any PyTorch model over several devices in one line.
+
+>>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
+"""
+
+from .api import compile, full_state_dict, report
+from .errors import (
+    AlreadyCompiledError,
+    CollectiveError,
+    CollectiveTimeout,
+    DeviceError,
+    InputError,
+    ModelError,
+    ShardingError,
+    TpfxError,
+)
+from .pipeline import Collective
+from .report import Report
+from .tensor import ShardedTensor
+from .topology import Topology
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "AlreadyCompiledError",
+    "Collective",
+    "CollectiveError",
+    "CollectiveTimeout",
+    "DeviceError",
+    "InputError",
+    "ModelError",
+    "Report",
+    "ShardedTensor",
+    "ShardingError",
+    "Topology",
+    "TpfxError",
+    "compile",
+    "full_state_dict",
+    "report",
+]

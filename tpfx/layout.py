@@ -14,6 +14,7 @@ from .axes import Concat, Dim, Product, Size, axes, factors, find, occurrences, 
 
 Interval = tuple[int, int]
 Pieces = tuple[Interval, ...]
+SplitDims = tuple[tuple[int, tuple[Pieces, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +55,22 @@ class Split:
         """The part that the most loaded of the ranks holds."""
         return -(-self.units // ranks) / self.units
 
+    def fits(self, sizes: Sequence[int]) -> bool:
+        """Whether `divide` can: all units are given out, and no rank gets parts of two outer ones."""
+        inner = self.units // int(self.axes[0].size)
+        ends = [sum(sizes[:rank]) for rank in range(len(sizes) + 1)]
+        whole = all(size == 0 or start % inner == size % inner == 0 or start % inner + size <= inner
+                    for start, size in zip(ends, sizes, strict=False))
+        return ends[-1] == self.units and whole
+
     def divide(self, sizes: Sequence[int]) -> None:
         """Give rank r the next `sizes[r]` units; with several axes, no rank's units may straddle an outer one."""
-        inner = 1
-        for axis in self.axes[1:]:
-            assert isinstance(axis.size, int)
-            inner *= axis.size
+        assert self.fits(sizes), f"{self.units} units cannot be divided as {list(sizes)}"
+        inner = self.units // int(self.axes[0].size)
         start, boxes = 0, []
         for size in sizes:
             boxes.append(self._box(start, start + size, inner))
             start += size
-        assert start == self.units, f"{start} of {self.units} units divided"
         self.boxes = tuple(boxes)
 
     def _box(self, start: int, stop: int, inner: int) -> dict[Dim, Interval]:
@@ -74,7 +80,6 @@ class Split:
         if start % inner == 0 and stop % inner == 0 and stop > start:
             return {outer: (start // inner, stop // inner)} | {axis: (0, int(axis.size)) for axis in rest}
         first = min(start // inner, int(outer.size) - 1)
-        assert len(rest) == 1 and stop <= (first + 1) * inner, "a rank's units straddle an outer one"
         return {outer: (first, first + 1), rest[0]: (start - first * inner, stop - first * inner)}
 
 
@@ -88,7 +93,7 @@ class Shards:
     Ranks may hold overlapping parts (a KV head that several ranks need). No dims: every rank holds all.
     """
 
-    dims: tuple[tuple[int, tuple[Pieces, ...]], ...] = ()
+    dims: SplitDims = ()
 
     def __bool__(self) -> bool:
         return bool(self.dims)
@@ -190,14 +195,4 @@ def concrete(dims: Sequence[Dim], split: Split) -> Shards:
         )
     )
 
-
-def even(units: int, weights: Sequence[float]) -> list[int]:
-    """Units for each rank in proportion to the weights, the remainder to the largest fractions, first rank first."""
-    total = sum(weights)
-    exact = [units * weight / total for weight in weights]
-    sizes = [int(part + 1e-9) for part in exact]
-    order = sorted(range(len(weights)), key=lambda rank: (sizes[rank] - exact[rank], rank))
-    for rank in order[: units - sum(sizes)]:
-        sizes[rank] += 1
-    return sizes
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from . import shapes
-from .rules import Rule
+from .rules import Rule, arguments
 
 aten = torch.ops.aten
 
-_ATTENTION = "b (g r) q! e!, b g k! e!, b g k! f!, b (g r) q! k! -> b (g r) q! f, b (g r) q!"
+_ATTENTION = "b (g r) q! e!, b g k! e!, b g k! f!, b (g r) q! k! -> b (g r) q! f!, b (g r) q!"
 
 TABLE: dict[Any, Rule] = {
     # matrix products
@@ -26,10 +27,10 @@ TABLE: dict[Any, Rule] = {
     aten.dot.default: Rule("k, k ->", linear=((0,), (1,))),
     aten.baddbmm.default: Rule("b m n, b m k!, b k! n -> b m n"),
     # attention
-    aten._scaled_dot_product_flash_attention_for_cpu.default: Rule(_ATTENTION),
-    aten._scaled_dot_product_flash_attention.default: Rule("b (g r) q! e!, b g k! e!, b g k! f! -> b (g r) q! f, b (g r) q!"),
-    aten._scaled_dot_product_efficient_attention.default: Rule(_ATTENTION),
-    aten._scaled_dot_product_cudnn_attention.default: Rule(_ATTENTION),
+    aten._scaled_dot_product_flash_attention_for_cpu.default: Rule(_ATTENTION, lower="attention"),
+    aten._scaled_dot_product_flash_attention.default: Rule(_ATTENTION, lower="attention"),
+    aten._scaled_dot_product_efficient_attention.default: Rule(_ATTENTION, lower="attention"),
+    aten._scaled_dot_product_cudnn_attention.default: Rule(_ATTENTION, lower="attention"),
     # lookups
     aten.embedding.default: Rule("v d, ... -> ... d", linear=((0,),), lower="embedding"),
     aten.index_select.default: Rule(shapes.index_select, linear=((0,),)),
@@ -80,7 +81,7 @@ TABLE: dict[Any, Rule] = {
     aten.squeeze.default: Rule(shapes.squeeze, linear=((0,),)),
     aten.expand.default: Rule(shapes.expand, linear=((0,),), shape="size"),
     aten.repeat.default: Rule(shapes.repeat, linear=((0,),)),
-    aten.cat.default: Rule(shapes.cat, lower="cat"),
+    aten.cat.default: Rule(shapes.cat),
     aten.stack.default: Rule(shapes.stack),
     aten.slice.Tensor: Rule(shapes.slice_, linear=((0,),), lower="slice"),
     aten.select.int: Rule(shapes.select, linear=((0,),), lower="select"),
@@ -134,6 +135,13 @@ def rule_for(target: Any) -> Rule | None:
     if rule is None and isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
         return _POINTWISE if not target._schema.is_mutable else None
     return rule
+
+
+def is_random(node: Node) -> bool:
+    """Whether a call draws random numbers: attention does so only where it drops something."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    return bool(arguments(node).get("dropout_p", 1.0) != 0.0)
 
 
 # Custom ops of other libraries, by name: they need not be installed.

@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from .annotations import Choice, bound_of, dims_of, source_of
 from .axes import Dim, Product, factors, find
 from .layout import Layout, Partial, Replicate, Split, carries, partitions, splittable
+from .ops import is_random
 from .rules import Bound, Dims, is_tensor, tensor_nodes
 
 REPLICATE = Replicate()
@@ -87,13 +88,15 @@ def options(node: Node, splits: Splits, pending: frozenset[Node]) -> list[Choice
     assert bound is not None
     results = len(bound.results)
     found = [Choice("whole", (REPLICATE,) * len(bound.operands), (REPLICATE,) * results)]
+    if is_random(node):
+        return found
     for split in splits.of([*bound.operands, *bound.results]):
         choice = split_choice(bound, split)
         if choice is not None:
             found.append(choice)
     operands = list(tensor_nodes(node))
     for linear in bound.linear:
-        if any(operands[index] in pending for index in linear):
+        if max(linear) < len(operands) and any(operands[index] in pending for index in linear):
             needs = tuple(PENDING if index in linear else REPLICATE for index in range(len(operands)))
             found.append(Choice("pending", needs, (PENDING,) * results))
     return found

@@ -14,19 +14,26 @@ class Topology:
         bandwidth: bytes a second that each rank sends.
         flops: floating-point operations a second of one device.
         memory: bytes a second that one device reads or writes.
+        launch: seconds that a device spends on the smallest op.
     """
 
     latency: float = 20e-6
     bandwidth: float = 100e9
     flops: float = 100e12
     memory: float = 1e12
+    launch: float = 5e-6
 
     def all_reduce(self, size: int, ranks: int) -> float:
         """Seconds to sum `size` bytes over ranks (ring: twice (n-1)/n of them cross each link)."""
         return self.latency + 2 * (ranks - 1) / ranks * size / self.bandwidth
 
     def all_gather(self, size: int, ranks: int) -> float:
-        """Seconds until every rank has all of `size` bytes."""
+        """Seconds until every rank has all of `size` bytes, the parts laid in their places (a copy each)."""
+        placed = 2 * size / self.memory + ranks * self.launch
+        return self.latency + (ranks - 1) / ranks * size / self.bandwidth + placed
+
+    def gather(self, size: int, ranks: int) -> float:
+        """Seconds until one rank, the caller's, has all of `size` bytes."""
         return self.latency + (ranks - 1) / ranks * size / self.bandwidth
 
     def op(self, flops: float, size: float) -> float:

@@ -1,0 +1,35 @@
+"""The nodes that move values between layouts in a parallel graph.
+
+They stand for what happens between ranks until `localize` writes it out for one rank; calling one is an error.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+
+from .layout import Partial, Split
+
+
+def all_reduce(addend: torch.Tensor, partial: Partial) -> NoReturn:
+    """The whole value, from every rank's addend."""
+    raise NotImplementedError("all_reduce belongs to a parallel graph, which is not run: localize it")
+
+
+def all_gather(part: torch.Tensor, split: Split) -> NoReturn:
+    """The whole value, from every rank's part."""
+    raise NotImplementedError("all_gather belongs to a parallel graph, which is not run: localize it")
+
+
+def shard(whole: torch.Tensor, split: Split) -> NoReturn:
+    """Every rank's part of a value that every rank has; no message."""
+    raise NotImplementedError("shard belongs to a parallel graph, which is not run: localize it")
+
+
+def pend(whole: torch.Tensor) -> NoReturn:
+    """A whole value as addends: rank 0 has the value, the others zero; no message."""
+    raise NotImplementedError("pend belongs to a parallel graph, which is not run: localize it")
+
+
+MESSAGES = {all_reduce: "all_reduce", all_gather: "all_gather"}

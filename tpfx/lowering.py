@@ -1,0 +1,297 @@
+"""What one rank does for an op, where calling the op on local tensors is not enough.
+
+A rule's `lower` column names a function here: it writes the nodes into the rank's graph and returns the result. Ops
+that only a rank needs (a lookup in its part of the vocabulary) are plain functions of tensors, made of ATen ops.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from .annotations import choice_of, dims_of, layout_of
+from .axes import Dim, find
+from .layout import Partial, Pieces, Split, SplitDims, carries, concrete, count_below, local_size, pieces
+from .rules import Dims, arguments, tensor_nodes
+from .shapes import bounds
+
+aten = torch.ops.aten
+c10d = torch.ops._c10d_functional
+
+
+@dataclass
+class Rank:
+    """One rank's graph as it is written, and what has been made of each node of the parallel graph."""
+
+    graph: Graph
+    rank: int
+    ranks: int
+    group: str
+    made: dict[Node, Any] = field(default_factory=dict)
+
+    def of(self, node: Node) -> Any:
+        """The rank's node for a node of the parallel graph."""
+        return self.made[node]
+
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        """Add a call to the rank's graph."""
+        return self.graph.call_function(target, args, kwargs)
+
+    def args(self, node: Node) -> dict[str, Any]:
+        """A node's arguments by name, its operands those of the rank."""
+        named: dict[str, Any] = map_arg(arguments(node), self.of)  # type: ignore[assignment]
+        return named
+
+
+def split_of(node: Node) -> Split:
+    """The split that an op is carried out in."""
+    choice = choice_of(node)
+    assert choice is not None
+    return next(layout for layout in (*choice.operands, *choice.results) if isinstance(layout, Split))
+
+
+# Functions that a rank's graph calls.
+
+
+def embedding_shard(weight: torch.Tensor, ids: torch.Tensor, start: int, stop: int, size: int) -> torch.Tensor:
+    """Rows `start` to `stop` of a table of `size` rows, looked up; zero for ids of other ranks.
+
+    An id outside the table stays outside the part as well, so that the lookup itself reports it.
+    """
+    elsewhere = ((ids >= 0) & (ids < start)) | ((ids >= stop) & (ids < size))
+    if start == stop:
+        return weight.new_zeros((*ids.shape, weight.shape[-1]))
+    rows = aten.embedding(weight, torch.where(elsewhere, 0, ids - start))
+    return rows.masked_fill(elsewhere.unsqueeze(-1), 0)
+
+
+def take(whole: torch.Tensor, dims: SplitDims, rank: int) -> torch.Tensor:
+    """A rank's part of a whole tensor; a view where it is one interval of each dimension."""
+    for dim, owned in dims:
+        parts = [whole.narrow(dim, start, stop - start) for start, stop in owned[rank]]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim) if parts else whole.narrow(dim, 0, 0)
+    return whole
+
+
+def join(parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int]) -> torch.Tensor:
+    """The whole tensor, from the part of every rank."""
+    whole = parts[0].new_empty(tuple(shape))
+    for rank, part in enumerate(parts):
+        _paste(whole, part, [(dim, owned[rank]) for dim, owned in dims])
+    return whole
+
+
+def _paste(whole: torch.Tensor, part: torch.Tensor, dims: Sequence[tuple[int, Pieces]]) -> None:
+    if not dims:
+        whole.copy_(part)
+        return
+    (dim, intervals), *rest = dims
+    offset = 0
+    for start, stop in intervals:
+        _paste(whole.narrow(dim, start, stop - start), part.narrow(dim, offset, stop - start), rest)
+        offset += stop - start
+
+
+def gather_shards(part: torch.Tensor, dims: SplitDims, shape: Sequence[int], ranks: int, group: str) -> torch.Tensor:
+    """The whole tensor on every rank; shards of unequal size are padded for the message."""
+    shape = [extent if index not in dict(dims) else shape[index] for index, extent in enumerate(part.shape)]
+    sizes = [local_shape(shape, dims, rank) for rank in range(ranks)]
+    counts = [math.prod(size) for size in sizes]
+    flat = part.reshape(-1)
+    flat = torch.nn.functional.pad(flat, (0, max(counts) - flat.shape[0])) if flat.shape[0] < max(counts) else flat
+    gathered = c10d.wait_tensor(c10d.all_gather_into_tensor(flat.contiguous(), ranks, group)).view(ranks, -1)
+    parts = [gathered[rank, :count].view(size) for rank, (count, size) in enumerate(zip(counts, sizes, strict=True))]
+    return join(parts, dims, shape)
+
+
+def local_shape(shape: Sequence[int], dims: SplitDims, rank: int) -> list[int]:
+    """The shape of a rank's part of a tensor."""
+    local = list(shape)
+    for dim, owned in dims:
+        local[dim] = sum(stop - start for start, stop in owned[rank])
+    return local
+
+
+# Collectives and conversions.
+
+
+def emit_reduce(local: Rank, node: Node) -> Node:
+    """Sum the ranks' addends. The addend is dead afterwards, so the sum takes its place where it can."""
+    value, partial = node.args
+    assert isinstance(value, Node) and isinstance(partial, Partial)
+    addend = local.of(value)
+    alone = len(value.users) == 1 and isinstance(addend, Node) and _owns_memory(addend)
+    reduce = c10d.all_reduce_.default if alone else c10d.all_reduce.default
+    if alone:
+        addend = local.call(aten.contiguous.default, addend) if not _dense(addend) else addend
+    return local.call(c10d.wait_tensor.default, local.call(reduce, addend, partial.op, local.group))
+
+
+def _owns_memory(node: Node) -> bool:
+    """Whether a value was newly made by an op that never returns one of its inputs."""
+    return node.target in (aten.linear.default, aten.mm.default, aten.bmm.default, aten.add.Tensor, embedding_shard)
+
+
+def _dense(node: Node) -> bool:
+    return node.target in (aten.linear.default, aten.mm.default, aten.bmm.default, embedding_shard)
+
+
+def emit_gather(local: Rank, node: Node) -> Node:
+    """Bring every rank's part to every rank."""
+    value, split = node.args
+    assert isinstance(value, Node) and isinstance(split, Split)
+    dims = dims_of(value)
+    shape = [size if isinstance(size := find(dim).size, int) else -1 for dim in dims]
+    return local.call(gather_shards, local.of(value), concrete(dims, split).dims, shape, local.ranks, local.group)
+
+
+def emit_shard(local: Rank, node: Node) -> Node:
+    """A rank's part of what it has whole."""
+    value, split = node.args
+    assert isinstance(value, Node) and isinstance(split, Split)
+    return local.call(take, local.of(value), concrete(dims_of(value), split).dims, local.rank)
+
+
+def emit_pend(local: Rank, node: Node) -> Node:
+    """The value on rank 0, zeros on the others."""
+    value = local.of(node.args[0])  # type: ignore[arg-type]
+    return value if local.rank == 0 else local.call(aten.zeros_like.default, value)
+
+
+def emit_random(local: Rank, node: Node) -> Any:
+    """Rank 0 draws, from the caller's generator, what the unsharded model would; the others get its numbers."""
+    drawn = local.graph.node_copy(node, local.of)
+    if isinstance(node.meta["val"], torch.Tensor):
+        return _broadcast(local, drawn)
+    items = [local.call(operator.getitem, drawn, index) for index in range(len(node.meta["val"]))]
+    return tuple(_broadcast(local, item) for item in items)
+
+
+def _broadcast(local: Rank, value: Node) -> Node:
+    return local.call(c10d.wait_tensor.default, local.call(c10d.broadcast.default, value, 0, local.group))
+
+
+# Shapes.
+
+
+def emit_shape(local: Rank, dims: Dims, given: Sequence[Any], split: Split) -> list[Any]:
+    """The local shape of a tensor: what was given, with the extents that a split makes smaller."""
+    return [
+        _emit_extent(local, dim, extent, split) if carries(dim, split) else _known(dim, extent)
+        for dim, extent in zip(dims, given, strict=True)
+    ]
+
+
+def _known(dim: Dim, extent: Any) -> Any:
+    """An extent that was left to be inferred, where it is known: nothing can be inferred of an empty tensor."""
+    size = find(dim).size
+    return size if extent == -1 and isinstance(size, int) else extent
+
+
+def _emit_extent(local: Rank, dim: Dim, extent: Any, split: Split) -> Any:
+    size, part = find(dim).size, local_size(dim, split, local.rank)
+    if isinstance(part, int):
+        return part
+    assert isinstance(extent, Node), f"a symbolic extent {size} that no node computes"
+    whole = math.prod(int(axis.size) for axis in split.axes)
+    own = math.prod(stop - start for start, stop in split.boxes[local.rank].values())
+    return local.call(operator.mul, local.call(operator.floordiv, extent, whole), own)
+
+
+# Ops.
+
+
+def _embedding(local: Rank, node: Node) -> Node:
+    args = local.args(node)
+    split = split_of(node)
+    weight = next(iter(tensor_nodes(node)))
+    table = dims_of(weight)[0]
+    if not carries(table, split):
+        return local.call(aten.embedding.default, args["weight"], args["indices"])
+    owned = pieces(table, split, local.rank)
+    assert len(owned) <= 1, "a vocabulary is divided in intervals"
+    start, stop = owned[0] if owned else (0, 0)
+    return local.call(embedding_shard, args["weight"], args["indices"], start, stop, find(table).size)
+
+
+def _mean(local: Rank, node: Node) -> Node:
+    """A mean over a split dimension: this rank's sum, over the whole count."""
+    if not isinstance(layout_of(node), Partial):
+        return local.graph.node_copy(node, local.of)
+    args = local.args(node)
+    value = next(iter(tensor_nodes(node))).meta["val"]
+    given = args.get("dim")
+    touched = range(value.dim()) if given is None else [index % value.dim() for index in given]
+    count = math.prod(int(value.shape[index]) for index in touched)
+    keep, dtype = args.get("keepdim", False), args.get("dtype")
+    total = local.call(aten.sum.dim_IntList, args["self"], list(touched), keep, dtype=dtype)
+    return local.call(aten.div.Scalar, total, count)
+
+
+def _part(local: Rank, node: Node) -> tuple[Dim, int, Pieces] | None:
+    """The dimension that a slice works along, its index, and this rank's intervals of it; None where it is not split."""
+    source = next(iter(tensor_nodes(node)))
+    dims, split = dims_of(source), split_of(node)
+    at = arguments(node)["dim"] % len(dims)
+    return (dims[at], at, pieces(dims[at], split, local.rank)) if carries(dims[at], split) else None
+
+
+def _slice(local: Rank, node: Node) -> Node:
+    part = _part(local, node)
+    args = arguments(node)
+    if part is None:
+        return local.graph.node_copy(node, local.of)
+    dim, at, owned = part
+    limits = bounds(args["start"], args["end"], find(dim).size)
+    assert limits is not None
+    start, stop = (count_below(owned, limit) for limit in limits)
+    return local.call(aten.slice.Tensor, local.of(next(iter(tensor_nodes(node)))), at, start, stop)
+
+
+def _select(local: Rank, node: Node) -> Node:
+    part = _part(local, node)
+    if part is None:
+        return local.graph.node_copy(node, local.of)
+    dim, at, owned = part
+    size = find(dim).size
+    assert isinstance(size, int)
+    index = count_below(owned, arguments(node)["index"] % size)
+    return local.call(aten.select.int, local.of(next(iter(tensor_nodes(node)))), at, index)
+
+
+def _split(local: Rank, node: Node) -> Node:
+    part = _part(local, node)
+    if part is None:
+        return local.graph.node_copy(node, local.of)
+    _, at, owned = part
+    ends = [0]
+    for value in node.meta["val"]:
+        ends.append(ends[-1] + int(value.shape[at]))
+    sizes = [count_below(owned, stop) - count_below(owned, start) for start, stop in zip(ends, ends[1:], strict=False)]
+    return local.call(aten.split_with_sizes.default, local.of(next(iter(tensor_nodes(node)))), sizes, at)
+
+
+def _attention(local: Rank, node: Node) -> Any:
+    """Attention of this rank's heads, which may be none."""
+    query = next(iter(tensor_nodes(node)))
+    if any(local_size(dim, split_of(node), local.rank) == 0 for dim in dims_of(query)):
+        local_query = local.of(query)
+        return local_query, local.call(aten.sum.dim_IntList, local_query, [-1])
+    return local.graph.node_copy(node, local.of)
+
+
+LOWERINGS: dict[str, Callable[[Rank, Node], Any]] = {
+    "attention": _attention,
+    "embedding": _embedding,
+    "mean": _mean,
+    "slice": _slice,
+    "select": _select,
+    "split": _split,
+}

@@ -1,0 +1,228 @@
+"""Choose, for every op at once, the cheapest way to carry it out.
+
+One variable an op: its choice, and whether its result is also made available whole. One table an edge: what the user
+needs, the producer must offer. Costs are seconds (messages, arithmetic) and a price on resident weight bytes; the sum
+is minimised exactly, by `elimination`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch.fx import Graph, Node
+
+from ..annotations import (
+    Choice,
+    bound_of,
+    bytes_of,
+    dims_of,
+    elements,
+    is_getitem,
+    result_index,
+    set_choice,
+    set_layout,
+    source_of,
+    tensors_of,
+)
+from ..axes import find
+from ..elimination import Factor, Solution, minimise
+from ..layout import Layout, Partial, Replicate, Split, splittable
+from ..options import REPLICATE, Splits, options
+from ..pins import pinned_layout
+from ..rules import is_tensor, tensor_nodes
+from ..topology import Topology
+
+PRICE = 20.0  # leaving a typical weight matrix whole costs this many of the graph's largest messages
+GATHERED_WEIGHT = 4.0  # gathering a weight at every call is this much dearer than its message
+
+
+@dataclass(frozen=True)
+class State:
+    """One value of a variable: a choice, and whether the result is made available whole as well."""
+
+    choice: Choice
+    result: Layout
+    whole: bool
+    cost: float
+
+
+@dataclass
+class Variable:
+    """The states of one op, of one result of an op that has several, or of one input."""
+
+    node: Node
+    states: list[State] = field(default_factory=list)
+
+
+def choose(graph: Graph, ranks: int, topology: Topology, splits: Splits) -> Solution:
+    """Record a choice for every op and a layout for every tensor; returns the solution that they come from."""
+    problem = _Problem(graph, ranks, topology, splits)
+    factors = list(problem.factors())
+    solution = minimise([len(variable.states) for variable in problem.variables], factors)
+    for variable, value in zip(problem.variables, solution.assignment, strict=True):
+        state = variable.states[value]
+        set_choice(variable.node, state.choice)
+        if is_tensor(variable.node):
+            set_layout(variable.node, state.result)
+    return solution
+
+
+class _Problem:
+    """The variables and tables of one graph."""
+
+    def __init__(self, graph: Graph, ranks: int, topology: Topology, splits: Splits) -> None:
+        self.ranks, self.topology, self.splits = ranks, topology, splits
+        self.price = self._price(graph)
+        self.index: dict[Node, int] = {}
+        self.variables: list[Variable] = []
+        pending: set[Node] = set()
+        for node in graph.nodes:
+            states = self._states(node, frozenset(pending))
+            if states:
+                self.index[node] = len(self.variables)
+                self.variables.append(Variable(node, states))
+                if any(isinstance(layout, Partial) for state in states for layout in state.choice.results):
+                    pending.add(node)
+
+    def _price(self, graph: Graph) -> float:
+        """Seconds a resident byte: such that whole weight matrices are dearer than messages."""
+        weights = [bytes_of(n.meta["val"]) for n in graph.nodes if n.op == "placeholder" and _is_weight(n)]
+        values = [bytes_of(n.meta["val"]) for n in graph.nodes if (b := bound_of(n)) and b.contracted and is_tensor(n)]
+        typical = sum(size * size for size in weights) / max(1, sum(weights))
+        message = self.topology.all_reduce(max(values, default=0), self.ranks)
+        return PRICE * message / max(1.0, typical)
+
+    def _states(self, node: Node, pending: frozenset[Node]) -> list[State]:
+        if node.op == "placeholder":
+            return list(self._input_states(node)) if is_tensor(node) else []
+        if is_getitem(node):
+            return list(self._item_states(node)) if is_tensor(node) else []
+        if node.op == "get_attr":
+            return [State(Choice("whole", (), (REPLICATE,)), REPLICATE, False, 0.0)]
+        if bound_of(node) is None:
+            return []
+        return [state for choice in options(node, self.splits, pending) for state in self._op_states(node, choice)]
+
+    def _input_states(self, node: Node) -> Iterator[State]:
+        source = source_of(node)
+        size = bytes_of(node.meta["val"])
+        layouts: list[Layout] = [REPLICATE]
+        pinned = pinned_layout(node, self.splits)
+        if pinned is not None:
+            layouts = [pinned]
+        elif source.kind != "input":
+            dims = dims_of(node)
+            layouts += [split for split in self.splits.of([dims]) if splittable(dims, split)]
+        price = self.price if _is_weight(node) and pinned is None else 0.0
+        for layout in layouts:
+            share = layout.share(self.ranks) if isinstance(layout, Split) else 1.0
+            choice = Choice("input", (), (layout,))
+            yield from self._available(node, choice, layout, price * size * share)
+
+    def _item_states(self, node: Node) -> Iterator[State]:
+        producer = node.args[0]
+        assert isinstance(producer, Node)
+        index = result_index(node)
+        states = self.variables[self.index[producer]].states
+        for layout in dict.fromkeys(state.choice.results[index] for state in states):
+            choice = Choice("item", (), (layout,))
+            yield from self._available(node, choice, layout, 0.0)
+
+    def _op_states(self, node: Node, choice: Choice) -> Iterator[State]:
+        cost = self._op_cost(node, choice)
+        if len(choice.results) == 1 and is_tensor(node):
+            yield from self._available(node, choice, choice.results[0], cost)
+        else:
+            yield State(choice, REPLICATE, False, cost)
+
+    def _available(self, node: Node, choice: Choice, layout: Layout, cost: float) -> Iterator[State]:
+        if not self._returnable(node, layout):
+            yield State(choice, layout, True, cost + self._whole_cost(node, layout))
+            return
+        kept = self._caller_cost(node) if isinstance(layout, Split) and returned_whole(node) else 0.0
+        yield State(choice, layout, False, cost + kept)
+        if not isinstance(layout, Replicate):
+            yield State(choice, layout, True, cost + self._whole_cost(node, layout))
+
+    def _returnable(self, node: Node, layout: Layout) -> bool:
+        """Whether a value may stay as it is: addends never leave a graph."""
+        return not isinstance(layout, Partial) or not any(user.op == "output" for user in node.users)
+
+    def _whole_cost(self, node: Node, layout: Layout) -> float:
+        size = bytes_of(node.meta["val"])
+        if isinstance(layout, Partial):
+            return self.topology.all_reduce(size, self.ranks)
+        penalty = GATHERED_WEIGHT if _is_weight(node) else 1.0
+        return penalty * self.topology.all_gather(size, self.ranks)
+
+    def _caller_cost(self, node: Node) -> float:
+        return self.topology.gather(bytes_of(node.meta["val"]), self.ranks)
+
+    def _op_cost(self, node: Node, choice: Choice) -> float:
+        bound = bound_of(node)
+        assert bound is not None
+        operands = [operand.meta["val"] for operand in tensor_nodes(node)]
+        held = [*zip(operands, choice.operands, strict=True), *zip(tensors_of(node), choice.results, strict=True)]
+        moved = sum(bytes_of(value) * self._share(layout) for value, layout in held)
+        flops = 2.0 * max((elements(value) for value in tensors_of(node)), default=0)
+        for dim in bound.contracted:
+            flops *= float(size) if isinstance(size := find(dim).size, int) else 1.0
+        split = [layout for layout in (*choice.operands, *choice.results) if isinstance(layout, Split)]
+        return self.topology.op(flops * (self._share(split[0]) if split else 1.0), moved)
+
+    def _share(self, layout: Layout) -> float:
+        return layout.share(self.ranks) if isinstance(layout, Split) else 1.0
+
+    def factors(self) -> Iterator[Factor]:
+        """The tables: one a variable, one an edge."""
+        for index, variable in enumerate(self.variables):
+            yield Factor((index,), np.array([state.cost for state in variable.states]))
+            node = variable.node
+            if is_getitem(node):
+                yield self._item_factor(node, index)
+                continue
+            uses: dict[Node, list[int]] = {}
+            for position, operand in enumerate(tensor_nodes(node)):
+                uses.setdefault(operand, []).append(position)
+            for operand, positions in uses.items():
+                yield self._edge(self.index[operand], index, positions)
+
+    def _item_factor(self, node: Node, index: int) -> Factor:
+        producer = node.args[0]
+        assert isinstance(producer, Node)
+        above, at = self.index[producer], result_index(node)
+        table = [
+            [0.0 if offer.choice.results[at] == state.result else np.inf for state in self.variables[index].states]
+            for offer in self.variables[above].states
+        ]
+        return Factor((above, index), np.array(table))
+
+    def _edge(self, above: int, below: int, positions: list[int]) -> Factor:
+        table = [
+            [
+                0.0 if all(_offers(offer, need.choice.operands[position]) for position in positions) else np.inf
+                for need in self.variables[below].states
+            ]
+            for offer in self.variables[above].states
+        ]
+        return Factor((above, below), np.array(table))
+
+
+def _offers(state: State, need: Layout) -> bool:
+    """Whether a value in this state can be had as needed: as it is, or made from the whole value by each rank."""
+    return state.result == need or state.whole or isinstance(state.result, Replicate)
+
+
+def _is_weight(node: Node) -> bool:
+    return node.op == "placeholder" and is_tensor(node) and source_of(node).kind in ("parameter", "buffer")
+
+
+def returned_whole(node: Node) -> bool:
+    """Whether the caller gets a value whole: what a graph returns and does not use itself, logits say.
+
+    What it also uses (keys and values) is state: it stays as it is, and is gathered only if someone looks at it.
+    """
+    return bool(node.users) and all(user.op == "output" for user in node.users)
+

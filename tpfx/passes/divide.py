@@ -1,0 +1,62 @@
+"""Give every split that is used its division among the ranks: as even as its units allow, remainders balanced.
+
+Three KV heads on two devices are 2 + 1 in one layer and 1 + 2 in the next: the rank with fewer bytes so far gets more.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Graph
+
+from ..annotations import bytes_of, dims_of, layout_of, source_of
+from ..axes import find
+from ..layout import Split, local_size
+from ..rules import is_tensor
+
+
+def divide(graph: Graph, ranks: int) -> None:
+    """Divide the splits in use that no earlier graph has divided; the coarsest first, while balance is easy to mend."""
+    weights: dict[Split, float] = {}
+    for node in graph.nodes:
+        if is_tensor(node) and isinstance(split := layout_of(node), Split):
+            weight = node.op == "placeholder" and source_of(node).kind in ("parameter", "buffer")
+            weights[split] = weights.get(split, 0.0) + (bytes_of(node.meta["val"]) if weight else 0)
+    loads = _loads(graph, ranks)
+    for split in sorted(weights, key=lambda split: -weights[split] / split.units):
+        if not split.boxes:
+            sizes = _sizes(split, loads)
+            split.divide(sizes)
+            for rank, size in enumerate(sizes):
+                loads[rank] += weights[split] * size / split.units
+
+
+def _loads(graph: Graph, ranks: int) -> list[float]:
+    """The bytes that each rank already holds for sure."""
+    loads = [0.0] * ranks
+    for node in graph.nodes:
+        if node.op == "placeholder" and is_tensor(node) and isinstance(split := layout_of(node), Split) and split.boxes:
+            for rank in range(ranks):
+                part = 1.0
+                for dim in dims_of(node):
+                    size = find(dim).size
+                    if isinstance(size, int) and size:
+                        part *= float(local_size(dim, split, rank)) / size
+                loads[rank] += part * bytes_of(node.meta["val"])
+    return loads
+
+
+def _sizes(split: Split, loads: list[float]) -> list[int]:
+    outer = int(split.axes[0].size)
+    ranks = len(loads)
+    if len(split.axes) == 1 or outer >= ranks:
+        inner = split.units // outer
+        return [size * inner for size in _even(outer, loads)]
+    groups = _even(ranks, [float(unit) for unit in range(outer)])  # ranks that share an outer unit
+    return [size for group in groups for size in _even(split.units // outer, [float(r) for r in range(group)])]
+
+
+def _even(units: int, loads: list[float]) -> list[int]:
+    """Units for each rank, the remainder one each to those with the least load."""
+    sizes = [units // len(loads)] * len(loads)
+    for rank in sorted(range(len(loads)), key=lambda rank: (loads[rank], rank))[: units % len(loads)]:
+        sizes[rank] += 1
+    return sizes

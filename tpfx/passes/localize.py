@@ -1,0 +1,99 @@
+"""Write the graph of one rank: local shapes, its slices and offsets, and real collectives.
+
+    all_reduce(linear)   becomes   wait_tensor(_c10d_functional.all_reduce(linear, "sum", group))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from ..annotations import choice_of, dims_of, is_getitem, layout_of
+from ..collectives import all_gather, all_reduce, pend, shard
+from ..layout import Partial, Split
+from ..lowering import LOWERINGS, Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shape, emit_shard
+from ..ops import is_random, rule_for
+from ..rules import arguments, parameters
+
+
+def localize(graph: Graph, rank: int, ranks: int, group: str) -> Graph:
+    """The graph that one rank of a parallel graph runs."""
+    local = Rank(Graph(), rank, ranks, group)
+    for node in graph.nodes:
+        made = _emit(local, node)
+        local.made[node] = made
+        if isinstance(made, Node) and made.op != "output" and "stack_trace" not in made.meta:
+            made.meta = {key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta}
+    # A rank may not need what it sends: collectives stay, or the others would wait for it.
+    local.graph.eliminate_dead_code(is_impure_node=_must_stay)
+    return local.graph
+
+
+def _must_stay(node: Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return target.namespace == "_c10d_functional" or target._schema.is_mutable
+
+
+def _emit(local: Rank, node: Node) -> Any:
+    if node.op != "call_function":
+        return local.graph.node_copy(node, local.of)
+    special = _MARKERS.get(node.target)
+    if special is not None:
+        return special(local, node)
+    if is_getitem(node) and isinstance(local.made[node.args[0]], tuple):  # type: ignore[index]
+        return local.made[node.args[0]][node.args[1]]  # type: ignore[index]
+    if is_random(node):
+        return emit_random(local, node)
+    choice, rule = choice_of(node), rule_for(node.target)
+    if choice is None or choice.kind != "split" or rule is None:
+        return _pending_sum(local, node) or local.graph.node_copy(node, local.of)
+    if rule.lower is not None:
+        return LOWERINGS[rule.lower](local, node)
+    copied = local.graph.node_copy(node, local.of)
+    if rule.shape is not None:
+        _make_local(local, node, copied, rule.shape)
+    return copied
+
+
+def _make_local(local: Rank, node: Node, copied: Node, name: str) -> None:
+    """Put the local shape in the place of the argument that gives the result's shape."""
+    split = next((layout for layout in choice_of(node).results if isinstance(layout, Split)), None)  # type: ignore[union-attr]
+    if split is None:
+        return
+    given = arguments(node)[name]
+    shape = emit_shape(local, dims_of(node), map_arg(given, local.of), split)
+    assert isinstance(node.target, torch._ops.OpOverload)
+    position = [known for known, _ in parameters(node.target)].index(name)
+    if name in copied.kwargs:
+        copied.kwargs = {**copied.kwargs, name: shape}
+    else:
+        copied.args = (*copied.args[:position], shape, *copied.args[position + 1 :])
+
+
+def _pending_sum(local: Rank, node: Node) -> Any:
+    """add(x, zero): x, where this rank's part of a whole value is nothing."""
+    if node.target is not torch.ops.aten.add.Tensor or not isinstance(layout_of(node), Partial) or local.rank == 0:
+        return None
+    operands = [argument for argument in node.args if isinstance(argument, Node)]
+    zero = [argument.target is pend for argument in operands]
+    if node.kwargs or sum(zero) != 1:
+        return None
+    other, gone = operands[zero.index(False)], operands[zero.index(True)]
+    same = other.meta["val"].shape == node.meta["val"].shape and other.meta["val"].dtype == node.meta["val"].dtype
+    return local.made[other] if same and gone is not other and len(other.users) == 1 else None
+
+
+_MARKERS: dict[Any, Callable[[Rank, Node], Any]] = {
+    all_reduce: emit_reduce,
+    all_gather: emit_gather,
+    shard: emit_shard,
+    pend: emit_pend,
+}

@@ -1,0 +1,30 @@
+"""Check a parallel graph: every operand in the layout that its user chose, every addend reduced before it leaves."""
+
+from __future__ import annotations
+
+from torch.fx import Graph, Node
+
+from ..annotations import choice_of, layout_of
+from ..errors import ShardingError
+from ..layout import Layout, Partial
+from ..rules import is_tensor, tensor_nodes
+
+
+def verify(graph: Graph) -> None:
+    """Raise `ShardingError` at the first node that disagrees with its choice; a bug of a pass, never of a model."""
+    for node in graph.nodes:
+        choice = choice_of(node)
+        if node.op == "output":
+            for value in tensor_nodes(node):
+                if isinstance(layout_of(value), Partial):
+                    raise ShardingError(f"{value.name} leaves the graph as addends: its all-reduce is missing")
+        elif choice is not None and choice.kind not in ("input", "item"):
+            for value, wanted in zip(tensor_nodes(node), choice.operands, strict=True):
+                _check(node, value, wanted)
+        if choice is not None and is_tensor(node) and layout_of(node) not in choice.results:
+            raise ShardingError(f"{node.name} has a layout that its choice does not give")
+
+
+def _check(node: Node, value: Node, wanted: Layout) -> None:
+    if layout_of(value) != wanted:
+        raise ShardingError(f"{node.name} needs {value.name} in another layout than it has: a collective is missing")

@@ -1,0 +1,171 @@
+"""The compiler, from a captured graph to one graph for each rank.
+
+    PASSES = (normalize, infer_axes, …)      each a function that does one thing to a graph, in place
+
+Everything works on fake tensors: no weights are needed to plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from .annotations import Source, bytes_of, layout_of, set_source, tensors_of
+from .collectives import MESSAGES
+from .elimination import Solution
+from .layout import Replicate, Split
+from .mesh import Mesh
+from .options import Splits
+from .ops import rule_for
+from .passes.choose import choose, returned_whole
+from .passes.divide import divide
+from .passes.infer_axes import infer_axes
+from .passes.insert import insert
+from .passes.localize import localize
+from .passes.normalize import normalize
+from .passes.verify import verify
+from .pins import recognise
+from .topology import Topology
+
+
+@dataclass
+class Context:
+    """What the passes of one graph share.
+
+    Attributes:
+        ranks: how many devices.
+        topology: what messages and arithmetic cost.
+        splits: the splits that are considered.
+        solution: what the chooser proved.
+    """
+
+    ranks: int
+    topology: Topology
+    splits: Splits | None = None
+    solution: Solution | None = None
+
+
+def _infer(graph: Graph, context: Context) -> None:
+    infer_axes(graph)
+    context.splits = Splits(graph, context.ranks)
+
+
+def _choose(graph: Graph, context: Context) -> None:
+    assert context.splits is not None
+    recognise(graph, context.splits)
+    context.solution = choose(graph, context.ranks, context.topology, context.splits)
+
+
+PASSES: tuple[Callable[[Graph, Context], None], ...] = (
+    lambda graph, context: normalize(graph),
+    _infer,
+    _choose,
+    lambda graph, context: divide(graph, context.ranks),
+    lambda graph, context: insert(graph),
+    lambda graph, context: verify(graph),
+)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One message of a graph.
+
+    Attributes:
+        kind: "all_reduce", "all_gather", or "gather" (of a result, for the caller alone).
+        bytes: the size of the whole value.
+        node: the node whose value it moves.
+        phase: "forward" or "backward".
+    """
+
+    kind: str
+    bytes: int
+    node: str
+    phase: str = "forward"
+
+
+@dataclass
+class Parallel:
+    """A planned graph: layouts chosen and collectives in place.
+
+    Attributes:
+        graph: the parallel graph, one for all ranks.
+        solution: the chooser's solution: its cost in seconds, and whether it is proven optimal.
+        whole_ops: ops that run whole for want of a rule, and how often.
+    """
+
+    graph: Graph
+    solution: Solution
+    ranks: int
+    phase: str = "forward"
+    whole_ops: dict[str, int] = field(default_factory=dict)
+
+    def collectives(self) -> list[Collective]:
+        """The messages of the graph, in order."""
+        found = []
+        for node in self.graph.nodes:
+            if node.target in MESSAGES:
+                value = node.args[0]
+                found.append(Collective(MESSAGES[node.target], bytes_of(node.meta["val"]), value.name, self.phase))
+        for node in self.outputs():
+            if gathered_for_caller(node):
+                found.append(Collective("gather", bytes_of(node.meta["val"]), node.name, self.phase))
+        return found
+
+    def outputs(self) -> list[Node]:
+        """The nodes that the graph returns."""
+        returned: Sequence[Node] = self.graph.output_node().args[0]  # type: ignore[assignment]
+        return [node for node in returned if isinstance(node, Node)]
+
+
+def gathered_for_caller(node: Node) -> bool:
+    """Whether a result is split inside, and joined for whoever called the graph."""
+    return isinstance(layout_of(node), Split) and returned_whole(node)
+
+
+def parallelize(graph: Graph, sources: Sequence[Source], ranks: int, topology: Topology | None = None) -> Parallel:
+    """Plan a captured graph in place.
+
+    Args:
+        graph: an ATen graph with fake tensors under `val`.
+        sources: what each of the graph's inputs is, in order.
+        ranks: how many devices.
+        topology: what messages cost.
+    """
+    for node, source in zip(graph.find_nodes(op="placeholder"), sources, strict=True):
+        set_source(node, source)
+    context = Context(ranks, topology or Topology())
+    for run in PASSES:
+        run(graph, context)
+    graph.lint()
+    assert context.solution is not None
+    return Parallel(graph, context.solution, ranks, whole_ops=_whole_ops(graph))
+
+
+def _whole_ops(graph: Graph) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and tensors_of(node) and rule_for(target) is None:
+            counts[str(target)] = counts.get(str(target), 0) + 1
+    return counts
+
+
+def lower(parallel: Parallel, mesh: Mesh, root: torch.nn.Module) -> list[GraphModule]:
+    """The graph modules of the ranks that this process owns; constants are taken from `root`."""
+    modules = []
+    for rank in mesh.owned:
+        graph = localize(parallel.graph, rank, mesh.size, mesh.group_name(rank))
+        module = GraphModule(_constants(graph, root, mesh.devices[rank]), graph, class_name=f"Rank{rank}")
+        modules.append(module)
+    return modules
+
+
+def _constants(graph: Graph, root: torch.nn.Module, device: torch.device) -> dict[str, torch.Tensor]:
+    names = {str(node.target) for node in graph.find_nodes(op="get_attr")}
+    return {name: value.to(device) if value.dim() else value for name in names if (value := getattr(root, name)) is not None}
+
+
+__all__ = ["PASSES", "Collective", "Parallel", "Replicate", "lower", "parallelize"]

@@ -1,0 +1,140 @@
+"""A compiled graph at run time: tensors in, one call on every rank at once, tensors out.
+
+This is the hot path: what can be decided when the graph is compiled is decided then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from .annotations import Source, dims_of, layout_of, source_of
+from .layout import Layout, Shards, Split, concrete
+from .mesh import Mesh
+from .pipeline import Parallel, gathered_for_caller
+from .lowering import join
+from .rules import is_tensor
+from .runtime import Runtime
+from .tensor import ShardedTensor, split_among
+
+
+def shards_of(node: Node) -> Shards:
+    """The layout of a tensor in a parallel graph, made concrete."""
+    layout: Layout = layout_of(node)
+    return concrete(dims_of(node), layout) if isinstance(layout, Split) else Shards()
+
+
+class Program:
+    """One graph, lowered for the ranks that this process owns. Called with a list of arguments, which it empties."""
+
+    _boxed_call = True  # AOTAutograd hands over the list, so that nothing holds on to the arguments
+
+    def __init__(self, parallel: Parallel, modules: Sequence[GraphModule], runtime: Runtime) -> None:
+        self.runtime, self.mesh = runtime, runtime.mesh
+        self.forwards: list[Callable[..., Any]] = [module.forward for module in modules]
+        self.modules = list(modules)
+        self.inputs = [_Input(node, self.mesh) for node in parallel.graph.find_nodes(op="placeholder")]
+        returned: Sequence[Any] = parallel.graph.output_node().args[0]  # type: ignore[assignment]
+        self.outputs = [_output(value, self.mesh) for value in returned]
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        columns = [take(arg) for take, arg in zip(self.inputs, args, strict=True)]
+        args.clear()
+        rows = list(zip(*columns, strict=True)) or [()] * len(self.forwards)
+        del columns
+        results = self.runtime.run([partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)])
+        del rows
+        return [give([result[index] for result in results]) for index, give in enumerate(self.outputs)]
+
+
+class _Input:
+    """How one argument becomes one value for each rank."""
+
+    def __init__(self, node: Node, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.source: Source = source_of(node)
+        self.tensor = is_tensor(node)
+        self.layout = shards_of(node) if self.tensor else Shards()
+        self.one_device = len({mesh.devices[rank] for rank in mesh.owned}) == 1
+        self.devices = [mesh.devices[rank] for rank in mesh.owned]
+
+    def __call__(self, arg: Any) -> Sequence[Any]:
+        if isinstance(arg, ShardedTensor):
+            if arg._parts is not None and (arg.placement is self.layout or arg.placement == self.layout):
+                return arg._parts
+            return self._reshard(arg)
+        if not self.tensor or not isinstance(arg, torch.Tensor):
+            return (arg,) * len(self.devices)
+        if self.source.mutated:
+            return self._adopt(arg)
+        if self.layout:
+            return split_among(arg, self.layout, self.mesh)
+        return [arg] * len(self.devices) if self.one_device else [arg.to(device) for device in self.devices]
+
+    def _reshard(self, arg: ShardedTensor) -> Sequence[torch.Tensor]:
+        """Another layout than the one that this graph was compiled for."""
+        if arg._whole is not None:
+            arg.distribute(self.layout)
+            assert arg._parts is not None
+            return arg._parts
+        parts = split_among(arg.full(), self.layout, self.mesh)
+        if self.source.mutated:
+            arg._parts, arg.placement = parts, self.layout
+        return parts
+
+    def _adopt(self, arg: torch.Tensor) -> Sequence[torch.Tensor]:
+        """A plain tensor that the graph writes into becomes sharded in place, for whoever holds it."""
+        sharded = ShardedTensor(self.mesh, arg, whole=arg.detach().clone(), requires_grad=arg.requires_grad)
+        sharded.distribute(self.layout)
+        parts = sharded._parts
+        assert parts is not None
+        torch.utils.swap_tensors(arg, sharded)
+        return parts
+
+
+def _output(node: Any, mesh: Mesh) -> Callable[[list[Any]], Any]:
+    """How the ranks' results become one."""
+    if not is_tensor(node):
+        return _first
+    layout = shards_of(node)
+    value = node.meta["val"]
+    dynamic = {index for index, extent in enumerate(value.shape) if isinstance(extent, torch.SymInt)}
+    fixed = {dim: int(value.shape[dim]) for dim, _ in layout.dims}
+    if not layout:
+        # Ranks on one device share what they all have; on several, state that comes back must not be copied again.
+        kept = len(set(mesh.devices)) > 1 and any(user.op != "output" for user in node.users)
+        return partial(_shard, layout, fixed, dynamic, mesh) if kept else partial(_plain, dynamic)
+    if gathered_for_caller(node):
+        return partial(_join, layout, fixed)
+    return partial(_shard, layout, fixed, dynamic, mesh)
+
+
+def _first(results: list[Any]) -> Any:
+    return results[0]
+
+
+def _plain(dynamic: set[int], results: list[torch.Tensor]) -> torch.Tensor:
+    if dynamic:
+        results[0]._dynamo_weak_dynamic_indices = dynamic  # type: ignore[attr-defined]
+    return results[0]
+
+
+def _shape(fixed: dict[int, int], result: torch.Tensor) -> list[int]:
+    return [fixed.get(index, extent) for index, extent in enumerate(result.shape)]
+
+
+def _join(layout: Shards, fixed: dict[int, int], results: list[torch.Tensor]) -> torch.Tensor:
+    return join(results, layout.dims, _shape(fixed, results[0]))
+
+
+def _shard(
+    layout: Shards, fixed: dict[int, int], dynamic: set[int], mesh: Mesh, results: list[torch.Tensor]
+) -> torch.Tensor:
+    made = ShardedTensor(mesh, results[0], _shape(fixed, results[0]), parts=results, layout=layout)
+    if dynamic:
+        made._dynamo_weak_dynamic_indices = dynamic  # type: ignore[attr-defined]
+    return made

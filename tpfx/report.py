@@ -1,0 +1,102 @@
+"""What was done to a model, as numbers and as a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .dump import dump
+from .pipeline import Collective, Parallel
+from .tensor import ShardedTensor
+
+if TYPE_CHECKING:
+    from .backend import Session
+
+
+@dataclass(frozen=True)
+class Report:
+    """What tpfx did to a model. `str(report)` is a table.
+
+    Attributes:
+        devices: the device of each rank.
+        bytes_per_device: bytes of parameters and buffers on each device, a list in the order of the ranks.
+        total_bytes: bytes of the unsharded parameters and buffers, tied weights once.
+        collectives: the messages of the newest graph.
+        graphs: how many graphs have been compiled so far.
+        whole_ops: ops that run whole for want of a rule, and how often they occur.
+        optimal: whether the newest graph's plan is proven to be the cheapest.
+        cost: the seconds that the chooser predicts for it, a price on resident bytes included.
+    """
+
+    devices: list[str]
+    bytes_per_device: list[int]
+    total_bytes: int
+    collectives: list[Collective]
+    graphs: int
+    whole_ops: dict[str, int]
+    optimal: bool
+    cost: float
+    parallel: Parallel | None = field(default=None, repr=False)
+
+    @staticmethod
+    def of(model: torch.nn.Module, session: Session) -> Report:
+        """Take stock of a model."""
+        held = {id(value): value for value in (*model.parameters(), *model.buffers())}
+        sharded = [value for value in held.values() if isinstance(value, ShardedTensor)]
+        resident = [sum(column) for column in zip(*(value.resident_bytes for value in sharded), strict=True)]
+        newest = session.newest
+        return Report(
+            devices=[str(device) for device in session.mesh.devices],
+            bytes_per_device=resident,
+            total_bytes=sum(value.numel() * value.element_size() for value in held.values()),
+            collectives=newest.collectives() if newest else [],
+            graphs=session.graphs,
+            whole_ops=dict(session.whole_ops),
+            optimal=newest.solution.optimal if newest else False,
+            cost=newest.solution.cost if newest else 0.0,
+            parallel=newest,
+        )
+
+    def dump(self) -> str:
+        """The newest parallel graph as text."""
+        return dump(self.parallel) if self.parallel else ""
+
+    def __str__(self) -> str:
+        console = Console(width=100, record=True, file=None, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self._bytes_table())
+            console.print(self._message_table())
+        return capture.get().rstrip()
+
+    def _bytes_table(self) -> Table:
+        table = Table(title=f"weights on {len(self.devices)} devices", title_justify="left")
+        for heading in ("rank", "device", "bytes", "of the whole"):
+            table.add_column(heading, justify="left" if heading == "device" else "right")
+        for rank, (device, size) in enumerate(zip(self.devices, self.bytes_per_device, strict=True)):
+            table.add_row(str(rank), device, _megabytes(size), f"{size / max(1, self.total_bytes):.1%}")
+        table.add_section()
+        table.add_row("", "unsharded", _megabytes(self.total_bytes), "100.0%")
+        return table
+
+    def _message_table(self) -> Table:
+        plan = "proven cheapest" if self.optimal else "not proven cheapest"
+        title = f"messages of the newest of {self.graphs} graphs ({plan})"
+        table = Table(title=title, title_justify="left")
+        for heading in ("kind", "count", "bytes"):
+            table.add_column(heading, justify="left" if heading == "kind" else "right")
+        counts = Counter(collective.kind for collective in self.collectives)
+        for kind, count in counts.items():
+            size = sum(collective.bytes for collective in self.collectives if collective.kind == kind)
+            table.add_row(kind, str(count), _megabytes(size))
+        for op, count in self.whole_ops.items():
+            table.add_row(f"runs whole: {op}", str(count), "")
+        return table
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB" if size >= 2**17 else f"{size:,} B"
