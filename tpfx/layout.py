@@ -55,6 +55,15 @@ class Split:
         """The part that the most loaded of the ranks holds."""
         return -(-self.units // ranks) / self.units
 
+    def mean_share(self, dims: Sequence[Dim], ranks: int) -> float:
+        """The part of a tensor that a rank holds on average, more than 1/ranks where ranks hold the same part."""
+        carried = 1
+        for axis in self.axes:
+            if any(axis in axes(dim) for dim in dims):
+                assert isinstance(axis.size, int)
+                carried *= axis.size
+        return max(1 / ranks, 1 / carried)
+
     def fits(self, sizes: Sequence[int]) -> bool:
         """Whether `divide` can: all units are given out, and no rank gets parts of two outer ones."""
         inner = self.units // int(self.axes[0].size)

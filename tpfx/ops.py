@@ -111,6 +111,7 @@ TABLE: dict[Any, Rule] = {
     aten._to_copy.default: Rule(shapes.cast),
     aten.copy.default: Rule(shapes.pointwise),
     aten.copy_.default: Rule(shapes.pointwise),
+    aten.floor_divide.default: Rule(shapes.pointwise),
     aten.zeros_like.default: Rule(shapes.pointwise),
     aten.ones_like.default: Rule(shapes.pointwise),
     aten.full_like.default: Rule(shapes.pointwise),

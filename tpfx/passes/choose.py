@@ -34,6 +34,7 @@ from ..pins import pinned_layout
 from ..rules import is_tensor, tensor_nodes
 from ..topology import Topology
 
+SMALL = 1 / 32  # weights below this part of a typical one cost next to nothing where they lie
 PRICE = 20.0  # leaving a typical weight matrix whole costs this many of the graph's largest messages
 GATHERED_WEIGHT = 4.0  # gathering a weight at every call is this much dearer than its message
 
@@ -92,6 +93,7 @@ class _Problem:
         values = [bytes_of(n.meta["val"]) for n in graph.nodes if (b := bound_of(n)) and b.contracted and is_tensor(n)]
         typical = sum(size * size for size in weights) / max(1, sum(weights))
         message = self.topology.all_reduce(max(values, default=0), self.ranks)
+        self.small = SMALL * typical
         return PRICE * message / max(1.0, typical)
 
     def _states(self, node: Node, pending: frozenset[Node]) -> list[State]:
@@ -116,8 +118,9 @@ class _Problem:
             dims = dims_of(node)
             layouts += [split for split in self.splits.of([dims]) if splittable(dims, split)]
         price = self.price if _is_weight(node) and pinned is None else 0.0
+        price *= 0.01 if size < self.small else 1.0
         for layout in layouts:
-            share = layout.share(self.ranks) if isinstance(layout, Split) else 1.0
+            share = layout.mean_share(dims_of(node), self.ranks) if isinstance(layout, Split) else 1.0
             choice = Choice("input", (), (layout,))
             yield from self._available(node, choice, layout, price * size * share)
 

@@ -57,25 +57,30 @@ def _emit(local: Rank, node: Node) -> Any:
         return _pending_sum(local, node) or local.graph.node_copy(node, local.of)
     if rule.lower is not None:
         return LOWERINGS[rule.lower](local, node)
+    shape = _local_shape(local, node, rule.shape) if rule.shape is not None else None
     copied = local.graph.node_copy(node, local.of)
-    if rule.shape is not None:
-        _make_local(local, node, copied, rule.shape)
+    if shape is not None:
+        _set_argument(copied, rule.shape or "", shape)
     return copied
 
 
-def _make_local(local: Rank, node: Node, copied: Node, name: str) -> None:
-    """Put the local shape in the place of the argument that gives the result's shape."""
-    split = next((layout for layout in choice_of(node).results if isinstance(layout, Split)), None)  # type: ignore[union-attr]
+def _local_shape(local: Rank, node: Node, name: str) -> list[Any] | None:
+    """What the argument that gives the result's shape is on this rank; None where it is the same."""
+    choice = choice_of(node)
+    assert choice is not None
+    split = next((layout for layout in choice.results if isinstance(layout, Split)), None)
     if split is None:
-        return
-    given = arguments(node)[name]
-    shape = emit_shape(local, dims_of(node), map_arg(given, local.of), split)
+        return None
+    return emit_shape(local, dims_of(node), map_arg(arguments(node)[name], local.of), split)
+
+
+def _set_argument(node: Node, name: str, value: Any) -> None:
     assert isinstance(node.target, torch._ops.OpOverload)
     position = [known for known, _ in parameters(node.target)].index(name)
-    if name in copied.kwargs:
-        copied.kwargs = {**copied.kwargs, name: shape}
+    if name in node.kwargs:
+        node.kwargs = {**node.kwargs, name: value}
     else:
-        copied.args = (*copied.args[:position], shape, *copied.args[position + 1 :])
+        node.args = (*node.args[:position], value, *node.args[position + 1 :])
 
 
 def _pending_sum(local: Rank, node: Node) -> Any:
