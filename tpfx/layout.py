@@ -14,6 +14,7 @@ from .axes import Concat, Dim, Product, Size, axes, factors, find, occurrences, 
 
 Interval = tuple[int, int]
 Pieces = tuple[Interval, ...]
+Unfolding = tuple[tuple[int, tuple[int, ...]], ...]
 SplitDims = tuple[tuple[int, tuple[Pieces, ...]], ...]
 
 
@@ -115,7 +116,32 @@ def carries(dim: Dim, split: Split) -> bool:
 
 def splittable(dims: Sequence[Dim], split: Split) -> bool:
     """Whether a tensor of these dimensions can be held in a split: no axis runs through it twice."""
-    return all(sum(occurrences(dim, axis)[1] for dim in dims) <= 1 for axis in split.axes)
+    if any(sum(occurrences(dim, axis)[1] for dim in dims) > 1 for axis in split.axes):
+        return False
+    return all(_unfoldable(dim, split) for dim in dims if not isinstance(find(dim).size, int))
+
+
+def _unfoldable(dim: Dim, split: Split) -> bool:
+    """Whether a symbolic dimension is a product of one symbolic factor that a split leaves alone and numbers."""
+    symbolic = [factor for factor in factors(dim) if not isinstance(factor.size, int)]
+    return not carries(dim, split) or (len(symbolic) == 1 and not carries(symbolic[0], split))
+
+
+def unfold(dims: Sequence[Dim], split: Split) -> tuple[list[Dim], Unfolding]:
+    """Dimensions of which a split divides only numbers: a symbolic one that it divides is taken apart.
+
+    Returns the dimensions, and which of the given ones to unflatten into which sizes, last first.
+    """
+    flat: list[Dim] = []
+    unfolding: list[tuple[int, tuple[int, ...]]] = []
+    for index, dim in enumerate(dims):
+        if isinstance(find(dim).size, int) or not carries(dim, split):
+            flat.append(dim)
+        else:
+            flat += factors(dim)
+            sizes = tuple(size if isinstance(size := factor.size, int) else -1 for factor in factors(dim))
+            unfolding.insert(0, (index, sizes))
+    return flat, tuple(unfolding)
 
 
 def partitions(dims: Sequence[Dim], split: Split) -> bool:

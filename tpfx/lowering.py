@@ -18,7 +18,19 @@ from torch.fx.node import map_arg
 
 from .annotations import choice_of, dims_of, layout_of
 from .axes import Dim, find
-from .layout import Partial, Pieces, Split, SplitDims, carries, concrete, count_below, local_size, pieces
+from .layout import (
+    Partial,
+    Pieces,
+    Split,
+    SplitDims,
+    Unfolding,
+    carries,
+    concrete,
+    count_below,
+    local_size,
+    pieces,
+    unfold,
+)
 from .rules import Dims, arguments, tensor_nodes
 from .shapes import bounds
 
@@ -80,6 +92,23 @@ def take(whole: torch.Tensor, dims: SplitDims, rank: int) -> torch.Tensor:
     return whole
 
 
+def take_unfolded(whole: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
+    """`take`, of a tensor some of whose dimensions are products of a size that varies."""
+    return _fold(take(_unfold(whole, unfolding), dims, rank), unfolding)
+
+
+def _unfold(value: torch.Tensor, unfolding: Unfolding) -> torch.Tensor:
+    for dim, sizes in unfolding:
+        value = value.unflatten(dim, sizes)
+    return value
+
+
+def _fold(value: torch.Tensor, unfolding: Unfolding) -> torch.Tensor:
+    for dim, sizes in reversed(unfolding):
+        value = value.flatten(dim, dim + len(sizes) - 1)
+    return value
+
+
 def join(parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int]) -> torch.Tensor:
     """The whole tensor, from the part of every rank."""
     whole = parts[0].new_empty(tuple(shape))
@@ -99,8 +128,15 @@ def _paste(whole: torch.Tensor, part: torch.Tensor, dims: Sequence[tuple[int, Pi
         offset += stop - start
 
 
-def gather_shards(part: torch.Tensor, dims: SplitDims, shape: Sequence[int], ranks: int, group: str) -> torch.Tensor:
+def gather_shards(
+    part: torch.Tensor, dims: SplitDims, shape: Sequence[int], rank: int, ranks: int, group: str, unfolding: Unfolding
+) -> torch.Tensor:
     """The whole tensor on every rank; shards of unequal size are padded for the message."""
+    if unfolding:
+        own = {dim: sum(stop - start for start, stop in owned[rank]) for dim, owned in dims}
+        for dim, sizes in unfolding:
+            first = dim + sum(len(others) - 1 for other, others in unfolding if other < dim)
+            part = part.unflatten(dim, [own.get(first + index, size) for index, size in enumerate(sizes)])
     shape = [extent if index not in dict(dims) else shape[index] for index, extent in enumerate(part.shape)]
     sizes = [local_shape(shape, dims, rank) for rank in range(ranks)]
     counts = [math.prod(size) for size in sizes]
@@ -108,7 +144,7 @@ def gather_shards(part: torch.Tensor, dims: SplitDims, shape: Sequence[int], ran
     flat = torch.nn.functional.pad(flat, (0, max(counts) - flat.shape[0])) if flat.shape[0] < max(counts) else flat
     gathered = c10d.wait_tensor(c10d.all_gather_into_tensor(flat.contiguous(), ranks, group)).view(ranks, -1)
     parts = [gathered[rank, :count].view(size) for rank, (count, size) in enumerate(zip(counts, sizes, strict=True))]
-    return join(parts, dims, shape)
+    return _fold(join(parts, dims, shape), unfolding)
 
 
 def local_shape(shape: Sequence[int], dims: SplitDims, rank: int) -> list[int]:
@@ -147,16 +183,21 @@ def emit_gather(local: Rank, node: Node) -> Node:
     """Bring every rank's part to every rank."""
     value, split = node.args
     assert isinstance(value, Node) and isinstance(split, Split)
-    dims = dims_of(value)
+    dims, unfolding = unfold(dims_of(value), split)
     shape = [size if isinstance(size := find(dim).size, int) else -1 for dim in dims]
-    return local.call(gather_shards, local.of(value), concrete(dims, split).dims, shape, local.ranks, local.group)
+    where = concrete(dims, split).dims
+    return local.call(gather_shards, local.of(value), where, shape, local.rank, local.ranks, local.group, unfolding)
 
 
 def emit_shard(local: Rank, node: Node) -> Node:
     """A rank's part of what it has whole."""
     value, split = node.args
     assert isinstance(value, Node) and isinstance(split, Split)
-    return local.call(take, local.of(value), concrete(dims_of(value), split).dims, local.rank)
+    dims, unfolding = unfold(dims_of(value), split)
+    where = concrete(dims, split).dims
+    if unfolding:
+        return local.call(take_unfolded, local.of(value), where, local.rank, unfolding)
+    return local.call(take, local.of(value), where, local.rank)
 
 
 def emit_pend(local: Rank, node: Node) -> Node:

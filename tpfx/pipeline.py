@@ -114,6 +114,11 @@ class Parallel:
                 found.append(Collective("gather", bytes_of(node.meta["val"]), node.name, self.phase))
         return found
 
+    def __str__(self) -> str:
+        from .dump import dump  # it reads this module
+
+        return dump(self)
+
     def outputs(self) -> list[Node]:
         """The nodes that the graph returns."""
         returned: Sequence[Node] = self.graph.output_node().args[0]  # type: ignore[assignment]

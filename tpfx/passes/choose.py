@@ -28,7 +28,7 @@ from ..annotations import (
 )
 from ..axes import find
 from ..elimination import Factor, Solution, minimise
-from ..layout import Layout, Partial, Replicate, Split, splittable
+from ..layout import Layout, Partial, Replicate, Split, splittable, unfold
 from ..options import REPLICATE, Splits, options
 from ..pins import pinned_layout
 from ..rules import is_tensor, tensor_nodes
@@ -150,8 +150,16 @@ class _Problem:
             yield State(choice, layout, True, cost + self._whole_cost(node, layout))
 
     def _returnable(self, node: Node, layout: Layout) -> bool:
-        """Whether a value may stay as it is: addends never leave a graph."""
-        return not isinstance(layout, Partial) or not any(user.op == "output" for user in node.users)
+        """Whether a value may leave the graph as it is: addends never do, nor parts of a size that varies."""
+        if not any(user.op == "output" for user in node.users):
+            return True
+        match layout:
+            case Replicate():
+                return True
+            case Partial():
+                return False
+            case Split():
+                return not unfold(dims_of(node), layout)[1]
 
     def _whole_cost(self, node: Node, layout: Layout) -> float:
         size = bytes_of(node.meta["val"])

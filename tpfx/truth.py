@@ -1,0 +1,368 @@
+"""Rule truth: run every split that an op's rule allows, and compare with the op run whole.
+
+    check_rule(torch.ops.aten.mm.default, x, weight, dims=("m:2 (h:4 d:8)", "[a:16|b:16] n:6"))
+
+A rule that lets something be split that the op needs whole, or a pending sum through where the op is not linear, gives
+wrong numbers in a model; here it raises `UntrueRuleError`, which says which split showed it.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, Interpreter, Node
+
+from .annotations import Choice, bound_of, dims_of, result_index, set_bound, set_choice, set_dims, set_layout, size_of
+from .axes import Dim, Product, axes, concat, factors, find, product, show, unify
+from .errors import TpfxError
+from .layout import Layout, Partial, Split, concrete
+from .lowering import take
+from .ops import TABLE, rule_for
+from .options import PENDING, REPLICATE, split_choice
+from .passes.localize import localize
+from .rules import Bound, Call, Dims, Rule, is_tensor, tensor_nodes
+from .torch_compiler import FakeTensorMode
+
+_JOIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sum": lambda addends: addends.sum(0),
+    "max": lambda addends: addends.amax(0),
+    "min": lambda addends: addends.amin(0),
+}
+
+
+class UntrueRuleError(TpfxError):
+    """An op split as its rule allows gives another result than the op run whole."""
+
+
+def check_rule(
+    op: Any,
+    *args: Any,
+    rule: Rule | None = None,
+    dims: Sequence[str | None] = (),
+    late: bool = False,
+    dense: bool = False,
+    values: bool = True,
+    ranks: Sequence[int] = (2, 3),
+    seed: int = 0,
+    **kwargs: Any,
+) -> int:
+    """Run an op in every split that its rule allows, divided unevenly, and with every pending sum that it passes on.
+
+    Args:
+        op: an op as it stands in ATen graphs, `torch.ops.aten.mm.default`.
+        args: its arguments; tensors are real ones, best in float64.
+        rule: the row to check, where it is not the one that is registered.
+        dims: for each tensor argument what its dimensions are made of, in the notation of `read`; None: axes.
+        late: whether that becomes known only after the op was seen, by an op that follows.
+        dense: give each rank contiguous copies of its parts, for ops that insist on strides.
+        values: compare values; otherwise shapes and types alone, for ops that leave memory as it is.
+        ranks: the numbers of ranks to divide over; each in a division of its own and one with an idle rank.
+        seed: of the divisions and the addends.
+        kwargs: the op's keyword arguments.
+
+    Returns:
+        How many divisions and pending sums were run: 0 for a rule that allows nothing.
+
+    Raises:
+        UntrueRuleError: a rank's result is not what the rule says, or a rank raises.
+
+    >>> check_rule(torch.ops.aten.cumsum.default, torch.ones(4, 6), 1, rule=Rule("m k -> m k"))
+    tpfx.truth.UntrueRuleError: aten.cumsum.default, split b:6 as (4, 2), …
+    """
+    known = TABLE.get(op)
+    if rule is not None:
+        TABLE[op] = rule
+    try:
+        trial = _Trial.of(op, args, kwargs, dims, late)
+        trial.dense, trial.values, trial.random = dense, values, random.Random(seed)
+        return sum(trial.run(choice, split, count) for choice, split, count in trial.choices(ranks))
+    finally:
+        if rule is not None:
+            del TABLE[op]
+        if known is not None:
+            TABLE[op] = known
+
+
+def read(text: str, names: dict[str, Dim] | None = None) -> Dims:
+    """Dimensions from text, the inverse of `axes.show`: `"b:2 (h:4 d:8) [r:3|r]"`.
+
+    A name's first use gives its size; `_:4` is a new axis at each use.
+    """
+    names = {} if names is None else names
+    tokens = re.findall(r"[()\[\]|]|\w+(?::\d+)?", text)
+    made, rest = _read(tokens, names)
+    if rest:
+        raise ValueError(f"unmatched {rest[0]!r} in dimensions {text!r}")
+    return made
+
+
+def _read(tokens: list[str], names: dict[str, Dim]) -> tuple[Dims, list[str]]:
+    """Dimensions up to a closing bracket or bar, and what follows."""
+    made: Dims = []
+    while tokens and tokens[0] not in (")", "]", "|"):
+        token, *tokens = tokens
+        if token == "(":
+            inside, tokens = _read(tokens, names)
+            made.append(product(inside))
+            tokens = tokens[1:]
+        elif token == "[":
+            parts: Dims = []
+            while not parts or tokens[0] == "|":
+                inside, tokens = _read(tokens[1:] if parts else tokens, names)
+                parts.append(product(inside))
+            made.append(concat(parts))
+            tokens = tokens[1:]
+        else:
+            made.append(_named(token, names))
+    return made, tokens
+
+
+def _named(token: str, names: dict[str, Dim]) -> Dim:
+    name, _, size = token.partition(":")
+    if name.isdigit():
+        return Dim(int(name))
+    if name == "_":
+        return Dim(int(size))
+    if name not in names:
+        names[name] = Dim(int(size))
+    return names[name]
+
+
+@dataclass
+class _Trial:
+    """One call of an op, as a graph of its own, and what the op returns for it when run whole."""
+
+    graph: Graph
+    node: Node
+    inputs: list[torch.Tensor]
+    expected: list[torch.Tensor]
+    dense: bool = False
+    values: bool = True
+    random: random.Random = field(default_factory=random.Random)
+
+    @classmethod
+    def of(cls, op: Any, args: Any, kwargs: Any, dims: Sequence[str | None], late: bool) -> _Trial:
+        inputs: list[torch.Tensor] = list(_tensors([*args, *kwargs.values()]))
+        expected = list(_tensors([op(*_map(args, torch.clone), **_map(kwargs, torch.clone))]))
+        graph, node = _graph(op, args, kwargs)
+        _infer(node, dims, late)
+        for item in node.users:
+            if item.target is operator.getitem:
+                bound = bound_of(node)
+                assert bound is not None
+                set_dims(item, bound.results[result_index(item)])
+        return cls(graph, node, inputs, expected)
+
+    @property
+    def bound(self) -> Bound:
+        bound = bound_of(self.node)
+        assert bound is not None
+        return bound
+
+    def choices(self, ranks: Sequence[int]) -> Iterator[tuple[Choice, Split | None, int]]:
+        """Every way to carry out the op but running it whole, over so many ranks."""
+        tensors = [*self.bound.operands, *self.bound.results]
+        for key in _keys(tensors):
+            for count in ranks:
+                for sizes in _divisions(Split(key), count, self.random):
+                    split = Split(key)
+                    split.divide(sizes)
+                    choice = split_choice(self.bound, split)
+                    if choice is not None:
+                        yield choice, split, count
+        for linear in self.bound.linear:
+            if max(linear) < len(self.inputs) and all(_adds(self.inputs[index]) for index in linear):
+                needs = tuple(PENDING if index in linear else REPLICATE for index in range(len(self.inputs)))
+                for count in ranks:
+                    yield Choice("pending", needs, (PENDING,) * len(self.bound.results)), None, count
+
+    def run(self, choice: Choice, split: Split | None, ranks: int) -> int:
+        """Run every rank and compare; 1, so that runs can be counted."""
+        self._annotate(choice)
+        nodes = list(tensor_nodes(self.node))
+        held = [self._parts(*one, ranks) for one in zip(nodes, self.inputs, choice.operands, strict=True)]
+        what = self._describe(choice, split, ranks)
+        results: list[list[torch.Tensor]] = []
+        for rank in range(ranks):
+            try:
+                local = Interpreter(torch.nn.Module(), graph=localize(self.graph, rank, ranks, "none"))
+                results.append(list(local.run(*(parts[rank].clone() if self.dense else parts[rank] for parts in held))))
+            except Exception as error:
+                raise UntrueRuleError(f"{what}: rank {rank} raised {type(error).__name__}: {error}") from error
+        for index, layout in enumerate(choice.results):
+            parts = [result[index] for result in results]
+            self._compare(what, parts, self.expected[index], self.bound.results[index], layout)
+        return 1
+
+    def _annotate(self, choice: Choice) -> None:
+        for operand, layout in zip(tensor_nodes(self.node), choice.operands, strict=True):
+            set_layout(operand, layout)
+        set_choice(self.node, choice)
+        if is_tensor(self.node):
+            set_layout(self.node, choice.results[0])
+        for item in self.node.users:
+            if item.target is operator.getitem:
+                layout = choice.results[result_index(item)]
+                set_choice(item, Choice("item", (), (layout,)))
+                set_layout(item, layout)
+
+    def _parts(self, node: Node, value: torch.Tensor, layout: Layout, ranks: int) -> list[torch.Tensor]:
+        """What each rank holds of an operand."""
+        if isinstance(layout, Split):
+            where = concrete(dims_of(node), layout).dims
+            return [take(value.clone(), where, rank) for rank in range(ranks)]
+        if isinstance(layout, Partial):
+            return _addends(value, ranks, self.random.randrange(2**31))
+        return [value.clone() for _ in range(ranks)]
+
+    def _compare(
+        self, what: str, parts: Sequence[torch.Tensor], whole: torch.Tensor, dims: Dims, layout: Layout
+    ) -> None:
+        if isinstance(layout, Partial):
+            joined = _JOIN[layout.op](torch.stack(list(parts))).to(whole.dtype)
+            self._close(f"{what}: the ranks' addends", joined, whole)
+            return
+        where = concrete(dims, layout).dims if isinstance(layout, Split) else ()
+        for rank, part in enumerate(parts):
+            self._close(f"{what}: rank {rank}", part, take(whole, where, rank))
+
+    def _close(self, who: str, part: torch.Tensor, expected: torch.Tensor) -> None:
+        exact = expected.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.complex64)
+        limits = {"rtol": 1e-9, "atol": 1e-9} if exact else {}
+        if not self.values:
+            part, expected = torch.zeros_like(part), torch.zeros_like(expected)
+        try:
+            torch.testing.assert_close(part, expected, equal_nan=True, check_stride=False, **limits)
+        except AssertionError as error:
+            raise UntrueRuleError(f"{who} differs from the op run whole. {error}") from error
+
+    def _describe(self, choice: Choice, split: Split | None, ranks: int) -> str:
+        names: dict[Dim, str] = {}
+        tensors = [" ".join(show(dims, names)) or "()" for dims in (*self.bound.operands, *self.bound.results)]
+        call = ", ".join(tensors[: len(self.inputs)]) + " -> " + ", ".join(tensors[len(self.inputs) :])
+        if split is None:
+            way = f"pending sums in operands {[i for i, need in enumerate(choice.operands) if need is PENDING]}"
+        else:
+            way = f"split {' '.join(show(split.axes, names))} as {[tuple(box.values()) for box in split.boxes]}"
+        return f"{self.node.target} {self.node.args} {self.node.kwargs or ''}: {call}, {way}, {ranks} ranks"
+
+
+def _graph(op: Any, args: Any, kwargs: Any) -> tuple[Graph, Node]:
+    """One call with a placeholder for each tensor argument; the graph returns the results one by one."""
+    graph, mode = Graph(), FakeTensorMode()
+
+    def placeholder(value: torch.Tensor) -> Node:
+        node = graph.placeholder(f"operand{len(graph.nodes)}")
+        node.meta["val"] = mode.from_tensor(value)
+        return node
+
+    args, kwargs = _map(args, placeholder), _map(kwargs, placeholder)
+    node = graph.call_function(op, tuple(args), kwargs)
+    with mode:
+        node.meta["val"] = op(*_map(args, _value), **_map(kwargs, _value))
+    if is_tensor(node):
+        graph.output((node,))
+        return graph, node
+    items = []
+    for index, value in enumerate(node.meta["val"]):
+        if isinstance(value, torch.Tensor):
+            items.append(graph.call_function(operator.getitem, (node, index)))
+            items[-1].meta["val"] = value
+    graph.output(tuple(items))
+    return graph, node
+
+
+def _infer(node: Node, texts: Sequence[str | None], late: bool) -> None:
+    """Bind the op's rule, its operands' dimensions refined before or afterwards."""
+    names: dict[str, Dim] = {}
+    refinements: list[tuple[Dim, Dim]] = []
+    for position, operand in enumerate(tensor_nodes(node)):
+        dims = [Dim(size_of(extent)) for extent in operand.meta["val"].shape]
+        text = texts[position] if position < len(texts) else None
+        if text is not None:
+            refinements += zip(dims, read(text, names), strict=True)
+        set_dims(operand, dims)
+    rule = rule_for(node.target)
+    if rule is None:
+        raise UntrueRuleError(f"{node.target} has no rule: register one, or pass it as rule=…")
+    if not late:
+        _refine(refinements)
+    bound = rule.bind(Call(node, dims_of, size_of))
+    if late:
+        _refine(refinements)
+    bound.settle()
+    set_bound(node, bound)
+
+
+def _refine(pairs: Sequence[tuple[Dim, Dim]]) -> None:
+    for dim, structure in pairs:
+        if find(dim).size != find(structure).size:
+            raise ValueError(f"a dimension of {find(dim).size} cannot be {structure}")
+        unify(dim, structure)
+
+
+def _keys(tensors: Sequence[Dims]) -> list[tuple[Dim, ...]]:
+    """The axes of some tensors, and pairs of which one is directly inside the other."""
+    return list(dict.fromkeys(key for dims in tensors for dim in dims for key in _inside(find(dim))))
+
+
+def _inside(root: Dim) -> Iterator[tuple[Dim, ...]]:
+    if root.form is None:
+        if root in axes(root):
+            yield (root,)
+        return
+    for part in root.form.parts:
+        yield from _inside(find(part))
+    if isinstance(root.form, Product):
+        parts = factors(root)
+        yield from (pair for pair in zip(parts, parts[1:], strict=False) if not any(part.form for part in pair))
+
+
+def _divisions(split: Split, ranks: int, draw: random.Random) -> Iterator[list[int]]:
+    """A division in which every rank has something, and one in which one has nothing, where there are such."""
+    for idle in (False, True):
+        for _ in range(100):
+            cuts = sorted(draw.randint(0, split.units) for _ in range(ranks - 1))
+            sizes = [stop - start for start, stop in zip([0, *cuts], [*cuts, split.units], strict=True)]
+            if (0 in sizes) is idle and split.fits(sizes):
+                yield sizes
+                break
+
+
+def _adds(value: torch.Tensor) -> bool:
+    return value.dtype is not torch.bool and value.dtype is not torch.uint8
+
+
+def _addends(value: torch.Tensor, ranks: int, seed: int) -> list[torch.Tensor]:
+    """Random addends of a tensor, one a rank."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(value.shape, generator=generator, dtype=torch.float64) * 2 for _ in range(ranks - 1)]
+    addends = [addend.to(value.dtype).to(value.device) for addend in drawn]
+    return [*addends, value - sum(addends)]
+
+
+def _value(node: Node) -> Any:
+    return node.meta["val"]
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _map(values: Any, change: Callable[[Any], Any]) -> Any:
+    """Arguments with their tensors, or the nodes in their place, changed."""
+    if isinstance(values, (torch.Tensor, Node)):
+        return change(values)
+    if isinstance(values, (list, tuple)):
+        return type(values)(_map(value, change) for value in values)
+    return {name: _map(value, change) for name, value in values.items()} if isinstance(values, dict) else values
