@@ -1,7 +1,8 @@
-"""Calls of ops that change shapes, make tensors or work index by index, drawn at random; see `rule_samples`."""
+"""Calls of ops that change shapes, make tensors or work index by index, drawn at random."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,7 +47,9 @@ def _flip(s: Sampler) -> Case:
 def _roll(s: Sampler) -> Case:
     shape = s.shape()
     dims = s.dims(len(shape))
-    return Case((s.numbers(*shape), [3]) if s.flag() else (s.numbers(*shape), [s.number(-3, 3) for _ in dims], dims))
+    return Case(
+        (s.numbers(*shape), [3]) if s.flag() else (s.numbers(*shape), [s.number(-3, 3) for _ in dims], dims)
+    )
 
 
 @samples(aten.constant_pad_nd.default)
@@ -134,7 +137,10 @@ def _expand(s: Sampler) -> Case:
     source = s.broadcast(shape)
     missing = len(shape) - len(source)
     keep = [size if index < missing or s.flag() else -1 for index, size in enumerate(shape)]
-    sizes = [size if before == 1 else kept for before, kept, size in zip([1] * missing + source, keep, shape, strict=True)]
+    sizes = [
+        size if before == 1 else kept
+        for before, kept, size in zip([1] * missing + source, keep, shape, strict=True)
+    ]
     return Case((s.numbers(*source), sizes))
 
 
@@ -149,7 +155,9 @@ def _cat(s: Sampler) -> Case:
     shape = s.shape()
     at = s.dim(len(shape))
     first = s.floats(*shape)
-    others = [s.floats(*shape[: at % len(shape)], s.one_of(*SIZES), *shape[at % len(shape) + 1 :]) for _ in "ab"]
+    others = [
+        s.floats(*shape[: at % len(shape)], s.one_of(*SIZES), *shape[at % len(shape) + 1 :]) for _ in "ab"
+    ]
     empty = [s.floats(0)] if s.number(0, 9) == 0 else []
     return Case((s.one_of([first, *others], [first, first], [first], [first, *empty, others[0]]), at))
 
@@ -189,7 +197,7 @@ def _split_with_sizes(s: Sampler) -> Case:
     shape = s.shape()
     at = s.dim(len(shape))
     ends = sorted([0, s.number(0, shape[at]), s.one_of(shape[at] // 2, s.number(0, shape[at])), shape[at]])
-    return Case((s.numbers(*shape), [stop - start for start, stop in zip(ends, ends[1:], strict=False)], at))
+    return Case((s.numbers(*shape), [stop - start for start, stop in pairwise(ends)], at))
 
 
 @samples(aten.unbind.int)
@@ -233,9 +241,14 @@ def _scalar(s: Sampler) -> Case:
     return Case((2.5,))
 
 
-@samples(aten.arange.default, aten.arange.start, aten.arange.start_step)
+@samples(aten.arange.default)
 def _arange(s: Sampler) -> Case:
-    return Case((0, 6)) if s.flag() else Case((1, 5))
+    return Case((s.one_of(*SIZES),))
+
+
+@samples(aten.arange.start, aten.arange.start_step)
+def _arange_from(s: Sampler) -> Case:
+    return Case((1, 5))
 
 
 def _one(s: Sampler) -> Case:
@@ -253,7 +266,9 @@ def _empty_like(s: Sampler) -> Case:
 
 @samples(aten._to_copy.default)
 def _to_copy(s: Sampler) -> Case:
-    return Case((s.numbers(*s.shape()),), {"dtype": s.one_of(torch.float64, torch.float32, torch.int32, torch.bool)})
+    return Case(
+        (s.numbers(*s.shape()),), {"dtype": s.one_of(torch.float64, torch.float32, torch.int32, torch.bool)}
+    )
 
 
 @samples(aten.copy.default, aten.copy_.default)
@@ -282,7 +297,9 @@ def _where(s: Sampler) -> Case:
 def _two(s: Sampler) -> tuple[Any, Any]:
     shape = s.shape()
     left, right = s.numbers(*shape), s.numbers(*s.broadcast(shape)) + 20
-    return s.one_of((left, right), (left, 3), (right, left + 20), (left, torch.tensor(2.5)))
+    return s.one_of(
+        (left, right), (left, 3), (right, left + 20), (left, torch.tensor(2.5, dtype=torch.float64))
+    )
 
 
 @samples(aten.mul.Tensor, aten.div.Tensor)
@@ -304,5 +321,3 @@ def _sum(s: Sampler) -> Case:
 @samples(aten.mul.Scalar, aten.div.Scalar)
 def _scaled(s: Sampler) -> Case:
     return Case((s.numbers(*s.shape()), s.one_of(2, 0.5)))
-
-

@@ -3,61 +3,74 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 
-from .backend import Planned, Session
+from .backend import Session
+from .entry import Entry, Inputs
 from .errors import AlreadyCompiledError, InputError, ModelError
 from .mesh import DeviceSpec, Mesh, parse_devices
 from .report import Report
 from .runtime import Runtime
-from .tensor import ShardedTensor, gather_tree
+from .tensor import ShardedTensor
 from .topology import Topology
+from .weights import check_weights, restore_weights, shard_weights
+
+log = logging.getLogger("tpfx")
 
 M = TypeVar("M", bound=torch.nn.Module)
-_SESSION = "_tpfx_session"
 
 
 def compile(
     model: M,
     devices: int | Sequence[DeviceSpec] | None = None,
     *,
-    example_inputs: tuple[Any, ...] | Mapping[str, Any] | None = None,
+    example_inputs: Inputs | None = None,
     topology: Topology | None = None,
     timeout: float = 300.0,
 ) -> M:
     """Split a model over several devices, in place.
 
+    Its parameters and buffers become `ShardedTensor`s; make optimizers afterwards. A parameter that no graph uses
+    yet stays whole, where it was. If anything fails, the model is left as it was.
+
     Args:
         model: any module with parameters. It is changed in place, and returned.
         devices: one device for each rank, repeats allowed; an int for so many; None for all visible GPUs.
-        example_inputs: arguments (a tuple) or keyword arguments (a dict) of one call. With them the weights are
-            divided at once; a transformers model brings its own; otherwise at the first call.
+        example_inputs: arguments (a tuple) or keyword arguments (a dict) of one call, on the first device. With
+            them the weights are divided at once; a transformers model brings its own; otherwise at the first call.
         topology: what messages and arithmetic cost, for the chooser.
         timeout: seconds that a rank waits for the others before `CollectiveTimeout`.
 
     Returns:
-        The same model. Its outputs are plain tensors on the first device; parameters are `ShardedTensor`s.
+        The same model. It takes inputs on the first device; its outputs are plain tensors there.
 
     Raises:
         DeviceError: the devices do not make a mesh.
         AlreadyCompiledError: the model has been compiled before.
-        ModelError: the model has no parameters, or is no module.
+        ModelError: the model is no module, or has no parameters, or some that cannot be divided.
+        InputError: the example inputs are no tuple and no dict, or lie on other devices.
+        Exception: what the model's forward raises with the example inputs.
 
     >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
     """
-    _check(model)
+    _check(model, example_inputs)
     mesh = Mesh(parse_devices(devices))
     session = Session(mesh, Runtime(mesh, timeout), topology or Topology())
-    _wrap_parameters(model, mesh)
-    forward = model.forward
-    setattr(model, _SESSION, session)
-    given = _example(model) if example_inputs is None else example_inputs
-    if given is not None:
-        _plan(model, forward, session, given)
-    model.forward = _entry(forward, session)  # type: ignore[method-assign]
+    slots = shard_weights(model, mesh)
+    try:
+        entry = Entry(model, model.forward, session)
+        _plan(entry, example_inputs)
+    except BaseException:
+        restore_weights(slots)
+        session.runtime.close()
+        raise
+    model.forward = entry  # type: ignore[method-assign]
+    for module in model.modules():
+        module._apply = functools.partial(entry.convert, module)  # type: ignore[method-assign]
     return model
 
 
@@ -67,101 +80,77 @@ def report(model: torch.nn.Module) -> Report:
     Raises:
         ModelError: the model is not compiled.
     """
-    session = getattr(model, _SESSION, None)
-    if session is None:
+    entry = _entry(model)
+    if entry is None:
         raise ModelError("this model is not compiled; call tpfx.compile(model, devices) first")
-    return Report.of(model, session)
+    return Report.of(model, entry.session)
 
 
-def full_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The unsharded state dict, with the original names; tensors on the first device."""
-    whole: dict[str, torch.Tensor] = gather_tree({name: value.detach() for name, value in model.state_dict().items()})
-    return whole
+def full_state_dict(
+    model: torch.nn.Module, device: torch.device | str | None = None
+) -> dict[str, torch.Tensor]:
+    """The unsharded state dict, with the original names: plain tensors, gathered one by one, tied ones still tied.
+
+    Args:
+        model: a compiled model.
+        device: where the tensors shall be, `"cpu"` for a model larger than a device; None for the first device.
+
+    >>> torch.save(tpfx.full_state_dict(model, "cpu"), "model.pt")
+    """
+    state = model.state_dict(keep_vars=True)  # the parameters themselves, so that tied ones can be told
+    distinct = {id(value): value for value in state.values()}
+    made = {key: _plain(value, device) for key, value in distinct.items()}
+    return {name: made[id(value)] for name, value in state.items()}
 
 
-def _check(model: Any) -> None:
+def _plain(value: Any, device: torch.device | str | None) -> Any:
+    if isinstance(value, ShardedTensor):
+        return value.full(device)
+    return value.detach().to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _entry(model: torch.nn.Module) -> Entry | None:
+    forward = vars(model).get("forward")
+    return forward if isinstance(forward, Entry) else None
+
+
+def _check(model: Any, example_inputs: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"tpfx.compile takes an nn.Module, got {type(model).__name__}")
-    if getattr(model, _SESSION, None) is not None:
-        mesh: Mesh = getattr(model, _SESSION).mesh
-        names = [str(device) for device in mesh.devices]
-        raise AlreadyCompiledError(f"this model is compiled already, for {names}; load it anew to split it otherwise")
-    if next(model.parameters(), None) is None:
-        raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to split")
+    entry = _entry(model)
+    if entry is not None:
+        names = [str(device) for device in entry.session.mesh.devices]
+        raise AlreadyCompiledError(
+            f"this model is compiled already, for {names}; load it anew to split it otherwise"
+        )
+    check_weights(model)
+    if example_inputs is not None and not isinstance(example_inputs, (tuple, list, Mapping)):
+        raise InputError(
+            f"example_inputs is a {type(example_inputs).__name__}; pass a tuple of arguments, such as (x,), "
+            "or a dict of keyword arguments"
+        )
 
 
-def _wrap_parameters(model: torch.nn.Module, mesh: Mesh) -> None:
-    """Put a ShardedTensor in the place of every parameter and buffer; tied ones stay tied."""
-    made: dict[int, torch.Tensor] = {}
-    for prefix, module in model.named_modules():
-        for table in (module._parameters, module._buffers):
-            for name, value in table.items():
-                if value is None or isinstance(value, ShardedTensor):
-                    continue
-                if id(value) not in made:
-                    made[id(value)] = _wrapped(value, f"{prefix}.{name}" if prefix else name, mesh)
-                table[name] = made[id(value)]  # type: ignore[assignment]
-
-
-def _wrapped(value: torch.Tensor, name: str, mesh: Mesh) -> torch.Tensor:
-    sharded: torch.Tensor = ShardedTensor(mesh, value, whole=value.detach())
-    if isinstance(value, torch.nn.Parameter):
-        sharded = torch.nn.Parameter(sharded, value.requires_grad)
-    sharded.qualified_name = name  # type: ignore[attr-defined]
-    return sharded
-
-
-def _example(model: torch.nn.Module) -> Mapping[str, Any] | None:
-    """The inputs that a transformers model has of its own."""
-    inputs = getattr(model, "dummy_inputs", None)
-    return inputs if isinstance(inputs, dict) and hasattr(model, "config") else None
-
-
-def _compiled(forward: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(forward, backend=backend, options={"guard_filter_fn": _keep_guards})
-
-
-def _keep_guards(entries: Sequence[Any]) -> list[bool]:
-    """Guards on parameters can go: they belong to tpfx, which never changes what a graph relies on."""
-    return [not isinstance(getattr(entry, "value", None), ShardedTensor) or entry.value.qualified_name is None for entry in entries]
-
-
-def _plan(model: torch.nn.Module, forward: Callable[..., Any], session: Session, given: Any) -> None:
-    args, kwargs = ((), dict(given)) if isinstance(given, Mapping) else (tuple(given), {})
-    _mark_dynamic((args, kwargs))
-    training = model.training
-    model.eval()
+def _plan(entry: Entry, example_inputs: Inputs | None) -> None:
+    """Divide the weights now, if there is an example to go by."""
+    if example_inputs is not None:
+        entry.plan(example_inputs)
+        return
+    own = _own_inputs(entry.model, entry.session.mesh.devices[entry.session.mesh.owned[0]])
+    if own is None:
+        return
     try:
-        with torch.no_grad():
-            _compiled(forward, session.plan)(*args, **kwargs)
-    except Planned:
-        pass
-    finally:
-        model.train(training)
+        entry.plan(own)
+    except Exception as problem:  # the user asked for nothing here: the first call decides, and reports
+        name = type(entry.model).__name__
+        log.info("%s cannot run its own dummy inputs (%s); it is planned at the first call", name, problem)
 
 
-def _entry(forward: Callable[..., Any], session: Session) -> Callable[..., Any]:
-    compiled = _compiled(forward, session.compile)
-
-    @functools.wraps(forward)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        _mark_dynamic((args, kwargs))
-        return gather_tree(compiled(*args, **kwargs))
-
-    return call
-
-
-def _mark_dynamic(inputs: Any) -> None:
-    """Say of batch and length that they will vary, so that one graph serves all."""
-    for leaf in _tensors(inputs):
-        if type(leaf) is torch.Tensor and leaf.dim() and not hasattr(leaf, "_dynamo_weak_dynamic_indices"):
-            dims = (0, 1) if leaf.dim() == 2 or (leaf.dim() == 3 and leaf.is_floating_point()) else (0,)
-            leaf._dynamo_weak_dynamic_indices = set(dims)  # type: ignore[attr-defined]
-
-
-def _tensors(inputs: Any) -> list[torch.Tensor]:
-    args, kwargs = inputs
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-
-
-__all__ = ["InputError", "compile", "full_state_dict", "report"]
+def _own_inputs(model: torch.nn.Module, device: torch.device) -> dict[str, Any] | None:
+    """The inputs that a transformers model has of its own."""
+    inputs = getattr(model, "dummy_inputs", None) if hasattr(model, "config") else None
+    if not isinstance(inputs, dict):
+        return None
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
+    }

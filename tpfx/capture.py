@@ -4,8 +4,8 @@
         model = AutoModelForCausalLM.from_config(config)          # no memory, whatever its size
     print(plan_offline(model, 8))                                 # the parallel graph, as text
 
-The model may be on any device, meta too; its parameters are replaced by fake tensors for as long as it runs. Code
-between two graphs runs eagerly, on fake tensors.
+The model may be on any device, meta too; its parameters are replaced by fake tensors for as long as it runs.
+Code between two graphs runs eagerly, on fake tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .layout import Shards
 from .pipeline import Parallel, parallelize
 from .program import shards_of
 from .topology import Topology
-from .torch_compiler import FakeTensorMode, aot_module_simplified, unset_fake_temporarily
+from .torch_compiler import FakeTensorMode, aot_module_simplified, mark_dynamic_sizes, unset_fake_temporarily
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
@@ -57,8 +57,8 @@ def plan_offline(
     Args:
         model: a module on any device, "meta" included; it is left as it was.
         devices: how many devices to split it over.
-        inputs: arguments (a tuple) or keyword arguments (a dict) of one call, of which only dtypes and shapes count.
-            A transformers model brings its own.
+        inputs: arguments (a tuple) or keyword arguments (a dict) of one call; only dtypes and shapes
+            count. A transformers model brings its own.
         topology: what messages and arithmetic cost.
         symbolic: whether batch and length are left open in the plan.
 
@@ -75,8 +75,10 @@ def plan_offline(
     return max(plans, key=lambda parallel: len(parallel.graph.nodes))
 
 
-def plan_graphs(captured: Sequence[Captured], devices: int, topology: Topology | None = None) -> list[Parallel]:
-    """Plan graphs of one model in the order of capture; a parameter keeps the layout of the first that uses it."""
+def plan_graphs(
+    captured: Sequence[Captured], devices: int, topology: Topology | None = None
+) -> list[Parallel]:
+    """Plan graphs of one model, in the order of capture: a parameter keeps its layout in later ones."""
     if devices < 1:
         raise InputError(f"cannot split a model over {devices} devices; name at least 1")
     pinned: dict[str, Shards] = {}
@@ -99,26 +101,38 @@ def capture(model: torch.nn.Module, inputs: Inputs | None = None, *, symbolic: b
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     args, kwargs = _call(model, inputs)
-    args, kwargs = tree_map_only(torch.Tensor, lambda value: _fake_input(value, mode, symbolic), (args, kwargs))
+    args, kwargs = tree_map_only(
+        torch.Tensor, lambda value: _fake_input(value, mode, symbolic), (args, kwargs)
+    )
     captured: list[Captured] = []
     with _without_weights(model, mode) as sources, torch.no_grad():
         backend = _recorder(sources, captured)
         try:
             torch.compile(_fresh(model.forward), backend=backend)(*args, **kwargs)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"{type(model).__name__} cannot be captured: {reason}") from error
+        except Exception as error:
+            raise _explained(model, error) from error
     if not captured:
         raise ModelError(f"{type(model).__name__} computes nothing with tensors: there is no graph to split")
     return captured
 
 
-def trace(module: GraphModule, finish: Callable[[GraphModule], Callable[..., Any]], fakes: Sequence[Any]) -> Any:
+def _explained(model: torch.nn.Module, error: Exception) -> TpfxError:
+    """Why a capture failed, in one line."""
+    cause = getattr(error, "inner_exception", error)
+    if isinstance(cause, TpfxError):
+        return cause
+    reason = next(iter(str(cause).strip().splitlines()), "")
+    return ModelError(f"{type(model).__name__} cannot be captured: {type(cause).__name__}: {reason}")
+
+
+def trace(
+    module: GraphModule, finish: Callable[[GraphModule], Callable[..., Any]], fakes: Sequence[Any]
+) -> Any:
     """Lower one of Dynamo's graphs to ATen through AOTAutograd; `finish` says what runs it."""
 
-    def inference(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+    def inference(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         with unset_fake_temporarily():
-            return finish(lowered)
+            return finish(gm)
 
     return aot_module_simplified(
         module,
@@ -139,8 +153,8 @@ def settle_sources(lowered: GraphModule, sources: Sequence[Source]) -> list[Sour
     placeholders = lowered.graph.find_nodes(op="placeholder")
     if len(placeholders) != len(sources):
         raise TpfxError(
-            f"the captured graph takes {len(placeholders)} inputs where the model gave {len(sources)}: "
-            "inputs that share memory and are written to cannot be sharded; pass copies"
+            f"the captured graph takes {len(placeholders)} inputs where the model gave {len(sources)}: it "
+            "writes to inputs that share memory (pass copies), or has an op with side effects, as linalg.inv"
         )
     written = _written(lowered)
     settled = []
@@ -163,7 +177,7 @@ def _written(lowered: GraphModule) -> set[Node]:
 
 
 def _recorder(sources: Mapping[int, Source], captured: list[Captured]) -> Callable[..., Any]:
-    """A backend of Dynamo that keeps the graphs, and runs them as they are; `sources` by the id of a tensor."""
+    """A backend of Dynamo that keeps the graphs, and runs them as they are; `sources` by ids of tensors."""
 
     def backend(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         placeholders = module.graph.find_nodes(op="placeholder")
@@ -176,7 +190,9 @@ def _recorder(sources: Mapping[int, Source], captured: list[Captured]) -> Callab
             captured.append(Captured(lowered, settle_sources(lowered, known)))
             return _boxed(lowered)
 
-        compiled: Callable[..., Any] = trace(module, finish, [node.meta["example_value"] for node in placeholders])
+        compiled: Callable[..., Any] = trace(
+            module, finish, [node.meta["example_value"] for node in placeholders]
+        )
         return compiled
 
     return backend
@@ -196,7 +212,11 @@ def _fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(function, FunctionType):
         return forward
     copy = FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return MethodType(copy, forward.__self__)  # type: ignore[attr-defined]
@@ -207,11 +227,11 @@ def _fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _without_weights(model: torch.nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, Source]]:
-    """Fake parameters and buffers, tied ones tied, for as long as this lasts; gives what each is by its id."""
+    """Fake parameters and buffers, tied ones tied, while this lasts; gives what each is by its id."""
     made: dict[int, torch.Tensor] = {}
     sources: dict[int, Source] = {}
     before: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     try:
         for prefix, module in model.named_modules():
             for table, kind in ((module._parameters, "parameter"), (module._buffers, "buffer")):
@@ -222,13 +242,14 @@ def _without_weights(model: torch.nn.Module, mode: FakeTensorMode) -> Iterator[d
                     if id(value) not in made:
                         fake = made[id(value)] = _fake(value, mode)
                         sources[id(fake)] = Source(kind, f"{prefix}.{name}" if prefix else name)
-                    table[name] = made[id(value)]  # type: ignore[assignment]
+                    table[name] = made[id(value)]
         model.eval()
         yield sources
     finally:
         for table, values in before:
             table.update(values)
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def _fake(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
@@ -247,12 +268,14 @@ def _call(model: torch.nn.Module, inputs: Inputs | None) -> tuple[tuple[Any, ...
     if isinstance(given, (tuple, list)):
         return tuple(given), {}
     what = "has no inputs of its own" if given is None else f"cannot be called with a {type(given).__name__}"
-    raise InputError(f"{type(model).__name__} {what}; pass a tuple of arguments or a dict of keyword arguments")
+    raise InputError(
+        f"{type(model).__name__} {what}; pass a tuple of arguments or a dict of keyword arguments"
+    )
 
 
 def _fake_input(value: torch.Tensor, mode: FakeTensorMode, symbolic: bool) -> torch.Tensor:
     fake = _fake(value, mode)
     if symbolic and fake.dim():
-        dims = (0, 1) if fake.dim() == 2 or (fake.dim() == 3 and fake.is_floating_point()) else (0,)
-        fake._dynamo_weak_dynamic_indices = set(dims)  # type: ignore[attr-defined]
+        text = fake.dim() == 2 or (fake.dim() == 3 and fake.is_floating_point())
+        mark_dynamic_sizes(fake, {0, 1} if text else {0})
     return fake

@@ -2,8 +2,8 @@
 
     ROWS[aten.transpose.int].kept((4, 6), (x, 0, 1), (6, 4))     # (1, 0): where each dimension comes from
 
-A dimension that an op keeps as it is may be split, so the parts of the result lie as the parts of the operand do. An
-op that is not listed here, or touches a split dimension, needs the whole tensor.
+A dimension that an op keeps as it is may be split, so the parts of the result lie as the parts of the operand do.
+An op that is not listed here, or touches a split dimension, needs the whole tensor.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Row:
     """How an op treats the dimensions of its first argument, a tensor or a list of tensors.
 
     Attributes:
-        kept: from the operand's shape, the arguments and the result's shape: for each dimension of the result, the
-            one that it is, None for a new or changed one. None in place of it all where that cannot be said.
+        kept: from the operand's shape, the arguments and the result's shape: for each dimension of the result,
+            the one that it is, None for a new or changed one. None in place of it all where that cannot be said.
         aligned: the other arguments that are taken apart as the result is (broadcast to it), by position.
         sizes: the argument that spells out the shape of the result.
     """
@@ -95,8 +95,10 @@ def _expanded(shape: Shape, args: Sequence[Any], result: Shape) -> Kept:
     return [None if at < new or shape[at - new] != extent else at - new for at, extent in enumerate(result)]
 
 
-def _viewed(shape: Shape, args: Sequence[Any], result: Shape) -> Kept:
+def _viewed(shape: Shape, args: Sequence[Any], result: Shape) -> Kept | None:
     """A dimension stays where as much lies before it, and it is as large, as before."""
+    if 0 in shape:
+        return None
     before = {_product(shape[:dim]): dim for dim in range(len(shape)) if shape[dim] != 1}
     kept: list[int | None] = []
     for at, extent in enumerate(result):
@@ -160,11 +162,13 @@ _ELEMENTWISE = {
 
 @functools.cache
 def elementwise(func: Any) -> bool:
-    """Whether each element of the result comes from the same element of the operands, of those that broadcast."""
+    """Whether each element of the result comes from the same element of the operands, broadcast."""
     if func in _ELEMENTWISE:
         return True
     schema, tags = func._schema, func.tags
-    one_tensor = len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor"  # aten.equal has the tag too
+    one_tensor = (
+        len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor"
+    )  # aten.equal has the tag too
     return (
         torch.Tag.pointwise in tags
         and torch.Tag.nondeterministic_seeded not in tags
@@ -177,7 +181,9 @@ def elementwise(func: Any) -> bool:
 def written(func: Any) -> tuple[int, ...]:
     """The positions of the arguments that an op writes into."""
     arguments = enumerate(func._schema.arguments)
-    return tuple(at for at, argument in arguments if argument.alias_info is not None and argument.alias_info.is_write)
+    return tuple(
+        at for at, argument in arguments if argument.alias_info is not None and argument.alias_info.is_write
+    )
 
 
 def moved(placement: Shards, kept: Kept) -> Shards | None:
@@ -197,7 +203,8 @@ def cut(placement: Shards, at: int, start: int, stop: int) -> tuple[Shards, list
     owned = dict(placement.dims)[at]
     inside = [(count_below(own, start), count_below(own, stop)) for own in owned]
     clipped: tuple[Pieces, ...] = tuple(
-        tuple((max(a, start) - start, min(b, stop) - start) for a, b in own if a < stop and b > start) for own in owned
+        tuple((max(a, start) - start, min(b, stop) - start) for a, b in own if a < stop and b > start)
+        for own in owned
     )
     dims = tuple((dim, clipped if dim == at else intervals) for dim, intervals in placement.dims)
     return Shards(dims), inside

@@ -16,21 +16,19 @@ from .rules import Rule, arguments
 
 aten = torch.ops.aten
 
-_ATTENTION = "b (g r) q! e!, b g k! e!, b g k! f!, b (g r) q! k! -> b (g r) q! f!, b (g r) q!"
-
 TABLE: dict[Any, Rule] = {
     # matrix products
-    aten.linear.default: Rule("... k, n k -> ... n", linear=((0,), (1,))),
+    aten.linear.default: Rule(shapes.linear),
     aten.mm.default: Rule("m k, k n -> m n", linear=((0,), (1,))),
     aten.bmm.default: Rule("b m k, b k n -> b m n", linear=((0,), (1,))),
     aten.mv.default: Rule("m k, k -> m", linear=((0,), (1,))),
     aten.dot.default: Rule("k, k ->", linear=((0,), (1,))),
-    aten.baddbmm.default: Rule("b m n, b m k!, b k! n -> b m n"),
+    aten.baddbmm.default: Rule(shapes.baddbmm),
     # attention
-    aten._scaled_dot_product_flash_attention_for_cpu.default: Rule(_ATTENTION, lower="attention"),
-    aten._scaled_dot_product_flash_attention.default: Rule(_ATTENTION, lower="attention"),
-    aten._scaled_dot_product_efficient_attention.default: Rule(_ATTENTION, lower="attention"),
-    aten._scaled_dot_product_cudnn_attention.default: Rule(_ATTENTION, lower="attention"),
+    aten._scaled_dot_product_flash_attention_for_cpu.default: Rule(shapes.attention, lower="attention"),
+    aten._scaled_dot_product_flash_attention.default: Rule(shapes.attention, lower="attention"),
+    aten._scaled_dot_product_efficient_attention.default: Rule(shapes.attention, lower="attention"),
+    aten._scaled_dot_product_cudnn_attention.default: Rule(shapes.attention, lower="attention"),
     # lookups
     aten.embedding.default: Rule("v d, ... -> ... d", linear=((0,),), lower="embedding"),
     aten.index_select.default: Rule(shapes.index_select, linear=((0,),)),
@@ -39,18 +37,18 @@ TABLE: dict[Any, Rule] = {
     aten.index_put.default: Rule(shapes.index_put),
     aten.index_copy.default: Rule(shapes.index_copy),
     # normalisation
-    aten.native_layer_norm.default: Rule("... d!, d!, d! -> ... d!, ... 1, ... 1"),
-    aten._fused_rms_norm.default: Rule("... d!, d! -> ... d!, ... 1"),
+    aten.native_layer_norm.default: Rule(shapes.norm),
+    aten._fused_rms_norm.default: Rule(shapes.norm),
     aten._softmax.default: Rule(shapes.along),
     aten._safe_softmax.default: Rule(shapes.along),
     aten._log_softmax.default: Rule(shapes.along),
     # reductions
-    aten.sum.dim_IntList: Rule(shapes.reduction, linear=((0,),)),
-    aten.sum.default: Rule(shapes.reduction, linear=((0,),)),
-    aten.mean.dim: Rule(shapes.reduction, linear=((0,),), lower="mean"),
-    aten.mean.default: Rule(shapes.reduction, linear=((0,),), lower="mean"),
-    aten.amax.default: Rule(shapes.reduction, reduce="max"),
-    aten.amin.default: Rule(shapes.reduction, reduce="min"),
+    aten.sum.dim_IntList: Rule(shapes.reduction),
+    aten.sum.default: Rule(shapes.reduction),
+    aten.mean.dim: Rule(shapes.reduction, lower="mean"),
+    aten.mean.default: Rule(shapes.reduction, lower="mean"),
+    aten.amax.default: Rule(shapes.reduction, lower="extreme"),
+    aten.amin.default: Rule(shapes.reduction, lower="extreme"),
     aten.any.dim: Rule(shapes.along_gone),
     aten.any.default: Rule(shapes.along_gone),
     aten.all.default: Rule(shapes.along_gone),
@@ -60,7 +58,7 @@ TABLE: dict[Any, Rule] = {
     aten.var.correction: Rule(shapes.along_gone),
     aten.linalg_vector_norm.default: Rule(shapes.along_gone),
     # along one dimension
-    aten.cumsum.default: Rule(shapes.along, linear=((0,),)),
+    aten.cumsum.default: Rule(shapes.cumsum),
     aten.sort.default: Rule(shapes.along),
     aten.sort.stable: Rule(shapes.along),
     aten.topk.default: Rule(shapes.along),
@@ -76,9 +74,9 @@ TABLE: dict[Any, Rule] = {
     aten.transpose.int: Rule(shapes.permute, linear=((0,),)),
     aten.permute.default: Rule(shapes.permute, linear=((0,),)),
     aten.unsqueeze.default: Rule(shapes.unsqueeze, linear=((0,),)),
-    aten.squeeze.dim: Rule(shapes.squeeze, linear=((0,),)),
-    aten.squeeze.dims: Rule(shapes.squeeze, linear=((0,),)),
-    aten.squeeze.default: Rule(shapes.squeeze, linear=((0,),)),
+    aten.squeeze.dim: Rule(shapes.squeeze, linear=((0,),), lower="squeeze"),
+    aten.squeeze.dims: Rule(shapes.squeeze, linear=((0,),), lower="squeeze"),
+    aten.squeeze.default: Rule(shapes.squeeze, linear=((0,),), lower="squeeze"),
     aten.expand.default: Rule(shapes.expand, linear=((0,),), shape="size"),
     aten.repeat.default: Rule(shapes.repeat, linear=((0,),)),
     aten.cat.default: Rule(shapes.cat),
@@ -147,6 +145,6 @@ def is_random(node: Node) -> bool:
 
 # Custom ops of other libraries, by name: they need not be installed.
 _EXTERNAL: dict[str, Rule] = {
-    "transformers.grouped_mm_fallback.default": Rule("t k, e! k n, e! -> t n", linear=((0,), (1,))),
-    "aten._grouped_mm.default": Rule("t k, e! k n, e! -> t n", linear=((0,), (1,))),
+    "transformers.grouped_mm_fallback.default": Rule(shapes.grouped_mm),
+    "aten._grouped_mm.default": Rule(shapes.grouped_mm, lower="grouped_mm"),
 }

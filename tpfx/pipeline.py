@@ -26,6 +26,7 @@ from .passes.infer_axes import infer_axes
 from .passes.insert import insert
 from .passes.localize import localize
 from .passes.normalize import normalize
+from .passes.simplify import simplify
 from .passes.verify import verify
 from .pins import recognise
 from .topology import Topology
@@ -61,6 +62,7 @@ def _choose(graph: Graph, context: Context) -> None:
 
 PASSES: tuple[Callable[[Graph, Context], None], ...] = (
     lambda graph, context: normalize(graph),
+    lambda graph, context: simplify(graph),
     _infer,
     _choose,
     lambda graph, context: divide(graph, context.ranks),

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from .axes import Dim, Size, concat, cut, find, product, slice_of
-from .rules import Bound, Call, Dims, is_tensor
+from .rules import Bound, Call, Dims, Rule, is_tensor
 
 FULL = torch.iinfo(torch.int64).max
 
@@ -39,6 +39,43 @@ def _checked(bound: Bound, call: Call, dims: Dims, index: int = 0) -> Dims:
             bound.whole.append(dim)
             checked += _unknown(bound, [size])
     return checked
+
+
+def linear(call: Call) -> Bound:
+    """x @ w.T: with a bias every rank would add it to its addend, so what is contracted must be whole."""
+    if call.get("bias") is not None:
+        return Rule("... k!, n k!, n -> ... n").bind(call)
+    return Rule("... k, n k -> ... n", linear=((0,), (1,))).bind(call)
+
+
+def baddbmm(call: Call) -> Bound:
+    """A batch of products added to what broadcasts to it."""
+    added = " ".join(["b", "m", "n"][3 - len(call.dims[0]) :])
+    return Rule(f"{added}, b m k!, b k! n -> b m n").bind(call)
+
+
+def attention(call: Call) -> Bound:
+    """Heads by themselves; several query heads may share one of the keys' and values'."""
+    query, key = find(call.dims[0][1]).size, find(call.dims[1][1]).size
+    heads, group = ("h", "h") if call.same_size(query, key) else ("h", "1") if key == 1 else ("(g r)", "g")
+    mask = " ".join(["b", heads, "q!", "k!"][4 - len(call.dims[3]) :]) if len(call.dims) > 3 else ""
+    keys = f"b {group} k! e!, b {group} k! f!, {mask}"
+    sums = f"b {heads} q! 1" if call.results[1].dim() == 4 else f"b {heads} q!"  # cuDNN keeps the dimension
+    return Rule(f"b {heads} q! e!, {keys} -> b {heads} q! f!, {sums}").bind(call)
+
+
+def grouped_mm(call: Call) -> Bound:
+    """Each expert's tokens, which lie one after the other, by that expert's matrix."""
+    if [len(dims) for dims in call.dims] != [2, 3, 1]:
+        return unsplit(call)
+    return Rule("t! k, e! k n, e! -> t! n", linear=((0,), (1,))).bind(call)
+
+
+def norm(call: Call) -> Bound:
+    """The last dimensions normalised together, whole."""
+    count = len(call["normalized_shape"])
+    last, ones = " ".join(f"d{index}!" for index in range(count)), " ".join("1" * count)
+    return Rule(f"... {last}, {last}, {last} -> ... {last}, ... {ones}, ... {ones}").bind(call)
 
 
 def unsplit(call: Call) -> Bound:
@@ -90,10 +127,15 @@ def _flag_unmatched(bound: Bound, call: Call) -> None:
 def cast(call: Call) -> Bound:
     """A copy to another type or device; linear between floating types."""
     bound = pointwise(call)
-    source, result = call.operands[0].meta["val"], call.results[0]
-    if source.dtype.is_floating_point and result.dtype.is_floating_point:
+    if _floating(call):
         bound.linear = ((0,),)
     return bound
+
+
+def _floating(call: Call) -> bool:
+    """Whether nothing is rounded on the way from the operand to the result."""
+    source, result = call.operands[0].meta["val"], call.results[0]
+    return bool(source.dtype.is_floating_point and result.dtype.is_floating_point)
 
 
 def masked_fill(call: Call) -> Bound:
@@ -247,11 +289,20 @@ def reduction(call: Call) -> Bound:
     touched = _touched(call)
     bound = Bound(call.dims, [])
     bound.contracted = [dim for index, dim in enumerate(call.dims[0]) if index in touched]
-    bound.reduce = "sum"
     name = str(call.node.target)
     if "amax" in name or "amin" in name:
         bound.reduce = "max" if "amax" in name else "min"
+    elif _floating(call):
+        bound.linear = ((0,),)
     bound.results = [_checked(bound, call, _reduced(call, touched))]
+    return bound
+
+
+def cumsum(call: Call) -> Bound:
+    """Sums along one dimension; linear unless they are rounded to integers."""
+    bound = along(call)
+    if _floating(call):
+        bound.linear = ((0,),)
     return bound
 
 
@@ -285,13 +336,14 @@ def pad(call: Call) -> Bound:
 def cat(call: Call) -> Bound:
     """The concatenation of one dimension; the others agree."""
     bound = Bound(call.dims, [])
-    at = call.dim(call["dim"])
-    first = call.dims[0]
-    for dims in call.dims[1:]:
+    given = [dims for dims in call.dims if len(dims) != 1 or find(dims[0]).size != 0] or call.dims[:1]
+    first = given[0]
+    at = call.dim(call["dim"], len(first))
+    for dims in given[1:]:
         for index, (left, right) in enumerate(zip(first, dims, strict=True)):
             if index != at:
                 bound.match(left, right)
-    joined = [concat(dims[at] for dims in call.dims) if index == at else dim for index, dim in enumerate(first)]
+    joined = [concat(dims[at] for dims in given) if index == at else dim for index, dim in enumerate(first)]
     bound.results = [_checked(bound, call, joined)]
     bound.linear = (tuple(range(len(call.dims))),)
     return bound
@@ -363,13 +415,14 @@ def split(call: Call) -> Bound:
     at = call.dim(call["dim"])
     bound = Bound(call.dims, [])
     rest: Dim | None = call.dims[0][at]
-    count = len(call.results)
-    for index in range(count):
+    for index in range(len(call.results)):
         size = call.result_sizes(index)[at]
         part = None
-        if rest is not None and index == count - 1:
-            part = rest
-        elif rest is not None and isinstance(size, int) and 0 < size:
+        if size == 0:
+            part = Dim(0)
+        elif rest is not None and size == find(rest).size:
+            part, rest = rest, Dim(0)
+        elif rest is not None and isinstance(size, int):
             part, rest = cut(rest, size) or (None, None)
         if part is None:
             bound.whole.append(call.dims[0][at])

@@ -34,8 +34,9 @@ from ..pins import pinned_layout
 from ..rules import is_tensor, tensor_nodes
 from ..topology import Topology
 
-SMALL = 1 / 32  # weights below this part of a typical one cost next to nothing where they lie
-PRICE = 20.0  # leaving a typical weight matrix whole costs this many of the graph's largest messages
+SMALL = 1 / 16  # weights below this part of a small matrix cost next to nothing where they lie
+PRICE = 3.0  # holding a small weight matrix costs as much as this many of the graph's largest messages
+NEGLIGIBLE = 0.01  # matrices so small that together they have this part of the bytes do not set the price
 GATHERED_WEIGHT = 4.0  # gathering a weight at every call is this much dearer than its message
 
 
@@ -59,7 +60,7 @@ class Variable:
 
 def choose(graph: Graph, ranks: int, topology: Topology, splits: Splits) -> Solution:
     """Record a choice for every op and a layout for every tensor; returns the solution that they come from."""
-    problem = _Problem(graph, ranks, topology, splits)
+    problem = Problem(graph, ranks, topology, splits)
     factors = list(problem.factors())
     solution = minimise([len(variable.states) for variable in problem.variables], factors)
     for variable, value in zip(problem.variables, solution.assignment, strict=True):
@@ -70,7 +71,7 @@ def choose(graph: Graph, ranks: int, topology: Topology, splits: Splits) -> Solu
     return solution
 
 
-class _Problem:
+class Problem:
     """The variables and tables of one graph."""
 
     def __init__(self, graph: Graph, ranks: int, topology: Topology, splits: Splits) -> None:
@@ -89,12 +90,11 @@ class _Problem:
 
     def _price(self, graph: Graph) -> float:
         """Seconds a resident byte: such that whole weight matrices are dearer than messages."""
-        weights = [bytes_of(n.meta["val"]) for n in graph.nodes if n.op == "placeholder" and _is_weight(n)]
+        small = _small_matrix(graph)
         values = [bytes_of(n.meta["val"]) for n in graph.nodes if (b := bound_of(n)) and b.contracted and is_tensor(n)]
-        typical = sum(size * size for size in weights) / max(1, sum(weights))
         message = self.topology.all_reduce(max(values, default=0), self.ranks)
-        self.small = SMALL * typical
-        return PRICE * message / max(1.0, typical)
+        self.small = SMALL * small
+        return PRICE * message / small
 
     def _states(self, node: Node, pending: frozenset[Node]) -> list[State]:
         if node.op == "placeholder":
@@ -224,6 +224,18 @@ class _Problem:
 def _offers(state: State, need: Layout) -> bool:
     """Whether a value in this state can be had as needed: as it is, or made from the whole value by each rank."""
     return state.result == need or state.whole or isinstance(state.result, Replicate)
+
+
+def _small_matrix(graph: Graph) -> float:
+    """The bytes of the smallest matrix that matters: all smaller ones together are negligible."""
+    values = [node.meta["val"] for node in graph.nodes if node.op == "placeholder" and _is_weight(node)]
+    sizes = sorted(bytes_of(value) for value in values if value.dim() > 1) or [bytes_of(value) for value in values]
+    total, seen = sum(sizes), 0
+    for size in sizes:
+        seen += size
+        if seen > NEGLIGIBLE * total:
+            return float(size)
+    return 1.0
 
 
 def _is_weight(node: Node) -> bool:

@@ -1,0 +1,5 @@
+"""`python -m tpfx`: the command line."""
+
+from .cli import main
+
+main()

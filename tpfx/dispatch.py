@@ -1,0 +1,304 @@
+"""Eager ops on sharded tensors: part by part where that is the same thing, on the gathered whole otherwise.
+
+A view that cannot be had part by part is made anew of the gathered base each time it is looked at; what is
+written into it goes to the base. So every op is right, and `eager.ROWS` says which ones are cheap.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from .eager import ROWS, cut, elementwise, moved, written
+from .errors import ShardingError
+from .layout import Shards
+from .lowering import take
+from .shapes import bounds
+from .tensor import ShardedTensor, copy_dynamic
+
+log = logging.getLogger("tpfx")
+aten = torch.ops.aten
+
+Columns = list[Sequence[Any]]  # for each argument, its value on each rank
+
+
+def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Carry out an op of which at least one argument is a ShardedTensor."""
+    owner = _owner(args)
+    if owner is None or owner._mesh is None:
+        return _on_wholes(func, args, kwargs)
+    if func is aten.detach.default or func is aten.alias.default:
+        return owner.alias()
+    if torch.Tag.inplace_view in func.tags:
+        raise ShardingError(
+            f"{func} cannot change the shape of {owner!r} in place: make a new tensor instead"
+        )
+    if kwargs.get("device") == owner.device:
+        kwargs = {name: value for name, value in kwargs.items() if name != "device"}
+    done = _by_parts(func, args, kwargs, owner)
+    if done is not None:
+        return done
+    if func.is_view:
+        return _view(func, args, kwargs, owner)
+    if func is aten._to_copy.default and owner._whole is not None and "device" not in kwargs:
+        return _undivided_copy(func, args, kwargs, owner)
+    return _on_wholes(func, args, kwargs)
+
+
+def _owner(args: Sequence[Any]) -> ShardedTensor | None:
+    """The tensor whose parts decide how an op is carried out: the first that is split, or else the first."""
+    found: ShardedTensor | None = None
+    for arg in args:
+        for leaf in arg if isinstance(arg, (list, tuple)) else (arg,):
+            if isinstance(leaf, ShardedTensor):
+                if leaf.placement:
+                    return leaf
+                found = found if found is not None else leaf
+    return found
+
+
+def _by_parts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:
+    """The op on every part by itself; None where that is not the same thing."""
+    if owner.shards is None or "device" in kwargs:
+        return None
+    row = ROWS.get(func)
+    if row is not None:
+        return None if kwargs else _by_row(func, args, owner)
+    return _by_element(func, args, kwargs, owner) if elementwise(func) else None
+
+
+def _by_element(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:
+    assert owner.placement is not None
+    tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor)]
+    shape = (
+        owner.shape if len(tensors) == 1 else torch.broadcast_shapes(*[tensor.shape for tensor in tensors])
+    )
+    new = len(shape) - owner.dim()
+    if any(shape[dim + new] != owner.shape[dim] for dim, _ in owner.placement.dims):
+        return None
+    placement = (
+        Shards(tuple((dim + new, own) for dim, own in owner.placement.dims)) if new else owner.placement
+    )
+    if func._schema.is_mutable:
+        if written(func) != (0,) or args[0] is not owner:
+            return None
+        _run(func, [_spread(arg, owner, placement, shape) for arg in args], kwargs, owner)
+        return owner
+    parts = _run(func, [_spread(arg, owner, placement, shape) for arg in args], kwargs, owner)
+    made = _made(owner, parts, placement, shape)
+    if func is aten._to_copy.default:
+        made.qualified_name = owner.qualified_name
+    return made
+
+
+def _by_row(func: Any, args: tuple[Any, ...], owner: ShardedTensor) -> Any:
+    """An op that keeps the split dimensions as they are."""
+    assert owner.placement is not None
+    row, listed = ROWS[func], isinstance(args[0], (list, tuple))
+    if not listed and args[0] is not owner:
+        return None
+    like = _like(func, args, owner) if func.is_view or row.sizes is not None else None
+    several = isinstance(like, (list, tuple))
+    kept = row.kept(owner.shape, args, () if like is None or several else like.shape)
+    placement = None if kept is None else moved(owner.placement, kept)
+    if placement is None or kept is None:
+        return _slice_split(args, owner, like) if func is aten.slice.Tensor else None
+    columns: Columns = []
+    for position, arg in enumerate(args):
+        if position == row.sizes:
+            columns.append(_local_sizes(like.shape, placement, owner))  # type: ignore[union-attr]
+        elif position in row.aligned:
+            extents = [owner.shape[dim] if dim is not None else 1 for dim in kept]
+            columns.append(_spread(arg, owner, placement, extents))
+        elif position == 0 and listed:
+            columns.append(
+                list(zip(*(_spread(item, owner, owner.placement, owner.shape) for item in arg), strict=True))
+            )
+        else:
+            columns.append(_everywhere(arg, owner))
+    parts = _run(_PARTWISE.get(func, func), columns, {}, owner)
+    if func._schema.is_mutable:
+        return owner
+    if several:
+        return [
+            _made(owner, own, placement, v.shape, v.stride())
+            for v, own in zip(like, zip(*parts, strict=True), strict=True)
+        ]
+    if like is not None:
+        return _made(owner, parts, placement, like.shape, like.stride())
+    return _made(owner, parts, placement, _grown(parts[0].shape, placement, owner, kept))
+
+
+# A part may not be dense where the whole would be.
+_PARTWISE = {aten.view.default: torch.reshape, aten._unsafe_view.default: torch.reshape}
+
+
+def _slice_split(args: tuple[Any, ...], owner: ShardedTensor, like: Any) -> ShardedTensor | None:
+    """A slice of a split dimension: each rank has what of it lies in its part."""
+    _, at, start, end, step = (*args, *(None, 0, None, None, 1)[len(args) :])
+    limits = bounds(start, end, owner.shape[at])
+    if limits is None or step != 1 or owner.placement is None or owner._parts is None:
+        return None
+    at %= owner.dim()
+    placement, inside = cut(owner.placement, at, *limits)
+    own = [inside[rank] for rank in owner._mesh.owned]
+    parts = [part.narrow(at, a, b - a) for part, (a, b) in zip(owner._parts, own, strict=True)]
+    return _made(owner, parts, placement, like.shape, like.stride())
+
+
+def _like(func: Any, args: tuple[Any, ...], owner: ShardedTensor) -> Any:
+    """The shapes and strides that the op would give of the whole."""
+    whole = torch.empty_strided(owner.shape, owner.stride(), dtype=owner.dtype, device="meta")
+    return func(whole, *args[1:])
+
+
+def _grown(
+    shape: Sequence[int], placement: Shards, owner: ShardedTensor, kept: Sequence[int | None]
+) -> list[int]:
+    """The whole shape, from that of a part: split dimensions are as large as the operand's."""
+    grown = list(shape)
+    for dim, _ in placement.dims:
+        grown[dim] = owner.shape[kept[dim]]  # type: ignore[index]
+    return grown
+
+
+def _local_sizes(shape: Sequence[int], placement: Shards, owner: ShardedTensor) -> list[list[int]]:
+    columns = []
+    for rank in owner._mesh.owned:
+        local = list(shape)
+        for dim, owned in placement.dims:
+            local[dim] = sum(stop - start for start, stop in owned[rank])
+        columns.append(local)
+    return columns
+
+
+def _spread(value: Any, owner: ShardedTensor, placement: Shards, shape: Sequence[int]) -> Sequence[Any]:
+    """An operand that broadcasts to `shape`, as each rank needs it where the result lies as `placement`."""
+    assert owner._parts is not None
+    if value is owner and len(shape) == owner.dim():
+        return owner._parts
+    if not isinstance(value, torch.Tensor):
+        return (value,) * len(owner._parts)
+    new = len(shape) - value.dim()
+    dims = tuple(
+        (dim - new, own) for dim, own in placement.dims if dim >= new and value.shape[dim - new] == shape[dim]
+    )
+    if isinstance(value, ShardedTensor):
+        if value._parts is not None and value.placement is not None and value.placement.dims == dims:
+            return value._parts
+        if value._parts is not None and not value.placement:
+            return [
+                take(part, dims, rank) for rank, part in zip(owner._mesh.owned, value._parts, strict=True)
+            ]
+        value = _gathered(value, "an operand that lies otherwise")
+    ranks = zip(owner._mesh.owned, owner._parts, strict=True)
+    return [_on(take(value, dims, rank), part.device) for rank, part in ranks]
+
+
+def _everywhere(value: Any, owner: ShardedTensor) -> Sequence[Any]:
+    """An argument that every rank needs whole: an index, a number."""
+    assert owner._parts is not None
+    if isinstance(value, torch.Tensor):
+        if value is owner:
+            return owner._parts
+        whole = value.gathered() if isinstance(value, ShardedTensor) else value
+        return [_on(whole, part.device) for part in owner._parts]
+    if isinstance(value, (list, tuple)):
+        return list(zip(*(_everywhere(item, owner) for item in value), strict=True)) or [()] * len(
+            owner._parts
+        )
+    return (value,) * len(owner._parts)
+
+
+def _on(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    number = value.dim() == 0 and value.device.type == "cpu"
+    return value if number or value.device == device else value.to(device)
+
+
+def _run(func: Any, columns: Columns, kwargs: dict[str, Any], owner: ShardedTensor) -> list[Any]:
+    return [func(*row, **kwargs) for row in zip(*columns, strict=True)]
+
+
+def _made(
+    owner: ShardedTensor,
+    parts: Sequence[Any],
+    placement: Shards,
+    shape: Sequence[int],
+    stride: Sequence[int] | None = None,
+) -> ShardedTensor:
+    made = ShardedTensor(owner._mesh, parts[0], shape, parts=parts, layout=placement, stride=stride)
+    copy_dynamic(owner, made)
+    return made
+
+
+def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:
+    """Views that are made anew of the whole whenever they are looked at."""
+
+    def again(whole: torch.Tensor, index: int | None = None) -> torch.Tensor:
+        views = func(whole, *args[1:], **kwargs)
+        return views if index is None else views[index]  # type: ignore[no-any-return]
+
+    like = _like(partial(func, **kwargs), args, owner)
+    if isinstance(like, torch.Tensor):
+        return _behind(owner, like, again)
+    return [_behind(owner, item, partial(again, index=index)) for index, item in enumerate(like)]
+
+
+def _behind(base: ShardedTensor, like: torch.Tensor, again: Callable[..., torch.Tensor]) -> ShardedTensor:
+    made = ShardedTensor(base._mesh, like, like.shape, layout=Shards(), stride=like.stride())
+    made._behind = base, again
+    return made
+
+
+def _undivided_copy(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor
+) -> ShardedTensor:
+    assert owner._whole is not None
+    whole = func(owner._whole.detach(), *args[1:], **kwargs)
+    made = ShardedTensor(owner._mesh, whole, whole=whole)
+    made.qualified_name = owner.qualified_name
+    return made
+
+
+def _on_wholes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Gather, run, and write back what the op changed in place."""
+    gathered: dict[int, Any] = {}
+
+    def gather(leaf: Any) -> Any:
+        if not isinstance(leaf, ShardedTensor):
+            return leaf
+        return gathered.setdefault(id(leaf), _gathered(leaf, func) if id(leaf) not in gathered else None)
+
+    result = func(*tree_map(gather, args), **tree_map(gather, kwargs))
+    if not func._schema.is_mutable:
+        return result
+    targets = list(_targets(func, args, kwargs))
+    for target in targets:
+        if target._mesh is not None:
+            target.store(gathered[id(target)])
+    return targets[0] if len(targets) == 1 and isinstance(result, torch.Tensor) else result
+
+
+def _targets(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[ShardedTensor]:
+    """The sharded tensors that an op writes into."""
+    for position in written(func):
+        name = func._schema.arguments[position].name
+        value = args[position] if position < len(args) else kwargs.get(name)
+        for leaf in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(leaf, ShardedTensor):
+                yield leaf
+
+
+_reported: set[str] = set()
+
+
+def _gathered(leaf: ShardedTensor, why: Any) -> torch.Tensor:
+    if leaf._mesh is not None and leaf.placement and str(why) not in _reported:
+        _reported.add(str(why))
+        log.debug("%r is gathered for %s, outside of the compiled graphs", leaf, why)
+    return leaf.gathered()

@@ -1,0 +1,160 @@
+"""What a compiled model has in the place of its `forward`: check the inputs, run the compiled graphs, gather."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import torch
+
+from .backend import Planned, Session
+from .errors import InputError, ModelError
+from .tensor import ShardedTensor, gather_tree
+from .torch_compiler import dynamic_sizes, mark_dynamic_sizes
+
+Inputs = tuple[Any, ...] | Mapping[str, Any]
+
+
+class Entry:
+    """A compiled `forward`.
+
+    Args:
+        model: the model.
+        forward: its forward, as it was.
+        session: what its graphs share.
+    """
+
+    def __init__(self, model: torch.nn.Module, forward: Callable[..., Any], session: Session) -> None:
+        functools.update_wrapper(self, forward)
+        self.model, self.forward, self.session = model, forward, session
+        self._device = session.mesh.devices[session.mesh.owned[0]]
+        self._compiled = _compiled(forward, session.compile)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not _lie_on(self._device, (args, kwargs)):
+            self._refuse(args, kwargs)
+        _mark_dynamic((*args, *kwargs.values()))
+        return gather_tree(self._compiled(*args, **kwargs))
+
+    def plan(self, given: Inputs) -> None:
+        """Choose a placement for the parameters that a call with these inputs uses; runs nothing."""
+        args, kwargs = ((), dict(given)) if isinstance(given, Mapping) else (tuple(given), {})
+        if not _lie_on(self._device, (args, kwargs)):
+            self._refuse(args, kwargs)
+        _mark_dynamic((*args, *kwargs.values()))
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                _compiled(self.forward, self.session.plan)(*args, **kwargs)
+        except Planned:
+            pass
+        finally:
+            for module in training:
+                module.training = True
+
+    def convert(
+        self, module: torch.nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> Any:
+        """What `to`, `half` and the like do to a module of the model: change the dtype, in place, part by part.
+
+        Raises:
+            ModelError: the weights would leave their devices.
+        """
+        changed: list[tuple[torch.Tensor, torch.dtype]] = []
+        for name, value in (
+            *module.named_parameters(recurse=recurse),
+            *module.named_buffers(recurse=recurse),
+        ):
+            sample = value.probe if isinstance(value, ShardedTensor) else value
+            with torch.no_grad():
+                after = fn(sample)
+            if after.device != value.device:
+                raise ModelError(
+                    f"cannot move {name} to {after.device}: the model is split over "
+                    f"{[str(device) for device in self.session.mesh.devices]}; tpfx.full_state_dict(model) gives its weights"
+                )
+            if after.dtype != value.dtype:
+                changed.append((value, after.dtype))
+        for value, dtype in changed:
+            value.data = value.detach().to(dtype)
+        if (
+            changed
+        ):  # the graphs were made for other dtypes; another backend object keeps Dynamo from using them
+            self._compiled = _compiled(self.forward, functools.partial(self.session.compile))
+        return module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
+        model = copy.deepcopy(self.model, memo)
+        session = replace(self.session, graphs=0, whole_ops={})
+        return Entry(model, copy.deepcopy(self.forward, memo), session)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ModelError(
+            f"a compiled {type(self.model).__name__} cannot be pickled; save tpfx.full_state_dict(model) instead"
+        )
+
+    def _refuse(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
+        names = list(inspect.signature(self.forward).parameters)
+        named = [(names[at] if at < len(names) else f"argument {at}", value) for at, value in enumerate(args)]
+        for name, value in (*named, *kwargs.items()):
+            for where, tensor in _tensors(value, name):
+                if not _lie_on(self._device, tensor):
+                    raise InputError(
+                        f"{where} is on {tensor.device}, but the model takes its inputs on {self._device}, its first "
+                        f"device; pass {where}.to({str(self._device)!r})"
+                    )
+        raise AssertionError("every input lies on the first device")
+
+
+def _lie_on(device: torch.device, value: Any) -> bool:
+    """Whether every tensor in nested containers is on a device; a number may lie on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.device == device or (value.dim() == 0 and value.device.type == "cpu")
+    if isinstance(value, (list, tuple)):
+        return all(_lie_on(device, item) for item in value)
+    if isinstance(value, dict):
+        return all(_lie_on(device, item) for item in value.values())
+    return True
+
+
+def _tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield where, value
+    elif isinstance(value, (list, tuple)):
+        for at, item in enumerate(value):
+            yield from _tensors(item, f"{where}[{at}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(item, f"{where}[{key!r}]")
+
+
+def _compiled(forward: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(forward, backend=backend, options={"guard_filter_fn": _keep_guards})
+
+
+def _keep_guards(entries: Sequence[Any]) -> list[bool]:
+    """Most guards on weights can go: tpfx never changes what a graph relies on. For 300 weights they
+    would take as long as a small graph.
+
+    The guard on the type stays (0.1 us each): it notices a weight that was replaced by a plain one.
+    """
+    return [not _is_weight(entry) or entry.guard_type == "TYPE_MATCH" for entry in entries]
+
+
+def _is_weight(entry: Any) -> bool:
+    value = getattr(entry, "value", None)
+    kept_in_module = "._parameters[" in entry.name or "._buffers[" in entry.name
+    return kept_in_module and isinstance(value, ShardedTensor) and value.qualified_name is not None
+
+
+def _mark_dynamic(inputs: Sequence[Any]) -> None:
+    """Say of batch and length that they will vary, so that one graph serves all."""
+    for leaf in inputs:
+        if type(leaf) is torch.Tensor and leaf.dim() and dynamic_sizes(leaf) is None:
+            text = leaf.dim() == 2 or (leaf.dim() == 3 and leaf.is_floating_point())
+            mark_dynamic_sizes(leaf, {0, 1} if text else {0})

@@ -1,0 +1,95 @@
+"""Drop ops that do nothing and ops that were done before.
+
+    slice(x, 0, 0, end) → x        mul(x, 1.0) → x        unsqueeze(cos), once a layer → once
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from ..annotations import size_of
+from ..ops import is_random
+from ..rules import is_tensor
+
+aten = torch.ops.aten
+
+
+def simplify(graph: Graph) -> None:
+    """Remove no-ops and repetitions; what the graph returns stays tensors of their own."""
+    returned = set(graph.output_node().all_input_nodes)
+    known: dict[Hashable, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node in returned or not _pure(node):
+            continue
+        other = _nothing(node) or _seen(node, known)
+        if other is not None:
+            node.replace_all_uses_with(other)
+            graph.erase_node(node)
+
+
+def _pure(node: Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return True  # getitem and arithmetic of sizes
+    return not target._schema.is_mutable and not is_random(node) and target.namespace in ("aten", "prims")
+
+
+def _seen(node: Node, known: dict[Hashable, Node]) -> Node | None:
+    key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+    return known[key] if known.setdefault(key, node) is not node else None
+
+
+def _frozen(value: Any) -> Hashable:
+    """Arguments as a key: 1, 1.0 and True are not the same."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple((name, _frozen(item)) for name, item in value.items())
+    return value if isinstance(value, Node) else (type(value), value)
+
+
+def _nothing(node: Node) -> Node | None:
+    """The operand that a node returns as it is, if it does."""
+    test = _NO_OPS.get(node.target)
+    source = node.args[0] if node.args else None
+    if test is None or not is_tensor(source):
+        return None
+    assert isinstance(source, Node)
+    return source if _alike(source, node) and test(node) else None
+
+
+def _alike(source: Node, node: Node) -> bool:
+    before, after = source.meta["val"], node.meta["val"]
+    if not isinstance(after, torch.Tensor) or before.dtype != after.dtype or before.device != after.device:
+        return False
+    return [size_of(extent) for extent in before.shape] == [size_of(extent) for extent in after.shape]
+
+
+def _scalar(neutral: int) -> Callable[[Node], bool]:
+    return lambda node: not isinstance(node.args[1], (Node, bool)) and node.args[1] == neutral
+
+
+def _always(node: Node) -> bool:
+    return True
+
+
+def _one_step(node: Node) -> bool:
+    return len(node.args) < 5 or node.args[4] == 1
+
+
+_NO_OPS: dict[Any, Callable[[Node], bool]] = {
+    aten.slice.Tensor: _one_step,
+    aten.mul.Tensor: _scalar(1),
+    aten.div.Tensor: _scalar(1),
+    aten.add.Tensor: _scalar(0),
+    aten.sub.Tensor: _scalar(0),
+    aten.expand.default: _always,
+    aten.reshape.default: _always,
+    aten._to_copy.default: _always,
+    aten.alias.default: _always,
+    aten.detach.default: _always,
+}

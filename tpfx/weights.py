@@ -1,0 +1,118 @@
+"""Put sharded tensors in the place of a model's parameters and buffers, and the originals back.
+
+slots = shard_weights(model, mesh)     # nothing is copied yet: each holds the original until a graph divides it
+restore_weights(slots)                 # the model is what it was
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from .errors import AlreadyCompiledError, ModelError
+from .mesh import Mesh
+from .tensor import ShardedTensor
+from .torch_compiler import is_traceable_wrapper_subclass
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in a module where a parameter or buffer is kept."""
+
+    table: dict[str, Any]
+    key: str
+    name: str
+
+    @property
+    def value(self) -> Any:
+        """What is there now."""
+        return self.table[self.key]
+
+
+def slots_of(model: torch.nn.Module) -> Iterator[Slot]:
+    """Every place of a parameter or buffer, with its qualified name; tied ones have several."""
+    for prefix, module in model.named_modules():
+        for table in (module._parameters, module._buffers):
+            for key, value in table.items():
+                if value is not None:
+                    yield Slot(table, key, f"{prefix}.{key}" if prefix else key)
+
+
+def check_weights(model: torch.nn.Module) -> None:
+    """Refuse what cannot be divided, before anything is changed.
+
+    Raises:
+        AlreadyCompiledError: a part of the model has been compiled.
+        ModelError: there is no parameter, or one has no contents, or is of a kind that cannot be divided.
+    """
+    if next(model.parameters(), None) is None:
+        raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to split")
+    for slot in slots_of(model):
+        value = slot.value
+        if isinstance(value, ShardedTensor):
+            raise AlreadyCompiledError(
+                f"{slot.name} is sharded already, over {[str(device) for device in value.mesh.devices]}: a part of this "
+                "model, or a model that shares it, is compiled; load it anew to split it otherwise"
+            )
+        if is_lazy(value):
+            raise ModelError(f"{slot.name} has no shape yet; call the model once before it is compiled")
+        if value.is_meta:
+            raise ModelError(
+                f"{slot.name} is on the meta device, without contents; load the weights before compiling"
+            )
+        if is_traceable_wrapper_subclass(value):
+            raise ModelError(
+                f"{slot.name} is a {type(value).__name__}, not a plain tensor; tpfx cannot divide it: "
+                "compile the model before it is wrapped or quantized"
+            )
+
+
+def shard_weights(model: torch.nn.Module, mesh: Mesh) -> list[Slot]:
+    """Put a ShardedTensor in the place of every parameter and buffer; tied ones stay tied."""
+    made: dict[int, ShardedTensor] = {}
+    slots = list(slots_of(model))
+    for slot in slots:
+        value = slot.value
+        if id(value) not in made:
+            made[id(value)] = _sharded(value, slot.name, mesh)
+        slot.table[slot.key] = made[id(value)]
+    return slots
+
+
+def _sharded(value: torch.Tensor, name: str, mesh: Mesh) -> ShardedTensor:
+    sharded = ShardedTensor(mesh, value, whole=value, requires_grad=value.requires_grad)
+    sharded.qualified_name = name
+    _mark_like(sharded, value)
+    return sharded
+
+
+def _mark_like(tensor: torch.Tensor, original: torch.Tensor) -> None:
+    """What others have noted on a parameter, and that it is one."""
+    for attribute, noted in vars(original).items():
+        if attribute not in vars(tensor):
+            setattr(tensor, attribute, noted)
+    if isinstance(original, torch.nn.Parameter) and not isinstance(tensor, torch.nn.Parameter):
+        tensor._is_param = True  # type: ignore[attr-defined]
+
+
+def restore_weights(slots: list[Slot]) -> None:
+    """Put the originals back; one that has been divided is gathered, and otherwise as it was."""
+    originals: dict[int, torch.Tensor] = {}
+    for slot in slots:
+        sharded = slot.value
+        if id(sharded) not in originals:
+            originals[id(sharded)] = _original(sharded)
+        slot.table[slot.key] = originals[id(sharded)]
+
+
+def _original(sharded: ShardedTensor) -> torch.Tensor:
+    if sharded._whole is not None:
+        return sharded._whole
+    whole = sharded.full()
+    return (
+        torch.nn.Parameter(whole, sharded.requires_grad) if isinstance(sharded, torch.nn.Parameter) else whole
+    )
