@@ -1,4 +1,5 @@
-"""The chooser's optimum is the optimum: against brute force on small programs, against an ILP on real layers."""
+"""The chooser's optimum is the optimum: against brute force on small programs, against an ILP on real
+layers."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ from tpfx.topology import Topology
 RANKS = 2
 
 
-def problem(function: Callable[..., torch.Tensor], weights: dict[str, torch.Tensor], x: torch.Tensor) -> Problem:
+def problem(
+    function: Callable[..., torch.Tensor], weights: dict[str, torch.Tensor], x: torch.Tensor
+) -> Problem:
     """The chooser's variables and tables for a function of some weights and an input."""
     captured = make_fx(function, tracing_mode="fake")(weights, x)
     graph = captured.graph
@@ -92,7 +95,8 @@ def test_brute_force_is_not_skipped_everywhere() -> None:
 
 
 def ilp(sizes: list[int], factors: list[Factor]) -> float:
-    """The least cost, by scipy's branch and bound: one 0/1 variable a state, edges as implications both ways."""
+    """The least cost, by scipy's branch and bound: one 0/1 variable a state, edges as implications both
+    ways."""
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     costs = np.zeros(offsets[-1])
     rows: list[tuple[list[int], list[float]]] = []
@@ -108,9 +112,14 @@ def ilp(sizes: list[int], factors: list[Factor]) -> float:
                 partners = [int(offsets[b] + j) for j in np.flatnonzero(table[i])]
                 rows.append(([int(offsets[a] + i), *partners], [1.0, *[-1.0] * len(partners)]))
     one = [(list(range(offsets[v], offsets[v + 1])), [1.0] * size) for v, size in enumerate(sizes)]
-    constraints = [LinearConstraint(_matrix(one, len(costs)), 1, 1), LinearConstraint(_matrix(rows, len(costs)), -np.inf, 0)]
+    constraints = [
+        LinearConstraint(_matrix(one, len(costs)), 1, 1),
+        LinearConstraint(_matrix(rows, len(costs)), -np.inf, 0),
+    ]
     scale = 1e6  # microseconds: the solver's tolerances are absolute
-    result = milp(costs * scale, constraints=constraints, integrality=np.ones(len(costs)), bounds=Bounds(0, 1))
+    result = milp(
+        costs * scale, constraints=constraints, integrality=np.ones(len(costs)), bounds=Bounds(0, 1)
+    )
     assert result.success, result.message
     return float(result.fun) / scale
 

@@ -1,4 +1,5 @@
-"""Whole models, end to end: split over 2, 3 and 4 devices they say what they said unsharded, with the fewest messages."""
+"""Whole models, end to end: split over 2, 3 and 4 devices they say what they said unsharded, with the fewest
+messages."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ LAYERS = 2
 # Attention and MLP read the same input: their addends join one all-reduce.
 PARALLEL_RESIDUAL = {"gptj", "gpt_neox", "falcon", "falcon_new"}
 # One KV head, or more ranks than KV heads: those heads are held by several ranks.
-SHARED_KV_HEADS = {("falcon", n) for n in (2, 3, 4)} | {(name, 4) for name in ("falcon_new", "llama", "phi3", "qwen3", "mixtral")}
+SHARED_KV_HEADS = {("falcon", n) for n in (2, 3, 4)} | {
+    (name, 4) for name in ("falcon_new", "llama", "phi3", "qwen3", "mixtral")
+}
 # Rotary tables of every layer, which each rank needs, are a large part of so small a model.
 TABLES = {("gptj", 4)}
 
@@ -88,7 +91,8 @@ def test_few_graphs_serve_every_batch_and_length() -> None:
     for batch, length in ((2, 8), (3, 5), (4, 11)):
         ids = torch.randint(3, 250, (batch, length))
         assert torch.equal(
-            model.generate(ids, max_new_tokens=64, do_sample=False), plain.generate(ids, max_new_tokens=64, do_sample=False)
+            model.generate(ids, max_new_tokens=64, do_sample=False),
+            plain.generate(ids, max_new_tokens=64, do_sample=False),
         )
         graphs.append(tpfx.report(model).graphs)
     assert graphs[0] <= 3
@@ -113,7 +117,9 @@ def test_left_padding(name: str) -> None:
     ids = inputs(plain)["input_ids"]
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
-    texts = [each.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False) for each in (plain, model)]
+    texts = [
+        each.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False) for each in (plain, model)
+    ]
     assert torch.equal(*texts)
 
 
@@ -136,10 +142,18 @@ def test_keys_and_values_stay_split() -> None:
 
 
 def test_uneven_kv_heads_balance_over_layers() -> None:
-    config = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 144, "head_dim": 16, "num_hidden_layers": 4}
+    config = {
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "hidden_size": 144,
+        "head_dim": 16,
+        "num_hidden_layers": 4,
+    }
     model, plain = tpfx.compile(tiny("llama", **config), ["cpu", "cpu"]), tiny("llama", **config)
     with torch.no_grad():
-        torch.testing.assert_close(model(**inputs(plain)).logits, plain(**inputs(plain)).logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            model(**inputs(plain)).logits, plain(**inputs(plain)).logits, atol=1e-4, rtol=0
+        )
     report = tpfx.report(model)
     assert max(report.bytes_per_device) <= 1.05 / 2 * report.total_bytes
     weights = [layer.self_attn.k_proj.weight for layer in model.model.layers]
@@ -159,7 +173,9 @@ def test_vocabulary_that_devices_do_not_divide() -> None:
 def test_more_devices_than_heads(devices: int) -> None:
     model, plain = tpfx.compile(tiny("llama"), ["cpu"] * devices), tiny("llama")
     with torch.no_grad():
-        torch.testing.assert_close(model(**inputs(plain)).logits, plain(**inputs(plain)).logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            model(**inputs(plain)).logits, plain(**inputs(plain)).logits, atol=1e-4, rtol=0
+        )
     assert torch.equal(generate(model), generate(plain))
     assert not [c for c in tpfx.report(model).collectives if c.kind == "all_gather"]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers
+from torch.utils._pytree import tree_map_only
 
 import tpfx
 from tpfx.layout import Shards
@@ -28,11 +29,9 @@ PLACEMENTS: dict[str, Shards | None] = {
     "rows": Shards(((0, (((0, 3),), ((3, 4),))),)),
     "packed": Shards(((1, (((0, 1), (3, 4)), ((1, 3), (4, 6)))),)),
     "overlapping": Shards(((1, (((0, 4),), ((2, 6),))),)),
-    "two dims": Shards(((0, (((0, 2),), ((2, 4),))), (2, (((0, 3),), ((0, 1),))))),
+    "two dims": Shards(((0, (((0, 2),), ((2, 4),))), (2, (((0, 3),), ((0, 3),))))),
     "one rank has it all": Shards(((2, (((0, 3),), ())),)),
 }
-# Rank 1's part in "two dims" leaves a corner to nobody: such a tensor is only ever a part of a larger plan.
-PLACEMENTS["two dims"] = Shards(((0, (((0, 2),), ((2, 4),))), (2, (((0, 3),), ((0, 3),)))))
 
 
 def sharded(whole: torch.Tensor, placement: Shards | None) -> ShardedTensor:
@@ -148,13 +147,19 @@ def plain(value: object) -> object:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def shapes_of(value: object) -> object:
+    """Shapes and strides, which in-place writes through the result depend on, as the tensor itself states them."""
+    return tree_map_only(
+        torch.Tensor, lambda tensor: (tensor.shape, tensor.dtype, tensor.is_contiguous()), value
+    )
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_ops_give_what_they_give_on_the_whole(held: ShardedTensor, op: str) -> None:
     whole = held.full()
     result, expected = OPS[op](held), OPS[op](whole)
-    shapes = [tuple(x.shape) for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
     torch.testing.assert_close(plain(result), plain(expected), rtol=0, atol=0)
-    assert shapes == [tuple(x.shape) for x in torch.utils._pytree.tree_leaves(expected) if isinstance(x, torch.Tensor)]
+    assert shapes_of(result) == shapes_of(expected)
     torch.testing.assert_close(held.full(), whole, rtol=0, atol=0)
 
 
@@ -194,7 +199,7 @@ CHANGES: dict[str, Callable[[torch.Tensor], object]] = {
     "through chunk": lambda x: [part.mul_(index) for index, part in enumerate(x.chunk(3, 1))],
     "normal_": lambda x: torch.nn.init.normal_(x, generator=torch.Generator().manual_seed(5)),
     "trunc_normal_": lambda x: torch.nn.init.trunc_normal_(x, generator=torch.Generator().manual_seed(5)),
-    "kaiming_uniform_": lambda x: torch.nn.init.kaiming_uniform_(x, generator=torch.Generator().manual_seed(5)),
+    "xavier_uniform_": lambda x: torch.nn.init.xavier_uniform_(x, generator=torch.Generator().manual_seed(5)),
     "out": lambda x: torch.add(torch.ones(SHAPE), 1, out=x),
 }
 
@@ -233,7 +238,6 @@ CACHE_OPS: dict[str, Callable[[transformers.DynamicCache], object]] = {
     "repeat": lambda cache: cache.batch_repeat_interleave(2),
     "indices": lambda cache: cache.batch_select_indices(torch.tensor([2, 0])),
     "update": lambda cache: cache.update(torch.ones(3, 6, 1, 8), torch.ones(3, 6, 1, 8), 0),
-    "reset": lambda cache: cache.reset(),
 }
 
 
@@ -320,7 +324,7 @@ def test_deepcopy_of_a_view_stands_alone() -> None:
 
 def test_pickling_says_what_to_do_instead(held: ShardedTensor) -> None:
     for save in (pickle.dumps, lambda tensor: torch.save({"a": tensor}, io.BytesIO())):
-        with pytest.raises(tpfx.ShardingError, match=r"cannot save ShardedTensor\(\[4, 6, 3\].*full_state_dict"):
+        with pytest.raises(tpfx.ShardingError, match=r"cannot save Sharded.*full_state_dict"):
             save(held)
 
 

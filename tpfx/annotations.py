@@ -17,7 +17,13 @@ from .axes import Size
 from .layout import Layout, Replicate, Shards
 from .rules import Bound, Dims, result_tensors
 
-_DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE = "tpfx_dims", "tpfx_bound", "tpfx_layout", "tpfx_choice", "tpfx_source"
+_DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE = (
+    "tpfx_dims",
+    "tpfx_bound",
+    "tpfx_layout",
+    "tpfx_choice",
+    "tpfx_source",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Source:
-    """What a graph's input is: a "parameter", "buffer", "state" (kept from call to call, sharded), or "input".
+    """What a graph's input is: a "parameter", "buffer", "state" (kept from call to call, sharded), or
+    "input".
 
     Attributes:
         name: the qualified name of a parameter or buffer, otherwise a name for people.
@@ -118,7 +125,9 @@ def size_of(extent: Any) -> Size:
     """A size of a fake tensor as an `int` or a simplified sympy expression."""
     if not isinstance(extent, torch.SymInt):
         return int(extent)
-    expression = extent.node.shape_env.replace(extent.node.expr) if extent.node.shape_env else extent.node.expr
+    expression = (
+        extent.node.shape_env.replace(extent.node.expr) if extent.node.shape_env else extent.node.expr
+    )
     return int(expression) if isinstance(expression, sympy.Integer) else expression
 
 

@@ -34,14 +34,15 @@ def compile(
 ) -> M:
     """Split a model over several devices, in place.
 
-    Its parameters and buffers become `ShardedTensor`s; make optimizers afterwards. A parameter that no graph uses
-    yet stays whole, where it was. If anything fails, the model is left as it was.
+    Its parameters and buffers become `ShardedTensor`s; make optimizers afterwards. A parameter that no graph
+    uses yet stays whole, where it was. If anything fails, the model is left as it was.
 
     Args:
         model: any module with parameters. It is changed in place, and returned.
         devices: one device for each rank, repeats allowed; an int for so many; None for all visible GPUs.
-        example_inputs: arguments (a tuple) or keyword arguments (a dict) of one call, on the first device. With
-            them the weights are divided at once; a transformers model brings its own; otherwise at the first call.
+        example_inputs: arguments (a tuple) or keyword arguments (a dict) of one call, on the first device.
+            With them the weights are divided at once; a transformers model brings its own; otherwise at the
+            first call.
         topology: what messages and arithmetic cost, for the chooser.
         timeout: seconds that a rank waits for the others before `CollectiveTimeout`.
 
@@ -89,11 +90,11 @@ def report(model: torch.nn.Module) -> Report:
 def full_state_dict(
     model: torch.nn.Module, device: torch.device | str | None = None
 ) -> dict[str, torch.Tensor]:
-    """The unsharded state dict, with the original names: plain tensors, gathered one by one, tied ones still tied.
+    """The unsharded state dict, with the original names: plain tensors, gathered one by one; ties are kept.
 
     Args:
         model: a compiled model.
-        device: where the tensors shall be, `"cpu"` for a model larger than a device; None for the first device.
+        device: where the tensors shall be, "cpu" for a model larger than a device; None for the first one.
 
     >>> torch.save(tpfx.full_state_dict(model, "cpu"), "model.pt")
     """

@@ -9,7 +9,8 @@ True
 >>> str(packed)
 '[(a:4 b:16)|(a:4 b:16)|(a:4 b:16)]'
 
-Everything that unification deduces is true of the ops that it was told about, so a deduction that fails half-way
+Everything that unification deduces is true of the ops that it was told about, so a deduction that fails
+half-way
 leaves only true facts behind: the op that asked for it treats its dimensions as unknown and needs them whole.
 """
 
@@ -18,10 +19,11 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import sympy
 
-Size = int | sympy.Expr
+Size: TypeAlias = int | sympy.Expr
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +256,8 @@ def _axes(root: Dim) -> Iterator[Dim]:
 
 
 def occurrences(dim: Dim, axis: Dim) -> tuple[int, int]:
-    """How often an axis occurs along one index of a dimension: (fewest, most) over the parts of concatenations."""
+    """How often an axis occurs along one index of a dimension: (fewest, most) over the parts of
+    concatenations."""
     root = find(dim)
     if root is axis:
         return 1, 1

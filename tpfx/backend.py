@@ -1,6 +1,7 @@
 """The compiler that Dynamo and AOTAutograd call with the graphs that they capture.
 
-AOTAutograd sees plain tensors of full size and keeps handling mutation and aliasing; what it gets back takes and
+AOTAutograd sees plain tensors of full size and keeps handling mutation and aliasing; what it gets back takes
+and
 returns sharded tensors.
 """
 
@@ -22,7 +23,9 @@ from .program import Program, shards_of
 from .runtime import Runtime
 from .tensor import ShardedTensor
 from .topology import Topology
-from .torch_compiler import aot_module_simplified, unset_fake_temporarily
+from .torch_compiler import aot_module_simplified, skip_frames, unset_fake_temporarily
+
+skip_frames(__package__)
 
 
 @dataclass
@@ -54,7 +57,10 @@ class Session:
         return self._through_autograd(module, example_inputs, self._give_up)
 
     def _through_autograd(
-        self, module: GraphModule, example_inputs: Sequence[Any], finish: Callable[[Parallel, GraphModule], Any]
+        self,
+        module: GraphModule,
+        example_inputs: Sequence[Any],
+        finish: Callable[[Parallel, GraphModule], Any],
     ) -> Callable[..., Any]:
         sources = [_source(value, name) for value, name in zip(example_inputs, _names(module), strict=True)]
         fakes = [_fake(node) for node in module.graph.find_nodes(op="placeholder")]
@@ -65,7 +71,7 @@ class Session:
                 self._distribute(parallel, example_inputs)
                 return finish(parallel, captured)  # type: ignore[no-any-return]
 
-        compiled = aot_module_simplified(
+        compiled: Callable[..., Any] = aot_module_simplified(
             module,
             fakes,
             fw_compiler=inference,
@@ -73,7 +79,7 @@ class Session:
             inference_compiler=inference,
             keep_inference_input_mutations=True,
         )
-        return compiled  # type: ignore[no-any-return]
+        return compiled
 
     def _parallelize(self, captured: GraphModule, sources: Sequence[Source]) -> Parallel:
         graph = captured.graph
@@ -84,8 +90,12 @@ class Session:
                 "inputs that share memory and are written to cannot be sharded; pass copies"
             )
         mutated = _mutated(captured)
-        known = [Source(s.kind, s.name, s.pinned, n in mutated) for n, s in zip(placeholders, sources, strict=True)]
-        known = [Source("state", s.name, s.pinned, True) if s.mutated and s.kind == "input" else s for s in known]
+        known = [
+            Source(s.kind, s.name, s.pinned, n in mutated) for n, s in zip(placeholders, sources, strict=True)
+        ]
+        known = [
+            Source("state", s.name, s.pinned, True) if s.mutated and s.kind == "input" else s for s in known
+        ]
         parallel = parallelize(graph, known, self.mesh.size, self.topology)
         self.newest = parallel
         for op, count in parallel.whole_ops.items():
@@ -119,7 +129,9 @@ class Planned(Exception):
 
 def _no_backward(captured: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
     def refuse(args: list[Any]) -> Any:
-        raise TpfxError("backward through a compiled model is not there yet; call the model under torch.no_grad()")
+        raise TpfxError(
+            "backward through a compiled model is not there yet; call the model under torch.no_grad()"
+        )
 
     refuse._boxed_call = True  # type: ignore[attr-defined]
     return refuse
@@ -133,7 +145,8 @@ def _source(value: Any, name: str) -> Source:
     """What one of Dynamo's inputs is: a ShardedTensor knows its own name."""
     if not isinstance(value, ShardedTensor):
         return Source("input", name)
-    kind = "state" if value.qualified_name is None else "parameter"
+    kind = "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
+    kind = "state" if value.qualified_name is None else kind
     return Source(kind, value.qualified_name or name, value.placement)
 
 

@@ -1,6 +1,7 @@
 """The nodes that move values between layouts in a parallel graph.
 
-They stand for what happens between ranks until `localize` writes it out for one rank; calling one is an error.
+They stand for what happens between ranks until `localize` writes it out for one rank; calling one is an
+error.
 """
 
 from __future__ import annotations

@@ -125,9 +125,10 @@ def _by_row(func: Any, args: tuple[Any, ...], owner: ShardedTensor) -> Any:
     if func._schema.is_mutable:
         return owner
     if several:
+        columns = list(zip(*parts, strict=True))
         return [
-            _made(owner, own, placement, v.shape, v.stride())
-            for v, own in zip(like, zip(*parts, strict=True), strict=True)
+            _made(owner, own, placement, item.shape, item.stride())
+            for item, own in zip(like, columns, strict=True)
         ]
     if like is not None:
         return _made(owner, parts, placement, like.shape, like.stride())

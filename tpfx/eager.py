@@ -2,7 +2,7 @@
 
     ROWS[aten.transpose.int].kept((4, 6), (x, 0, 1), (6, 4))     # (1, 0): where each dimension comes from
 
-A dimension that an op keeps as it is may be split, so the parts of the result lie as the parts of the operand do.
+A dimension that an op keeps as it is may be split: the parts of the result lie as those of the operand do.
 An op that is not listed here, or touches a split dimension, needs the whole tensor.
 """
 
@@ -28,8 +28,8 @@ class Row:
     """How an op treats the dimensions of its first argument, a tensor or a list of tensors.
 
     Attributes:
-        kept: from the operand's shape, the arguments and the result's shape: for each dimension of the result,
-            the one that it is, None for a new or changed one. None in place of it all where that cannot be said.
+        kept: from the operand's shape, the arguments and the result's shape: for each dimension of the
+            result the one that it is, None for a new or changed one; None for all where that cannot be said.
         aligned: the other arguments that are taken apart as the result is (broadcast to it), by position.
         sizes: the argument that spells out the shape of the result.
     """

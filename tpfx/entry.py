@@ -1,4 +1,4 @@
-"""What a compiled model has in the place of its `forward`: check the inputs, run the compiled graphs, gather."""
+"""What a compiled model has in the place of its `forward`: it checks the inputs, runs the graphs, gathers."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Entry:
         self._compiled = _compiled(forward, session.compile)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What `forward` returns, in plain tensors."""
         if not _lie_on(self._device, (args, kwargs)):
             self._refuse(args, kwargs)
         _mark_dynamic((*args, *kwargs.values()))
@@ -60,7 +61,7 @@ class Entry:
     def convert(
         self, module: torch.nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
     ) -> Any:
-        """What `to`, `half` and the like do to a module of the model: change the dtype, in place, part by part.
+        """What `to`, `half` and the like do to a part of the model: change its dtype, in place.
 
         Raises:
             ModelError: the weights would leave their devices.
@@ -74,9 +75,10 @@ class Entry:
             with torch.no_grad():
                 after = fn(sample)
             if after.device != value.device:
+                devices = [str(device) for device in self.session.mesh.devices]
                 raise ModelError(
-                    f"cannot move {name} to {after.device}: the model is split over "
-                    f"{[str(device) for device in self.session.mesh.devices]}; tpfx.full_state_dict(model) gives its weights"
+                    f"cannot move {name} to {after.device}: the model is split over {devices}; "
+                    "tpfx.full_state_dict(model) gives its weights"
                 )
             if after.dtype != value.dtype:
                 changed.append((value, after.dtype))
@@ -94,9 +96,8 @@ class Entry:
         return Entry(model, copy.deepcopy(self.forward, memo), session)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise ModelError(
-            f"a compiled {type(self.model).__name__} cannot be pickled; save tpfx.full_state_dict(model) instead"
-        )
+        name = type(self.model).__name__
+        raise ModelError(f"a compiled {name} cannot be pickled; save tpfx.full_state_dict(model) instead")
 
     def _refuse(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
         names = list(inspect.signature(self.forward).parameters)
@@ -105,8 +106,8 @@ class Entry:
             for where, tensor in _tensors(value, name):
                 if not _lie_on(self._device, tensor):
                     raise InputError(
-                        f"{where} is on {tensor.device}, but the model takes its inputs on {self._device}, its first "
-                        f"device; pass {where}.to({str(self._device)!r})"
+                        f"{where} is on {tensor.device}, but the model takes its inputs on {self._device}, its "
+                        f"first device; pass {where}.to({str(self._device)!r})"
                     )
         raise AssertionError("every input lies on the first device")
 
@@ -138,18 +139,19 @@ def _compiled(forward: Callable[..., Any], backend: Callable[..., Any]) -> Calla
 
 
 def _keep_guards(entries: Sequence[Any]) -> list[bool]:
-    """Most guards on weights can go: tpfx never changes what a graph relies on. For 300 weights they
-    would take as long as a small graph.
+    """Most guards on weights can go: tpfx never changes what a graph relies on, and they cost 1 us a weight.
 
-    The guard on the type stays (0.1 us each): it notices a weight that was replaced by a plain one.
+    Those on their types and ties stay (0.1 us): they notice a weight that has been replaced by a plain one.
     """
-    return [not _is_weight(entry) or entry.guard_type == "TYPE_MATCH" for entry in entries]
+    kept = ("TYPE_MATCH", "DUPLICATE_INPUT")
+    return [entry.guard_type in kept or not _of_weight(entry) for entry in entries]
 
 
-def _is_weight(entry: Any) -> bool:
+def _of_weight(entry: Any) -> bool:
+    if "._parameters[" not in entry.name and "._buffers[" not in entry.name:
+        return False
     value = getattr(entry, "value", None)
-    kept_in_module = "._parameters[" in entry.name or "._buffers[" in entry.name
-    return kept_in_module and isinstance(value, ShardedTensor) and value.qualified_name is not None
+    return isinstance(value, ShardedTensor) and value.qualified_name is not None
 
 
 def _mark_dynamic(inputs: Sequence[Any]) -> None:

@@ -1,7 +1,9 @@
 """What a rank holds of a value: all of it, a part along an axis, or an addend of it.
 
-`Replicate`, `Split` and `Partial` are the layouts that passes reason about; a `Split` is made of axes, so one object
-describes every tensor that carries them. `Shards` is the same thing made concrete for one tensor, in intervals of
+`Replicate`, `Split` and `Partial` are the layouts that passes reason about; a `Split` is made of axes, so
+one object
+describes every tensor that carries them. `Shards` is the same thing made concrete for one tensor, in
+intervals of
 its dimensions: what a `ShardedTensor` remembers after the graph that made it is gone.
 """
 
@@ -33,7 +35,8 @@ class Partial:
 class Split:
     """Axes divided among ranks: rank r holds `boxes[r][axis]`, an interval of each axis.
 
-    Usually one axis. Where there are more ranks than units of it, the axis inside it takes part: with 2 KV heads,
+    Usually one axis. Where there are more ranks than units of it, the axis inside it takes part: with 2 KV
+    heads,
     each serving 4 query heads, on 4 ranks, rank 1 holds KV head 0 and the latter 2 of its query heads.
     """
 
@@ -57,7 +60,8 @@ class Split:
         return -(-self.units // ranks) / self.units
 
     def mean_share(self, dims: Sequence[Dim], ranks: int) -> float:
-        """The part of a tensor that a rank holds on average, more than 1/ranks where ranks hold the same part."""
+        """The part of a tensor that a rank holds on average, more than 1/ranks where ranks hold the same
+        part."""
         carried = 1
         for axis in self.axes:
             if any(axis in axes(dim) for dim in dims):
@@ -69,12 +73,15 @@ class Split:
         """Whether `divide` can: all units are given out, and no rank gets parts of two outer ones."""
         inner = self.units // int(self.axes[0].size)
         ends = [sum(sizes[:rank]) for rank in range(len(sizes) + 1)]
-        whole = all(size == 0 or start % inner == size % inner == 0 or start % inner + size <= inner
-                    for start, size in zip(ends, sizes, strict=False))
+        whole = all(
+            size == 0 or start % inner == size % inner == 0 or start % inner + size <= inner
+            for start, size in zip(ends, sizes, strict=False)
+        )
         return ends[-1] == self.units and whole
 
     def divide(self, sizes: Sequence[int]) -> None:
-        """Give rank r the next `sizes[r]` units; with several axes, no rank's units may straddle an outer one."""
+        """Give rank r the next `sizes[r]` units; with several axes, no rank's units may straddle an outer
+        one."""
         assert self.fits(sizes), f"{self.units} units cannot be divided as {list(sizes)}"
         inner = self.units // int(self.axes[0].size)
         start, boxes = 0, []
@@ -98,7 +105,8 @@ Layout = Replicate | Partial | Split
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """A `Split` of one tensor, made concrete: `dims` maps a dimension to the intervals of it that each rank holds.
+    """A `Split` of one tensor, made concrete: `dims` maps a dimension to the intervals of it that each rank
+    holds.
 
     Ranks may hold overlapping parts (a KV head that several ranks need). No dims: every rank holds all.
     """
@@ -122,7 +130,8 @@ def splittable(dims: Sequence[Dim], split: Split) -> bool:
 
 
 def _unfoldable(dim: Dim, split: Split) -> bool:
-    """Whether a symbolic dimension is a product of one symbolic factor that a split leaves alone and numbers."""
+    """Whether a symbolic dimension is a product of one symbolic factor that a split leaves alone and
+    numbers."""
     symbolic = [factor for factor in factors(dim) if not isinstance(factor.size, int)]
     return not carries(dim, split) or (len(symbolic) == 1 and not carries(symbolic[0], split))
 
@@ -189,7 +198,12 @@ def _pieces(root: Dim, split: Split, rank: int) -> list[Interval]:
         if inner == ((0, part.size),):
             intervals = [(a * part.size, b * part.size) for a, b in intervals]
         else:
-            intervals = [(i * part.size + c, i * part.size + d) for a, b in intervals for i in range(a, b) for c, d in inner]
+            intervals = [
+                (i * part.size + c, i * part.size + d)
+                for a, b in intervals
+                for i in range(a, b)
+                for c, d in inner
+            ]
     return intervals
 
 
@@ -229,5 +243,3 @@ def concrete(dims: Sequence[Dim], split: Split) -> Shards:
             if carries(dim, split)
         )
     )
-
-

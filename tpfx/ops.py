@@ -1,6 +1,7 @@
 """The table of ops: one row each, in the notation of `rules`.
 
-Pointwise ops need no row: they are recognised by their tag. Rows whose meaning depends on arguments name a function
+Pointwise ops need no row: they are recognised by their tag. Rows whose meaning depends on arguments name a
+function
 of `shapes`. `rule_for` answers None for an op that nobody has described: it runs whole on every rank.
 """
 
@@ -138,7 +139,10 @@ def rule_for(target: Any) -> Rule | None:
 
 def is_random(node: Node) -> bool:
     """Whether a call draws random numbers: attention does so only where it drops something."""
-    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+    if (
+        not isinstance(node.target, torch._ops.OpOverload)
+        or torch.Tag.nondeterministic_seeded not in node.target.tags
+    ):
         return False
     return bool(arguments(node).get("dropout_p", 1.0) != 0.0)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from torch.fx import Graph, Node
 
@@ -22,7 +23,8 @@ PENDING = Partial("sum")
 class Splits:
     """The splits worth considering: along the axes of what is kept from call to call (weights, caches).
 
-    Activations have other axes too (batch, sequence), but splitting along those would leave every weight whole.
+    Activations have other axes too (batch, sequence), but splitting along those would leave every weight
+    whole.
     """
 
     def __init__(self, graph: Graph, ranks: int) -> None:
@@ -77,7 +79,7 @@ def _neighbours(root: Dim) -> Iterable[tuple[Dim, Dim]]:
         yield from _neighbours(find(part))
     if isinstance(root.form, Product):
         inside = factors(root)
-        for outer, inner in zip(inside, inside[1:], strict=False):
+        for outer, inner in pairwise(inside):
             if all(part.form is None and isinstance(part.size, int) for part in (outer, inner)):
                 yield outer, inner
 

@@ -1,7 +1,9 @@
 """Recognise, in a new graph, the shards that an earlier graph gave a tensor.
 
-A tensor keeps its shards for life, as intervals of its dimensions. In each graph that uses it, inference finds its
-axes anew; here the two are brought together: the axis, and its division among the ranks, that give these intervals.
+A tensor keeps its shards for life, as intervals of its dimensions. In each graph that uses it, inference
+finds its
+axes anew; here the two are brought together: the axis, and its division among the ranks, that give these
+intervals.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ from .rules import is_tensor
 
 def recognise(graph: Graph, splits: Splits) -> None:
     """Fix the division of every split that a pinned input already shows, weights before caches."""
-    pinned = [node for node in graph.nodes if node.op == "placeholder" and is_tensor(node) and source_of(node).pinned]
+    pinned = [
+        node
+        for node in graph.nodes
+        if node.op == "placeholder" and is_tensor(node) and source_of(node).pinned
+    ]
     for node in sorted(pinned, key=lambda node: source_of(node).kind != "parameter"):
         dims = dims_of(node)
         shards = source_of(node).pinned

@@ -18,8 +18,8 @@ from .collectives import MESSAGES
 from .elimination import Solution
 from .layout import Replicate, Split
 from .mesh import Mesh
-from .options import Splits
 from .ops import rule_for
+from .options import Splits
 from .passes.choose import choose, returned_whole
 from .passes.divide import divide
 from .passes.infer_axes import infer_axes
@@ -110,7 +110,9 @@ class Parallel:
         for node in self.graph.nodes:
             if node.target in MESSAGES:
                 value = node.args[0]
-                found.append(Collective(MESSAGES[node.target], bytes_of(node.meta["val"]), value.name, self.phase))
+                found.append(
+                    Collective(MESSAGES[node.target], bytes_of(node.meta["val"]), value.name, self.phase)
+                )
         for node in self.outputs():
             if gathered_for_caller(node):
                 found.append(Collective("gather", bytes_of(node.meta["val"]), node.name, self.phase))
@@ -132,7 +134,9 @@ def gathered_for_caller(node: Node) -> bool:
     return isinstance(layout_of(node), Split) and returned_whole(node)
 
 
-def parallelize(graph: Graph, sources: Sequence[Source], ranks: int, topology: Topology | None = None) -> Parallel:
+def parallelize(
+    graph: Graph, sources: Sequence[Source], ranks: int, topology: Topology | None = None
+) -> Parallel:
     """Plan a captured graph in place.
 
     Args:
@@ -172,7 +176,11 @@ def lower(parallel: Parallel, mesh: Mesh, root: torch.nn.Module) -> list[GraphMo
 
 def _constants(graph: Graph, root: torch.nn.Module, device: torch.device) -> dict[str, torch.Tensor]:
     names = {str(node.target) for node in graph.find_nodes(op="get_attr")}
-    return {name: value.to(device) if value.dim() else value for name in names if (value := getattr(root, name)) is not None}
+    return {
+        name: value.to(device) if value.dim() else value
+        for name in names
+        if (value := getattr(root, name)) is not None
+    }
 
 
 __all__ = ["PASSES", "Collective", "Parallel", "Replicate", "lower", "parallelize"]

@@ -14,9 +14,9 @@ from torch.fx import GraphModule, Node
 
 from .annotations import Source, dims_of, layout_of, source_of
 from .layout import Layout, Shards, Split, concrete
+from .lowering import join
 from .mesh import Mesh
 from .pipeline import Parallel, gathered_for_caller
-from .lowering import join
 from .rules import is_tensor
 from .runtime import Runtime
 from .tensor import ShardedTensor, split_among
@@ -29,7 +29,8 @@ def shards_of(node: Node) -> Shards:
 
 
 class Program:
-    """One graph, lowered for the ranks that this process owns. Called with a list of arguments, which it empties."""
+    """One graph, lowered for the ranks that this process owns. Called with a list of arguments, which it
+    empties."""
 
     _boxed_call = True  # AOTAutograd hands over the list, so that nothing holds on to the arguments
 
@@ -42,11 +43,14 @@ class Program:
         self.outputs = [_output(value, self.mesh) for value in returned]
 
     def __call__(self, args: list[Any]) -> list[Any]:
+        """Run the graph on every rank; the arguments are let go as soon as the ranks have theirs."""
         columns = [take(arg) for take, arg in zip(self.inputs, args, strict=True)]
         args.clear()
         rows = list(zip(*columns, strict=True)) or [()] * len(self.forwards)
         del columns
-        results = self.runtime.run([partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)])
+        results = self.runtime.run(
+            [partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)]
+        )
         del rows
         return [give([result[index] for result in results]) for index, give in enumerate(self.outputs)]
 
@@ -105,7 +109,8 @@ def _output(node: Any, mesh: Mesh) -> Callable[[list[Any]], Any]:
     dynamic = {index for index, extent in enumerate(value.shape) if isinstance(extent, torch.SymInt)}
     fixed = {dim: int(value.shape[dim]) for dim, _ in layout.dims}
     if not layout:
-        # Ranks on one device share what they all have; on several, state that comes back must not be copied again.
+        # Ranks on one device share what they all have; on several, state that comes back must not be copied
+        # again.
         kept = len(set(mesh.devices)) > 1 and any(user.op != "output" for user in node.users)
         return partial(_shard, layout, fixed, dynamic, mesh) if kept else partial(_plain, dynamic)
     if gathered_for_caller(node):

@@ -4,9 +4,12 @@ A rule is a string over factors, in the manner of einops and Shardy:
 
     "b (g r) q! e!, b g k! e!, b g k! f! -> b (g r) q f"
 
-One group of dimensions for each tensor argument of the op's schema, in order, and one for each result. The same
-letter is the same dimension; `(g r)` is a product, major first; `!` must be whole on every rank; `...` stands for any
-leading dimensions, broadcast as PyTorch does. A factor that no result has is contracted: each rank's result is then
+One group of dimensions for each tensor argument of the op's schema, in order, and one for each result. The
+same
+letter is the same dimension; `(g r)` is a product, major first; `!` must be whole on every rank; `...`
+stands for any
+leading dimensions, broadcast as PyTorch does. A factor that no result has is contracted: each rank's result
+is then
 an addend. Where a rule depends on more than shapes, it is a function of the `Call` that returns a `Bound`.
 
 >>> Rule("m k, k n -> m n", linear=((0,), (1,)))      # a pending sum may flow through either operand
@@ -65,7 +68,8 @@ class Bound:
 
 
 class Call:
-    """One call of an op in a graph: its arguments by name, its tensor operands and the sizes of its results."""
+    """One call of an op in a graph: its arguments by name, its tensor operands and the sizes of its
+    results."""
 
     def __init__(self, node: Node, dims_of: Callable[[Node], Dims], size: Callable[[Any], Size]) -> None:
         self.node = node
@@ -100,7 +104,7 @@ class Call:
 
     def same_size(self, left: Size, right: Size) -> bool:
         """Whether two sizes are provably equal."""
-        return left == right
+        return bool(left == right)
 
 
 def result_tensors(node: Node) -> list[torch.Tensor]:
@@ -108,7 +112,9 @@ def result_tensors(node: Node) -> list[torch.Tensor]:
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
         return [value]
-    return [item for item in value if isinstance(item, torch.Tensor)] if isinstance(value, (tuple, list)) else []
+    return (
+        [item for item in value if isinstance(item, torch.Tensor)] if isinstance(value, (tuple, list)) else []
+    )
 
 
 def is_tensor(value: object) -> bool:
@@ -151,7 +157,8 @@ class Rule:
         linear: sets of tensor operands through which a pending sum may flow.
         reduce: how the addends of a contracted factor are joined.
         shape: the name of the argument that gives the shape of the result; it is made local.
-        lower: the name of what replaces the call on a rank, where calling the op on local tensors is not enough.
+        lower: the name of what replaces the call on a rank, where calling the op on local tensors is not
+        enough.
     """
 
     pattern: str | Callable[[Call], Bound]
@@ -162,7 +169,11 @@ class Rule:
 
     def bind(self, call: Call) -> Bound:
         """What this rule says of a call."""
-        bound = self.pattern(call) if callable(self.pattern) else _Binder(parse(self.pattern), call).bind(self.reduce)
+        bound = (
+            self.pattern(call)
+            if callable(self.pattern)
+            else _Binder(parse(self.pattern), call).bind(self.reduce)
+        )
         if not bound.linear:
             bound.linear = self.linear
         return bound
@@ -186,7 +197,9 @@ class Pattern:
     @property
     def whole(self) -> frozenset[str]:
         """Factors that must be whole."""
-        return frozenset(name for terms in (*self.operands, *self.results) for term in terms for name in term.whole)
+        return frozenset(
+            name for terms in (*self.operands, *self.results) for term in terms for name in term.whole
+        )
 
 
 @cache
@@ -205,7 +218,9 @@ def _terms(text: str) -> tuple[Term, ...]:
 
 def _term(text: str) -> Term:
     names = text.split()
-    return Term(tuple(n.rstrip("!") for n in names), frozenset(n.rstrip("!") for n in names if n.endswith("!")))
+    return Term(
+        tuple(n.rstrip("!") for n in names), frozenset(n.rstrip("!") for n in names if n.endswith("!"))
+    )
 
 
 class _Binder:
@@ -219,7 +234,9 @@ class _Binder:
     def bind(self, reduce: str) -> Bound:
         self.bound.reduce = reduce
         pairs = [pair for pair in self._pairs() if find(pair[1]).size != 1]
-        for term, dim in sorted(pairs, key=lambda pair: len(pair[0].factors)):  # products last: sizes are known then
+        for term, dim in sorted(
+            pairs, key=lambda pair: len(pair[0].factors)
+        ):  # products last: sizes are known then
             self._meet(term, dim)
         for index in range(len(self.call.results)):
             self.bound.results.append(self._result(index))
@@ -240,7 +257,11 @@ class _Binder:
         if not isinstance(self.call.node.target, torch._ops.OpOverload):
             return list(self.pattern.operands[: len(self.call.operands)])
         schema = [a.name for a in self.call.node.target._schema.arguments if "Tensor" in str(a.type)]
-        given = [terms for name, terms in zip(schema, self.pattern.operands, strict=False) if is_tensor(self.call[name])]
+        given = [
+            terms
+            for name, terms in zip(schema, self.pattern.operands, strict=False)
+            if is_tensor(self.call[name])
+        ]
         for dims in self.call.dims[len(given) :]:  # the rule does not speak of them
             self.bound.whole += dims
         return given

@@ -4,8 +4,8 @@
     weight.shards                          # one tensor for each rank that this process owns
     weight.full()                          # the whole, gathered
 
-Parameters, and keys and values in a cache, are ShardedTensors. Any op on one is right: ops that work on every part
-by itself do so, anything else gathers and runs whole. Compiled graphs take the shards as they are.
+Parameters, and keys and values in a cache, are ShardedTensors. Any op on one is right: ops that work on
+every part by itself do so, anything else gathers and runs whole. Compiled graphs take the shards as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from .errors import ShardingError
 from .layout import Shards
 from .lowering import join, take
+from .memory import Undivided, contiguous_strides, probe_of, same_memory, split_among
 from .mesh import Mesh
 from .torch_compiler import (
     dynamic_sizes,
@@ -29,29 +30,19 @@ from .torch_compiler import (
 )
 
 
-class Undivided:
-    """A whole tensor until a graph divides it, shared by every alias of it; afterwards what it became."""
-
-    __slots__ = ("parts", "placement", "whole")
-
-    def __init__(self, whole: torch.Tensor) -> None:
-        self.whole: torch.Tensor | None = whole
-        self.parts: tuple[torch.Tensor, ...] | None = None
-        self.placement: Shards | None = None
-
-
 class ShardedTensor(torch.Tensor):
     """A tensor whose parts lie on the devices of a mesh.
 
     It is in one of four states: parts with a placement; whole, while no graph has chosen a placement; a view
-    that is made anew of its base whenever it is looked at, and written through; or, while Dynamo captures, fake.
+    that is made anew of its base whenever it is looked at, and written through; or fake,
+    while Dynamo captures.
 
     Attributes:
         placement: which intervals of which dimensions each rank holds; None while no graph has chosen.
         qualified_name: the name of a parameter or buffer.
     """
 
-    _mesh: Mesh
+    _mesh: Any  # a Mesh; None while Dynamo captures
     _parts: tuple[torch.Tensor, ...] | None
     _cell: Undivided | None
     _behind: tuple[ShardedTensor, Callable[[torch.Tensor], torch.Tensor]] | None
@@ -76,18 +67,18 @@ class ShardedTensor(torch.Tensor):
     ) -> ShardedTensor:
         shape = tuple(like.shape if shape is None else shape)
         if stride is None:
-            stride = whole.stride() if whole is not None else _contiguous(shape)
+            stride = whole.stride() if whole is not None else contiguous_strides(shape)
         device = like.device if mesh is None else mesh.devices[mesh.owned[0]]
         self: ShardedTensor = make_wrapper_subclass(
             cls, shape, strides=stride, dtype=like.dtype, device=device, requires_grad=requires_grad
         )
-        self._mesh = mesh  # type: ignore[assignment]
+        self._mesh = mesh
         self._parts = None if parts is None else tuple(parts)
         self._cell = None if whole is None else Undivided(whole)
         self._behind = None
         self.placement = layout
         self.qualified_name = None
-        self.probe = like if mesh is None else _probe(device, like.dtype)
+        self.probe = like if mesh is None else probe_of(device, like.dtype)
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -107,7 +98,8 @@ class ShardedTensor(torch.Tensor):
     @property
     def mesh(self) -> Mesh:
         """The devices that hold the parts."""
-        return self._mesh
+        mesh: Mesh = self._mesh
+        return mesh
 
     @property
     def shards(self) -> tuple[torch.Tensor, ...] | None:
@@ -137,7 +129,7 @@ class ShardedTensor(torch.Tensor):
         """The whole, a plain tensor of its own memory, on the first rank's device or the given one."""
         whole = self.gathered(device)
         shared = self._whole if self._parts is None else self._parts[0]
-        return whole.clone() if shared is not None and _same_memory(whole, shared) else whole
+        return whole.clone() if shared is not None and same_memory(whole, shared) else whole
 
     def gathered(self, device: torch.device | str | None = None) -> torch.Tensor:
         """The whole tensor as a plain one, which may share memory with this one: not to be written into."""
@@ -156,12 +148,12 @@ class ShardedTensor(torch.Tensor):
             return join([part.to(target) for part in self._parts], self.placement.dims, self.shape)
 
     def distribute(self, layout: Shards) -> None:
-        """Give a tensor without a placement one: each rank its part, in memory of its own; lets the whole go."""
+        """Give a tensor without a placement one: each rank has its part, and the whole is let go."""
         assert self._whole is not None and self._cell is not None, "the tensor has a placement already"
         cell = self._cell
         cell.parts, cell.placement = split_among(self._whole, layout, self._mesh), layout
         cell.whole = None
-        assert self._whole is None and self._parts is not None
+        self._parts, self.placement, self._cell = cell.parts, layout, None
 
     def store(self, whole: torch.Tensor) -> None:
         """Write new contents everywhere that this tensor lies; `whole` may be what `gathered` gave."""
@@ -172,7 +164,7 @@ class ShardedTensor(torch.Tensor):
                 again(contents).copy_(whole)
                 base.store(contents)
             elif self._whole is not None:
-                if not _same_memory(whole, self._whole):
+                if not same_memory(whole, self._whole):
                     self._whole.copy_(whole)
             else:
                 assert self._parts is not None and self.placement is not None
@@ -190,7 +182,7 @@ class ShardedTensor(torch.Tensor):
         copy_dynamic(self, made)
         return made
 
-    @property  # type: ignore[override]
+    @property
     def data(self) -> torch.Tensor:
         """An alias without autograd's history. Assigning writes the values, and takes over the dtype."""
         return self.detach()
@@ -258,7 +250,7 @@ class ShardedTensor(torch.Tensor):
             "save tpfx.full_state_dict(model), or tensor.full()"
         )
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         name = "" if self.qualified_name is None else f"{self.qualified_name}, "
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"ShardedTensor({name}{list(self.shape)}, {self.dtype}, {self._held()}{grad})"
@@ -279,45 +271,10 @@ class ShardedTensor(torch.Tensor):
         return f"split {', '.join(sizes)}"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return dispatch(func, args, kwargs or {})
-
-
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    strides: list[int] = []
-    step = 1
-    for extent in reversed(shape):
-        strides.append(step)
-        step = step * (extent if isinstance(extent, torch.SymInt) else max(extent, 1))
-    return tuple(reversed(strides))
-
-
-_PROBES: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-
-
-def _probe(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """What Dynamo sees inside: a tensor of no elements, shared by all of one kind."""
-    key = (device, dtype)
-    if key not in _PROBES:
-        _PROBES[key] = torch.empty(0, dtype=dtype, device=device)
-    return _PROBES[key]
-
-
-def _same_memory(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return left.numel() > 0 and left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
-
-
-def split_among(whole: torch.Tensor, layout: Shards, mesh: Mesh) -> tuple[torch.Tensor, ...]:
-    """The part of each owned rank, in memory of its own, on its device."""
-    with torch.inference_mode(False), torch.no_grad():
-        return tuple(_own(take(whole, layout.dims, rank), whole, mesh.devices[rank]) for rank in mesh.owned)
-
-
-def _own(part: torch.Tensor, whole: torch.Tensor, device: torch.device) -> torch.Tensor:
-    part = part.detach().to(device).contiguous()
-    return part.clone() if _same_memory(part, whole) else part
 
 
 def copy_dynamic(source: torch.Tensor, made: torch.Tensor) -> None:

@@ -251,6 +251,8 @@ class _Trial:
         self, what: str, parts: Sequence[torch.Tensor], whole: torch.Tensor, dims: Dims, layout: Layout
     ) -> None:
         if isinstance(layout, Partial):
+            for rank, part in enumerate(parts):
+                self._close(f"{what}: rank {rank}'s addend", torch.zeros_like(part), torch.zeros_like(whole))
             joined = _JOIN[layout.op](torch.stack(list(parts))).to(whole.dtype)
             self._close(f"{what}: the ranks' addends", joined, whole)
             return

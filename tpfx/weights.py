@@ -1,6 +1,6 @@
 """Put sharded tensors in the place of a model's parameters and buffers, and the originals back.
 
-slots = shard_weights(model, mesh)     # nothing is copied yet: each holds the original until a graph divides it
+slots = shard_weights(model, mesh)     # nothing is copied: each holds the original until a graph divides it
 restore_weights(slots)                 # the model is what it was
 """
 
@@ -54,9 +54,10 @@ def check_weights(model: torch.nn.Module) -> None:
     for slot in slots_of(model):
         value = slot.value
         if isinstance(value, ShardedTensor):
+            devices = [str(device) for device in value.mesh.devices]
             raise AlreadyCompiledError(
-                f"{slot.name} is sharded already, over {[str(device) for device in value.mesh.devices]}: a part of this "
-                "model, or a model that shares it, is compiled; load it anew to split it otherwise"
+                f"{slot.name} is sharded already, over {devices}: a part of this model, or a model that "
+                "shares it, is compiled; load it anew to split it otherwise"
             )
         if is_lazy(value):
             raise ModelError(f"{slot.name} has no shape yet; call the model once before it is compiled")
@@ -96,7 +97,7 @@ def _mark_like(tensor: torch.Tensor, original: torch.Tensor) -> None:
         if attribute not in vars(tensor):
             setattr(tensor, attribute, noted)
     if isinstance(original, torch.nn.Parameter) and not isinstance(tensor, torch.nn.Parameter):
-        tensor._is_param = True  # type: ignore[attr-defined]
+        tensor._is_param = True
 
 
 def restore_weights(slots: list[Slot]) -> None:

@@ -1,7 +1,9 @@
 """Choose, for every op at once, the cheapest way to carry it out.
 
-One variable an op: its choice, and whether its result is also made available whole. One table an edge: what the user
-needs, the producer must offer. Costs are seconds (messages, arithmetic) and a price on resident weight bytes; the sum
+One variable an op: its choice, and whether its result is also made available whole. One table an edge: what
+the user
+needs, the producer must offer. Costs are seconds (messages, arithmetic) and a price on resident weight
+bytes; the sum
 is minimised exactly, by `elimination`.
 """
 
@@ -36,7 +38,8 @@ from ..topology import Topology
 
 SMALL = 1 / 16  # weights below this part of a small matrix cost next to nothing where they lie
 PRICE = 3.0  # holding a small weight matrix costs as much as this many of the graph's largest messages
-NEGLIGIBLE = 0.01  # matrices so small that together they have this part of the bytes do not set the price
+NEGLIGIBLE = 0.005  # matrices so small that together they have this part of the bytes do not set the price
+CARRIED = 1e-8  # seconds for each op that carries a pending sum on: of equal plans, the one that sums early
 GATHERED_WEIGHT = 4.0  # gathering a weight at every call is this much dearer than its message
 
 
@@ -59,7 +62,8 @@ class Variable:
 
 
 def choose(graph: Graph, ranks: int, topology: Topology, splits: Splits) -> Solution:
-    """Record a choice for every op and a layout for every tensor; returns the solution that they come from."""
+    """Record a choice for every op and a layout for every tensor; returns the solution that they come
+    from."""
     problem = Problem(graph, ranks, topology, splits)
     factors = list(problem.factors())
     solution = minimise([len(variable.states) for variable in problem.variables], factors)
@@ -91,7 +95,11 @@ class Problem:
     def _price(self, graph: Graph) -> float:
         """Seconds a resident byte: such that whole weight matrices are dearer than messages."""
         small = _small_matrix(graph)
-        values = [bytes_of(n.meta["val"]) for n in graph.nodes if (b := bound_of(n)) and b.contracted and is_tensor(n)]
+        values = [
+            bytes_of(n.meta["val"])
+            for n in graph.nodes
+            if (b := bound_of(n)) and b.contracted and is_tensor(n)
+        ]
         message = self.topology.all_reduce(max(values, default=0), self.ranks)
         self.small = SMALL * small
         return PRICE * message / small
@@ -105,7 +113,9 @@ class Problem:
             return [State(Choice("whole", (), (REPLICATE,)), REPLICATE, False, 0.0)]
         if bound_of(node) is None:
             return []
-        return [state for choice in options(node, self.splits, pending) for state in self._op_states(node, choice)]
+        return [
+            state for choice in options(node, self.splits, pending) for state in self._op_states(node, choice)
+        ]
 
     def _input_states(self, node: Node) -> Iterator[State]:
         source = source_of(node)
@@ -134,7 +144,7 @@ class Problem:
             yield from self._available(node, choice, layout, 0.0)
 
     def _op_states(self, node: Node, choice: Choice) -> Iterator[State]:
-        cost = self._op_cost(node, choice)
+        cost = self._op_cost(node, choice) + (CARRIED if choice.kind == "pending" else 0.0)
         if len(choice.results) == 1 and is_tensor(node):
             yield from self._available(node, choice, choice.results[0], cost)
         else:
@@ -175,7 +185,10 @@ class Problem:
         bound = bound_of(node)
         assert bound is not None
         operands = [operand.meta["val"] for operand in tensor_nodes(node)]
-        held = [*zip(operands, choice.operands, strict=True), *zip(tensors_of(node), choice.results, strict=True)]
+        held = [
+            *zip(operands, choice.operands, strict=True),
+            *zip(tensors_of(node), choice.results, strict=True),
+        ]
         moved = sum(bytes_of(value) * self._share(layout) for value, layout in held)
         flops = 2.0 * max((elements(value) for value in tensors_of(node)), default=0)
         for dim in bound.contracted:
@@ -205,7 +218,10 @@ class Problem:
         assert isinstance(producer, Node)
         above, at = self.index[producer], result_index(node)
         table = [
-            [0.0 if offer.choice.results[at] == state.result else np.inf for state in self.variables[index].states]
+            [
+                0.0 if offer.choice.results[at] == state.result else np.inf
+                for state in self.variables[index].states
+            ]
             for offer in self.variables[above].states
         ]
         return Factor((above, index), np.array(table))
@@ -213,7 +229,9 @@ class Problem:
     def _edge(self, above: int, below: int, positions: list[int]) -> Factor:
         table = [
             [
-                0.0 if all(_offers(offer, need.choice.operands[position]) for position in positions) else np.inf
+                0.0
+                if all(_offers(offer, need.choice.operands[position]) for position in positions)
+                else np.inf
                 for need in self.variables[below].states
             ]
             for offer in self.variables[above].states
@@ -222,14 +240,17 @@ class Problem:
 
 
 def _offers(state: State, need: Layout) -> bool:
-    """Whether a value in this state can be had as needed: as it is, or made from the whole value by each rank."""
+    """Whether a value in this state can be had as needed: as it is, or made from the whole value by each
+    rank."""
     return state.result == need or state.whole or isinstance(state.result, Replicate)
 
 
 def _small_matrix(graph: Graph) -> float:
     """The bytes of the smallest matrix that matters: all smaller ones together are negligible."""
     values = [node.meta["val"] for node in graph.nodes if node.op == "placeholder" and _is_weight(node)]
-    sizes = sorted(bytes_of(value) for value in values if value.dim() > 1) or [bytes_of(value) for value in values]
+    sizes = sorted(bytes_of(value) for value in values if value.dim() > 1) or [
+        bytes_of(value) for value in values
+    ]
     total, seen = sum(sizes), 0
     for size in sizes:
         seen += size
@@ -245,7 +266,7 @@ def _is_weight(node: Node) -> bool:
 def returned_whole(node: Node) -> bool:
     """Whether the caller gets a value whole: what a graph returns and does not use itself, logits say.
 
-    What it also uses (keys and values) is state: it stays as it is, and is gathered only if someone looks at it.
+    What it also uses (keys and values) is state: it stays as it is, and is gathered only if someone looks at
+    it.
     """
     return bool(node.users) and all(user.op == "output" for user in node.users)
-

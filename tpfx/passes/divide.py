@@ -1,6 +1,8 @@
-"""Give every split that is used its division among the ranks: as even as its units allow, remainders balanced.
+"""Give every split that is used its division among the ranks: as even as its units allow, remainders
+balanced.
 
-Three KV heads on two devices are 2 + 1 in one layer and 1 + 2 in the next: the rank with fewer bytes so far gets more.
+Three KV heads on two devices are 2 + 1 in one layer and 1 + 2 in the next: the rank with fewer bytes so far
+gets more.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from ..rules import is_tensor
 
 
 def divide(graph: Graph, ranks: int) -> None:
-    """Divide the splits in use that no earlier graph has divided; the coarsest first, while balance is easy to mend."""
+    """Divide the splits in use that no earlier graph has divided; the coarsest first, while balance is easy
+    to mend."""
     weights: dict[Split, float] = {}
     for node in graph.nodes:
         if is_tensor(node) and isinstance(split := layout_of(node), Split):
@@ -33,7 +36,12 @@ def _loads(graph: Graph, ranks: int) -> list[float]:
     """The bytes that each rank already holds for sure."""
     loads = [0.0] * ranks
     for node in graph.nodes:
-        if node.op == "placeholder" and is_tensor(node) and isinstance(split := layout_of(node), Split) and split.boxes:
+        if (
+            node.op == "placeholder"
+            and is_tensor(node)
+            and isinstance(split := layout_of(node), Split)
+            and split.boxes
+        ):
             for rank in range(ranks):
                 part = 1.0
                 for dim in dims_of(node):
@@ -51,7 +59,9 @@ def _sizes(split: Split, loads: list[float]) -> list[int]:
         inner = split.units // outer
         return [size * inner for size in _even(outer, loads)]
     groups = _even(ranks, [float(unit) for unit in range(outer)])  # ranks that share an outer unit
-    return [size for group in groups for size in _even(split.units // outer, [float(r) for r in range(group)])]
+    return [
+        size for group in groups for size in _even(split.units // outer, [float(r) for r in range(group)])
+    ]
 
 
 def _even(units: int, loads: list[float]) -> list[int]:

@@ -1,14 +1,23 @@
 """Find out what every dimension of every tensor is made of.
 
-    infer_axes(graph)
-    show(dims_of(weight))     # ['[(a:4 b:16)|(a b)|(a b)]', 'c:64']: a packed q|k|v weight
+infer_axes(graph)
+show(dims_of(weight))     # ['[(a:4 b:16)|(a b)|(a b)]', 'c:64']: a packed q|k|v weight
 """
 
 from __future__ import annotations
 
 from torch.fx import Graph, Node
 
-from ..annotations import bound_of, dims_of, is_getitem, result_index, set_bound, set_dims, size_of, tensors_of
+from ..annotations import (
+    bound_of,
+    dims_of,
+    is_getitem,
+    result_index,
+    set_bound,
+    set_dims,
+    size_of,
+    tensors_of,
+)
 from ..axes import Dim
 from ..ops import rule_for
 from ..rules import Call, is_tensor

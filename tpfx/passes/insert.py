@@ -1,6 +1,6 @@
 """Put a collective on every edge whose two ends disagree about the layout.
 
-    linear [addends] → add [whole]     becomes     linear → all_reduce → add
+linear [addends] → add [whole]     becomes     linear → all_reduce → add
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 from ..annotations import choice_of, dims_of, layout_of, set_dims, set_layout
 from ..collectives import all_gather, all_reduce, pend, shard
 from ..layout import Layout, Partial, Replicate, Split
-from ..rules import is_tensor
+from ..rules import is_tensor, tensor_nodes
 
 
 def insert(graph: Graph) -> None:
@@ -29,16 +29,10 @@ def _needs(node: Node) -> Iterator[tuple[Node, Layout]]:
     """Each tensor operand of a node, as it occurs, and the layout that it is needed in."""
     choice = choice_of(node)
     if node.op == "output":
-        for value in _tensor_operands(node):
+        for value in tensor_nodes(node):
             yield value, Replicate() if isinstance(layout_of(value), Partial) else layout_of(value)
     elif choice is not None and choice.kind not in ("input", "item"):
-        yield from zip(_tensor_operands(node), choice.operands, strict=True)
-
-
-def _tensor_operands(node: Node) -> Iterator[Node]:
-    found: list[Node] = []
-    _visit(node, lambda operand: (found.append(operand), operand)[1])
-    yield from found
+        yield from zip(tensor_nodes(node), choice.operands, strict=True)
 
 
 def _visit(node: Node, change: Callable[[Node], Node]) -> None:

@@ -1,6 +1,6 @@
 """Write the graph of one rank: local shapes, its slices and offsets, and real collectives.
 
-    all_reduce(linear)   becomes   wait_tensor(_c10d_functional.all_reduce(linear, "sum", group))
+all_reduce(linear)   becomes   wait_tensor(_c10d_functional.all_reduce(linear, "sum", group))
 """
 
 from __future__ import annotations
@@ -15,9 +15,20 @@ from torch.fx.node import map_arg
 from ..annotations import choice_of, dims_of, is_getitem, layout_of
 from ..collectives import all_gather, all_reduce, pend, shard
 from ..layout import Partial, Split
-from ..lowering import LOWERINGS, Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shape, emit_shard
+from ..lowering import (
+    LOWERINGS,
+    Rank,
+    emit_gather,
+    emit_pend,
+    emit_random,
+    emit_reduce,
+    emit_shape,
+    emit_shard,
+)
 from ..ops import is_random, rule_for
-from ..rules import arguments, parameters
+from ..rules import arguments, is_tensor, parameters
+
+aten = torch.ops.aten
 
 
 def localize(graph: Graph, rank: int, ranks: int, group: str) -> Graph:
@@ -27,10 +38,29 @@ def localize(graph: Graph, rank: int, ranks: int, group: str) -> Graph:
         made = _emit(local, node)
         local.made[node] = made
         if isinstance(made, Node) and made.op != "output" and "stack_trace" not in made.meta:
-            made.meta = {key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta}
+            made.meta = {
+                key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta
+            }
+    _fuse_biases(local)
     # A rank may not need what it sends: collectives stay, or the others would wait for it.
     local.graph.eliminate_dead_code(is_impure_node=_must_stay)
     return local.graph
+
+
+def _fuse_biases(local: Rank) -> None:
+    """linear → add of a vector: one op again, which the bias was kept out of while layouts were chosen."""
+    vectors = {made for node, made in local.made.items() if node.op == "placeholder" and _is_vector(node)}
+    for node in local.graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        product, bias = node.args[:2]
+        if node.kwargs or bias not in vectors or not isinstance(product, Node) or len(product.users) != 1:
+            continue
+        if product.target is aten.linear.default and len(product.args) == 2:
+            node.target, node.args = aten.linear.default, (*product.args, bias)
+            local.graph.erase_node(product)
+
+
+def _is_vector(node: Node) -> bool:
+    return is_tensor(node) and node.meta["val"].dim() == 1
 
 
 def _must_stay(node: Node) -> bool:
@@ -85,14 +115,21 @@ def _set_argument(node: Node, name: str, value: Any) -> None:
 
 def _pending_sum(local: Rank, node: Node) -> Any:
     """add(x, zero): x, where this rank's part of a whole value is nothing."""
-    if node.target is not torch.ops.aten.add.Tensor or not isinstance(layout_of(node), Partial) or local.rank == 0:
+    if (
+        node.target is not torch.ops.aten.add.Tensor
+        or not isinstance(layout_of(node), Partial)
+        or local.rank == 0
+    ):
         return None
     operands = [argument for argument in node.args if isinstance(argument, Node)]
     zero = [argument.target is pend for argument in operands]
     if node.kwargs or sum(zero) != 1:
         return None
     other, gone = operands[zero.index(False)], operands[zero.index(True)]
-    same = other.meta["val"].shape == node.meta["val"].shape and other.meta["val"].dtype == node.meta["val"].dtype
+    same = (
+        other.meta["val"].shape == node.meta["val"].shape
+        and other.meta["val"].dtype == node.meta["val"].dtype
+    )
     return local.made[other] if same and gone is not other and len(other.users) == 1 else None
 
 

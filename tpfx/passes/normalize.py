@@ -1,6 +1,6 @@
 """Bring a captured graph to few ops: linear layers in one piece, biases apart, constants seen through.
 
-    view → t → addmm → view   becomes   linear → add
+view → t → addmm → view   becomes   linear → add
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ def _addmm(graph: Graph, node: Node) -> None:
     product = _insert(graph, node, aten.mm.default, (x, weight), node.meta["val"])
     total = _insert(graph, node, aten.add.Tensor, (product, bias), node.meta["val"])
     _replace(node, total)
+    assert isinstance(bias, Node)
     _hoist(graph, total, bias)
     _mm(graph, product)
 
 
 def _hoist(graph: Graph, total: Node, bias: Node) -> None:
-    """Add the bias after the view that undoes the flattening, so that product and view may become one linear."""
+    """Add the bias after the view that undoes the flattening, so that product and view may become one
+    linear."""
     users = list(total.users)
     if len(users) != 1 or users[0].target not in _VIEWS or not _unflattens(users[0]):
         return
@@ -72,7 +74,11 @@ def _hoist(graph: Graph, total: Node, bias: Node) -> None:
 
 def _unflattens(view: Node) -> bool:
     source, result = view.args[0].meta["val"], view.meta["val"]  # type: ignore[union-attr]
-    return source.dim() == 2 and result.dim() > 1 and size_of(source.shape[-1]) == size_of(result.shape[-1])
+    return (
+        source.dim() == 2
+        and result.dim() > 1
+        and bool(size_of(source.shape[-1]) == size_of(result.shape[-1]))
+    )
 
 
 def _mm(graph: Graph, node: Node) -> None:

@@ -1,6 +1,6 @@
 """Drop ops that do nothing and ops that were done before.
 
-    slice(x, 0, 0, end) → x        mul(x, 1.0) → x        unsqueeze(cos), once a layer → once
+slice(x, 0, 0, end) → x        mul(x, 1.0) → x        unsqueeze(cos), once a layer → once
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _alike(source: Node, node: Node) -> bool:
 
 
 def _scalar(neutral: int) -> Callable[[Node], bool]:
-    return lambda node: not isinstance(node.args[1], (Node, bool)) and node.args[1] == neutral
+    return lambda node: type(node.args[1]) in (int, float) and bool(node.args[1] == neutral)
 
 
 def _always(node: Node) -> bool:
@@ -78,7 +78,7 @@ def _always(node: Node) -> bool:
 
 
 def _one_step(node: Node) -> bool:
-    return len(node.args) < 5 or node.args[4] == 1
+    return len(node.args) < 5 or bool(node.args[4] == 1)
 
 
 _NO_OPS: dict[Any, Callable[[Node], bool]] = {

@@ -1,4 +1,5 @@
-"""Check a parallel graph: every operand in the layout that its user chose, every addend reduced before it leaves."""
+"""Check a parallel graph: every operand in the layout that its user chose, every addend reduced before it
+leaves."""
 
 from __future__ import annotations
 
@@ -11,13 +12,16 @@ from ..rules import is_tensor, tensor_nodes
 
 
 def verify(graph: Graph) -> None:
-    """Raise `ShardingError` at the first node that disagrees with its choice; a bug of a pass, never of a model."""
+    """Raise `ShardingError` at the first node that disagrees with its choice; a bug of a pass, never of a
+    model."""
     for node in graph.nodes:
         choice = choice_of(node)
         if node.op == "output":
             for value in tensor_nodes(node):
                 if isinstance(layout_of(value), Partial):
-                    raise ShardingError(f"{value.name} leaves the graph as addends: its all-reduce is missing")
+                    raise ShardingError(
+                        f"{value.name} leaves the graph as addends: its all-reduce is missing"
+                    )
         elif choice is not None and choice.kind not in ("input", "item"):
             for value, wanted in zip(tensor_nodes(node), choice.operands, strict=True):
                 _check(node, value, wanted)
@@ -27,4 +31,6 @@ def verify(graph: Graph) -> None:
 
 def _check(node: Node, value: Node, wanted: Layout) -> None:
     if layout_of(value) != wanted:
-        raise ShardingError(f"{node.name} needs {value.name} in another layout than it has: a collective is missing")
+        raise ShardingError(
+            f"{node.name} needs {value.name} in another layout than it has: a collective is missing"
+        )

@@ -1,0 +1,154 @@
+"""A rank fails inside a compiled graph: the caller learns what and where, and the next call works."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tpfx
+
+CPUS = ["cpu", "cpu"]
+_serials = itertools.count()  # an op lives as long as the process: each test has one of its own
+
+
+@dataclass
+class Probe:
+    """A custom op that no rule knows, and what it shall do on each rank."""
+
+    name: str
+    op: Callable[[Tensor], Tensor]
+    on_rank: dict[int, Callable[[], object]] = field(default_factory=dict)
+
+
+@pytest.fixture
+def probe() -> Iterator[Probe]:
+    name = f"tpfx_faults::probe{next(_serials)}"
+
+    @torch.library.custom_op(name, mutates_args=())
+    def double(x: Tensor) -> Tensor:
+        for rank, act in made.on_rank.items():
+            if threading.current_thread().name.startswith(f"tpfx rank {rank} "):
+                act()
+        return x * 2
+
+    @double.register_fake
+    def _(x: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    made = Probe(name, double)
+    yield made
+    made.on_rank.clear()
+
+
+class Faulty(nn.Module):
+    """A table, an op without a rule, and two layers with an all-reduce behind them."""
+
+    def __init__(self, op: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.op = op
+        self.embed = nn.Embedding(32, 16)
+        self.up, self.down = nn.Linear(16, 64), nn.Linear(64, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(self.op(self.embed(ids)))))
+
+
+IDS = torch.arange(6).view(2, 3)
+
+
+def compiled(probe: Probe, timeout: float = 20.0) -> tuple[Callable[[], Tensor], Faulty]:
+    """The model over two devices, compiled and run once; and a call of it that checks the result."""
+    torch.manual_seed(0)
+    reference = Faulty(probe.op)
+    torch.manual_seed(0)
+    model = tpfx.compile(Faulty(probe.op), CPUS, timeout=timeout)
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            result = model(IDS)
+            torch.testing.assert_close(result, reference(IDS))
+        return result
+
+    call()
+    assert {collective.kind for collective in tpfx.report(model).collectives} >= {"all_reduce"}
+    return call, model
+
+
+def notes(caught: pytest.ExceptionInfo[BaseException]) -> str:
+    return "\n".join(getattr(caught.value, "__notes__", ()))
+
+
+class Broken(Exception):
+    """What a rank raises."""
+
+
+def broken() -> None:
+    raise Broken("rank trouble")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_raises_is_named_and_the_others_go_on(probe: Probe, rank: int) -> None:
+    call, model = compiled(probe)
+    probe.on_rank[rank] = broken
+    for _ in range(2):
+        start = time.monotonic()
+        with pytest.raises(Broken, match="rank trouble") as caught:
+            call()
+        assert time.monotonic() - start < 10, "the other rank waited for its timeout"
+        assert f"on rank {rank} (cpu), in node probe" in notes(caught)
+    probe.on_rank.clear()
+    call()
+    assert tpfx.report(model).graphs == 1
+
+
+def test_an_id_outside_of_the_table_is_an_index_error(probe: Probe) -> None:
+    call, model = compiled(probe)
+    with torch.no_grad(), pytest.raises(IndexError, match="out of range") as caught:
+        model(IDS + 99)
+    assert "(cpu), in node embedding" in notes(caught)
+    call()
+
+
+def test_a_rank_that_never_arrives_is_a_timeout(probe: Probe) -> None:
+    call, _ = compiled(probe, timeout=0.5)
+    release = threading.Event()
+    probe.on_rank[1] = lambda: release.wait(60)
+    try:
+        start = time.monotonic()
+        with pytest.raises(tpfx.CollectiveTimeout, match=r"rank 1.*probe") as caught:
+            call()
+        assert time.monotonic() - start < 10
+        assert "on rank 0 (cpu)" in notes(caught)
+        probe.on_rank.clear()
+        call()  # with a new thread in the place of the stuck one
+    finally:
+        release.set()
+    call()
+
+
+def test_a_rank_that_is_late_is_waited_for(probe: Probe) -> None:
+    call, _ = compiled(probe, timeout=20)
+    probe.on_rank[1] = lambda: time.sleep(0.3)
+    call()
+
+
+def test_an_op_without_a_rule_runs_whole_and_is_reported(probe: Probe) -> None:
+    _, model = compiled(probe)
+    report = tpfx.report(model)
+    name = probe.name.replace("::", ".")
+    assert report.whole_ops == {f"{name}.default": 1}
+    assert f"runs whole: {name}" in str(report)
+    assert model.up.weight.placement, "what has a rule is split all the same"
+
+
+def test_an_error_in_the_model_itself_passes_through(probe: Probe) -> None:
+    _, model = compiled(probe)
+    with torch.no_grad(), pytest.raises(TypeError):
+        model(IDS, IDS)

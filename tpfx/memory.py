@@ -1,0 +1,55 @@
+"""The memory behind sharded tensors: undivided wholes, and the parts that ranks have of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+
+from .layout import Shards
+from .lowering import take
+from .mesh import Mesh
+
+
+class Undivided:
+    """A whole tensor until a graph divides it, shared by every alias of it; afterwards what it became."""
+
+    __slots__ = ("parts", "placement", "whole")
+
+    def __init__(self, whole: torch.Tensor) -> None:
+        self.whole: torch.Tensor | None = whole
+        self.parts: tuple[torch.Tensor, ...] | None = None
+        self.placement: Shards | None = None
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a dense tensor; sizes may be symbolic."""
+    strides: list[int] = []
+    step = 1
+    for extent in reversed(shape):
+        strides.append(step)
+        step = step * (max(extent, 1) if type(extent) is int else extent)
+    return tuple(reversed(strides))
+
+
+@functools.cache
+def probe_of(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """What Dynamo sees inside a sharded tensor: one of no elements, shared by all of a kind."""
+    return torch.empty(0, dtype=dtype, device=device)
+
+
+def same_memory(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors are views of the same storage."""
+    return left.numel() > 0 and left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+
+
+def split_among(whole: torch.Tensor, layout: Shards, mesh: Mesh) -> tuple[torch.Tensor, ...]:
+    """The part of each owned rank, in memory of its own, on its device."""
+    with torch.inference_mode(False), torch.no_grad():
+        return tuple(_own(take(whole, layout.dims, rank), whole, mesh.devices[rank]) for rank in mesh.owned)
+
+
+def _own(part: torch.Tensor, whole: torch.Tensor, device: torch.device) -> torch.Tensor:
+    part = part.detach().to(device).contiguous()
+    return part.clone() if same_memory(part, whole) else part
