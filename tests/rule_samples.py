@@ -281,8 +281,8 @@ def _argmax(s: Sampler) -> Case:
 
 @samples(aten.var.correction, aten.var_mean.correction)
 def _var(s: Sampler) -> Case:
-    shape = s.shape()
-    dims = s.one_of(None, s.dims(len(shape)))
+    shape = s.shape(2, 3)
+    dims = s.one_of([s.dim(len(shape))], s.dims(len(shape)), None)
     return Case((s.floats(*shape), dims), {"correction": s.one_of(0, 0.5), "keepdim": s.flag()})
 
 

@@ -176,7 +176,7 @@ def test_weights_that_were_divided_already_come_back(monkeypatch: pytest.MonkeyP
         distribute(self, layout)
 
     monkeypatch.setattr(ShardedTensor, "distribute", once)
-    with pytest.raises(Exception, match="no room on device 1"):
+    with pytest.raises(MemoryError, match="no room on device 1"):
         tpfx.compile(model, CPUS, example_inputs=(IDS,))
     assert len(divided) == 1
     assert all(type(value) is nn.Parameter and value.requires_grad for value in model.parameters())

@@ -6,22 +6,25 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
+from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.models import inputs, tiny
 from tpfx.annotations import Source, set_source
+from tpfx.capture import capture
 from tpfx.elimination import Factor, minimise
 from tpfx.options import Splits
 from tpfx.passes.choose import Problem
 from tpfx.passes.infer_axes import infer_axes
 from tpfx.passes.normalize import normalize
+from tpfx.passes.simplify import simplify
 from tpfx.topology import Topology
 
 RANKS = 2
@@ -31,12 +34,16 @@ def problem(
     function: Callable[..., torch.Tensor], weights: dict[str, torch.Tensor], x: torch.Tensor
 ) -> Problem:
     """The chooser's variables and tables for a function of some weights and an input."""
-    captured = make_fx(function, tracing_mode="fake")(weights, x)
-    graph = captured.graph
-    kinds = [Source("parameter", name) for name in weights] + [Source("input", "x")]
-    for node, source in zip(graph.find_nodes(op="placeholder"), kinds, strict=True):
+    graph = make_fx(function, tracing_mode="fake")(weights, x).graph
+    return prepared(graph, [*(Source("parameter", name) for name in weights), Source("input", "x")])
+
+
+def prepared(graph: Graph, sources: Sequence[Source]) -> Problem:
+    """What `choose` solves for a captured graph."""
+    for node, source in zip(graph.find_nodes(op="placeholder"), sources, strict=True):
         set_source(node, source)
     normalize(graph)
+    simplify(graph)
     infer_axes(graph)
     return Problem(graph, RANKS, Topology(), Splits(graph, RANKS))
 
@@ -132,14 +139,8 @@ def _matrix(rows: list[tuple[list[int], list[float]]], columns: int) -> coo_arra
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
 def test_equals_an_ilp_on_real_layers(name: str) -> None:
-    model = tiny(name).requires_grad_(False)
-    ids = inputs(model)["input_ids"]
-    weights = dict(model.named_parameters()) | dict(model.named_buffers())
-
-    def run(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(model, weights, (x,), {"use_cache": False}).logits
-
-    sizes, factors = sizes_and_factors(problem(run, weights, ids))
+    (captured,) = capture(tiny(name), inputs(tiny(name)), symbolic=False)
+    sizes, factors = sizes_and_factors(prepared(captured.module.graph, captured.sources))
     solution = minimise(sizes, factors)
     assert solution.optimal
     assert solution.cost == pytest.approx(ilp(sizes, factors), rel=1e-6)

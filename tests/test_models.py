@@ -166,7 +166,7 @@ def test_vocabulary_that_devices_do_not_divide() -> None:
     ids[0, 0] = 256
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-4, rtol=0)
-    assert [shard.shape[0] for shard in model.transformer.wte.weight.shards] == [86, 86, 85]
+    assert sorted(shard.shape[0] for shard in model.transformer.wte.weight.shards) == [85, 86, 86]
 
 
 @pytest.mark.parametrize("devices", [5, 8])

@@ -20,7 +20,15 @@ from .rule_samples import SAMPLES, Case, Sampler
 aten = torch.ops.aten
 
 # Rows that allow nothing to be split.
-UNSPLIT = {aten.arange.default, aten.arange.start, aten.arange.start_step, aten.scalar_tensor.default}
+UNSPLIT = {
+    aten.arange.default,
+    aten.arange.start,
+    aten.arange.start_step,
+    aten.scalar_tensor.default,
+    aten.any.default,
+    aten.all.default,
+    aten.histc.default,
+}
 CUDA_ONLY = {
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,

@@ -148,7 +148,7 @@ def plain(value: object) -> object:
 
 
 def shapes_of(value: object) -> object:
-    """Shapes and strides, which in-place writes through the result depend on, as the tensor itself states them."""
+    """What tensors say of themselves."""
     return tree_map_only(
         torch.Tensor, lambda tensor: (tensor.shape, tensor.dtype, tensor.is_contiguous()), value
     )

@@ -69,7 +69,7 @@ def compile(
         restore_weights(slots)
         session.runtime.close()
         raise
-    model.forward = entry  # type: ignore[method-assign]
+    model.forward = entry
     for module in model.modules():
         module._apply = functools.partial(entry.convert, module)  # type: ignore[method-assign]
     return model

@@ -15,15 +15,14 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .annotations import Source, set_source, source_of
-from .errors import TpfxError
-from .layout import Shards
 from .mesh import Mesh
 from .pipeline import Parallel, lower, parallelize
 from .program import Program, shards_of
 from .runtime import Runtime
 from .tensor import ShardedTensor
 from .topology import Topology
-from .torch_compiler import aot_module_simplified, skip_frames, unset_fake_temporarily
+from .torch_compiler import skip_frames
+from .trace import settle_sources, trace
 
 skip_frames(__package__)
 
@@ -60,43 +59,23 @@ class Session:
         self,
         module: GraphModule,
         example_inputs: Sequence[Any],
-        finish: Callable[[Parallel, GraphModule], Any],
+        finish: Callable[[Parallel, GraphModule], Callable[..., Any]],
     ) -> Callable[..., Any]:
-        sources = [_source(value, name) for value, name in zip(example_inputs, _names(module), strict=True)]
-        fakes = [_fake(node) for node in module.graph.find_nodes(op="placeholder")]
-
-        def inference(captured: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-            with unset_fake_temporarily():
-                parallel = self._parallelize(captured, sources)
-                self._distribute(parallel, example_inputs)
-                return finish(parallel, captured)  # type: ignore[no-any-return]
-
-        compiled: Callable[..., Any] = aot_module_simplified(
-            module,
-            fakes,
-            fw_compiler=inference,
-            bw_compiler=_no_backward,
-            inference_compiler=inference,
-            keep_inference_input_mutations=True,
-        )
-        return compiled
-
-    def _parallelize(self, captured: GraphModule, sources: Sequence[Source]) -> Parallel:
-        graph = captured.graph
-        placeholders = graph.find_nodes(op="placeholder")
-        if len(placeholders) != len(sources):
-            raise TpfxError(
-                f"the captured graph takes {len(placeholders)} inputs where the model gave {len(sources)}: "
-                "inputs that share memory and are written to cannot be sharded; pass copies"
-            )
-        mutated = _mutated(captured)
-        known = [
-            Source(s.kind, s.name, s.pinned, n in mutated) for n, s in zip(placeholders, sources, strict=True)
+        placeholders = module.graph.find_nodes(op="placeholder")
+        sources = [
+            _source(value, node.name) for value, node in zip(example_inputs, placeholders, strict=True)
         ]
-        known = [
-            Source("state", s.name, s.pinned, True) if s.mutated and s.kind == "input" else s for s in known
-        ]
-        parallel = parallelize(graph, known, self.mesh.size, self.topology)
+
+        def parallelized(lowered: GraphModule) -> Callable[..., Any]:
+            parallel = self._parallelize(lowered, sources)
+            self._distribute(parallel, example_inputs)
+            return finish(parallel, lowered)
+
+        return trace(module, parallelized, [_fake(node) for node in placeholders])
+
+    def _parallelize(self, lowered: GraphModule, sources: Sequence[Source]) -> Parallel:
+        known = settle_sources(lowered, sources)
+        parallel = parallelize(lowered.graph, known, self.mesh.size, self.topology)
         self.newest = parallel
         for op, count in parallel.whole_ops.items():
             self.whole_ops[op] = self.whole_ops.get(op, 0) + count
@@ -127,20 +106,6 @@ class Planned(Exception):
     """Ends a call that was only made for its plan."""
 
 
-def _no_backward(captured: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-    def refuse(args: list[Any]) -> Any:
-        raise TpfxError(
-            "backward through a compiled model is not there yet; call the model under torch.no_grad()"
-        )
-
-    refuse._boxed_call = True  # type: ignore[attr-defined]
-    return refuse
-
-
-def _names(module: GraphModule) -> list[str]:
-    return [node.name for node in module.graph.find_nodes(op="placeholder")]
-
-
 def _source(value: Any, name: str) -> Source:
     """What one of Dynamo's inputs is: a ShardedTensor knows its own name."""
     if not isinstance(value, ShardedTensor):
@@ -157,18 +122,3 @@ def _fake(node: Node) -> Any:
         return value
     whole = value.full()
     return whole.requires_grad_(value.requires_grad) if value.requires_grad else whole
-
-
-def _mutated(captured: GraphModule) -> set[Node]:
-    """The inputs that the graph writes into."""
-    return {
-        node.args[0]
-        for node in captured.graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload)
-        and node.target._schema.is_mutable
-        and isinstance(node.args[0], Node)
-        and node.args[0].op == "placeholder"
-    }
-
-
-__all__ = ["Planned", "Session", "Shards"]

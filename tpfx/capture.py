@@ -17,7 +17,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
 from .annotations import Source
@@ -26,7 +26,8 @@ from .layout import Shards
 from .pipeline import Parallel, parallelize
 from .program import shards_of
 from .topology import Topology
-from .torch_compiler import FakeTensorMode, aot_module_simplified, mark_dynamic_sizes, unset_fake_temporarily
+from .torch_compiler import FakeTensorMode, mark_dynamic_sizes, unset_fake_temporarily
+from .trace import settle_sources, trace
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
@@ -125,57 +126,6 @@ def _explained(model: torch.nn.Module, error: Exception) -> TpfxError:
     return ModelError(f"{type(model).__name__} cannot be captured: {type(cause).__name__}: {reason}")
 
 
-def trace(
-    module: GraphModule, finish: Callable[[GraphModule], Callable[..., Any]], fakes: Sequence[Any]
-) -> Any:
-    """Lower one of Dynamo's graphs to ATen through AOTAutograd; `finish` says what runs it."""
-
-    def inference(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        with unset_fake_temporarily():
-            return finish(gm)
-
-    return aot_module_simplified(
-        module,
-        list(fakes),
-        fw_compiler=inference,
-        bw_compiler=inference,
-        inference_compiler=inference,
-        keep_inference_input_mutations=True,
-    )
-
-
-def settle_sources(lowered: GraphModule, sources: Sequence[Source]) -> list[Source]:
-    """What the inputs of an ATen graph are: those that it writes into are state.
-
-    Raises:
-        TpfxError: AOTAutograd made other inputs than Dynamo gave it.
-    """
-    placeholders = lowered.graph.find_nodes(op="placeholder")
-    if len(placeholders) != len(sources):
-        raise TpfxError(
-            f"the captured graph takes {len(placeholders)} inputs where the model gave {len(sources)}: it "
-            "writes to inputs that share memory (pass copies), or has an op with side effects, as linalg.inv"
-        )
-    written = _written(lowered)
-    settled = []
-    for node, source in zip(placeholders, sources, strict=True):
-        kind = "state" if node in written and source.kind == "input" else source.kind
-        settled.append(replace(source, kind=kind, mutated=node in written))
-    return settled
-
-
-def _written(lowered: GraphModule) -> set[Node]:
-    """The inputs that the graph writes into."""
-    return {
-        node.args[0]
-        for node in lowered.graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload)
-        and node.target._schema.is_mutable
-        and isinstance(node.args[0], Node)
-        and node.args[0].op == "placeholder"
-    }
-
-
 def _recorder(sources: Mapping[int, Source], captured: list[Captured]) -> Callable[..., Any]:
     """A backend of Dynamo that keeps the graphs, and runs them as they are; `sources` by ids of tensors."""
 
@@ -190,10 +140,7 @@ def _recorder(sources: Mapping[int, Source], captured: list[Captured]) -> Callab
             captured.append(Captured(lowered, settle_sources(lowered, known)))
             return _boxed(lowered)
 
-        compiled: Callable[..., Any] = trace(
-            module, finish, [node.meta["example_value"] for node in placeholders]
-        )
-        return compiled
+        return trace(module, finish, [node.meta["example_value"] for node in placeholders])
 
     return backend
 

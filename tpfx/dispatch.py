@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from .eager import ROWS, cut, elementwise, moved, written
+from .eager import ROWS, Kept, Row, cut, elementwise, moved, written
 from .errors import ShardingError
 from .layout import Shards
 from .lowering import take
@@ -87,9 +87,9 @@ def _by_element(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner:
     if func._schema.is_mutable:
         if written(func) != (0,) or args[0] is not owner:
             return None
-        _run(func, [_spread(arg, owner, placement, shape) for arg in args], kwargs, owner)
+        _run(func, [_spread(arg, owner, placement, shape) for arg in args], kwargs)
         return owner
-    parts = _run(func, [_spread(arg, owner, placement, shape) for arg in args], kwargs, owner)
+    parts = _run(func, [_spread(arg, owner, placement, shape) for arg in args], kwargs)
     made = _made(owner, parts, placement, shape)
     if func is aten._to_copy.default:
         made.qualified_name = owner.qualified_name
@@ -99,40 +99,47 @@ def _by_element(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner:
 def _by_row(func: Any, args: tuple[Any, ...], owner: ShardedTensor) -> Any:
     """An op that keeps the split dimensions as they are."""
     assert owner.placement is not None
-    row, listed = ROWS[func], isinstance(args[0], (list, tuple))
-    if not listed and args[0] is not owner:
+    row = ROWS[func]
+    if not isinstance(args[0], (list, tuple)) and args[0] is not owner:
         return None
     like = _like(func, args, owner) if func.is_view or row.sizes is not None else None
-    several = isinstance(like, (list, tuple))
-    kept = row.kept(owner.shape, args, () if like is None or several else like.shape)
+    shape = like.shape if isinstance(like, torch.Tensor) else ()
+    kept = row.kept(owner.shape, args, shape)
     placement = None if kept is None else moved(owner.placement, kept)
     if placement is None or kept is None:
         return _slice_split(args, owner, like) if func is aten.slice.Tensor else None
+    parts = _run(_PARTWISE.get(func, func), _columns(row, args, owner, placement, kept, shape), {})
+    if func._schema.is_mutable:
+        return owner
+    if isinstance(like, torch.Tensor):
+        return _made(owner, parts, placement, like.shape, like.stride())
+    if like is None:
+        return _made(owner, parts, placement, _grown(parts[0].shape, placement, owner, kept))
+    pieces = [[part[index] for part in parts] for index in range(len(like))]
+    return [
+        _made(owner, own, placement, item.shape, item.stride())
+        for item, own in zip(like, pieces, strict=True)
+    ]
+
+
+def _columns(
+    row: Row, args: tuple[Any, ...], owner: ShardedTensor, placement: Shards, kept: Kept, shape: Sequence[int]
+) -> Columns:
+    """Each argument as each rank needs it."""
+    assert owner.placement is not None
     columns: Columns = []
     for position, arg in enumerate(args):
         if position == row.sizes:
-            columns.append(_local_sizes(like.shape, placement, owner))  # type: ignore[union-attr]
+            columns.append(_local_sizes(shape, placement, owner))
         elif position in row.aligned:
             extents = [owner.shape[dim] if dim is not None else 1 for dim in kept]
             columns.append(_spread(arg, owner, placement, extents))
-        elif position == 0 and listed:
-            columns.append(
-                list(zip(*(_spread(item, owner, owner.placement, owner.shape) for item in arg), strict=True))
-            )
+        elif position == 0 and isinstance(arg, (list, tuple)):
+            spread = [_spread(item, owner, owner.placement, owner.shape) for item in arg]
+            columns.append(list(zip(*spread, strict=True)))
         else:
             columns.append(_everywhere(arg, owner))
-    parts = _run(_PARTWISE.get(func, func), columns, {}, owner)
-    if func._schema.is_mutable:
-        return owner
-    if several:
-        columns = list(zip(*parts, strict=True))
-        return [
-            _made(owner, own, placement, item.shape, item.stride())
-            for item, own in zip(like, columns, strict=True)
-        ]
-    if like is not None:
-        return _made(owner, parts, placement, like.shape, like.stride())
-    return _made(owner, parts, placement, _grown(parts[0].shape, placement, owner, kept))
+    return columns
 
 
 # A part may not be dense where the whole would be.
@@ -141,7 +148,7 @@ _PARTWISE = {aten.view.default: torch.reshape, aten._unsafe_view.default: torch.
 
 def _slice_split(args: tuple[Any, ...], owner: ShardedTensor, like: Any) -> ShardedTensor | None:
     """A slice of a split dimension: each rank has what of it lies in its part."""
-    _, at, start, end, step = (*args, *(None, 0, None, None, 1)[len(args) :])
+    at, start, end, step = [*args[1:], *[0, None, None, 1][len(args) - 1 :]]
     limits = bounds(start, end, owner.shape[at])
     if limits is None or step != 1 or owner.placement is None or owner._parts is None:
         return None
@@ -221,7 +228,7 @@ def _on(value: torch.Tensor, device: torch.device) -> torch.Tensor:
     return value if number or value.device == device else value.to(device)
 
 
-def _run(func: Any, columns: Columns, kwargs: dict[str, Any], owner: ShardedTensor) -> list[Any]:
+def _run(func: Any, columns: Columns, kwargs: dict[str, Any]) -> list[Any]:
     return [func(*row, **kwargs) for row in zip(*columns, strict=True)]
 
 

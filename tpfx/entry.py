@@ -14,7 +14,7 @@ import torch
 from .backend import Planned, Session
 from .errors import InputError, ModelError
 from .tensor import ShardedTensor, gather_tree
-from .torch_compiler import dynamic_sizes, mark_dynamic_sizes
+from .torch_compiler import BackendCompilerFailed, dynamic_sizes, mark_dynamic_sizes
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
@@ -39,7 +39,7 @@ class Entry:
         if not _lie_on(self._device, (args, kwargs)):
             self._refuse(args, kwargs)
         _mark_dynamic((*args, *kwargs.values()))
-        return gather_tree(self._compiled(*args, **kwargs))
+        return gather_tree(_call(self._compiled, args, kwargs))
 
     def plan(self, given: Inputs) -> None:
         """Choose a placement for the parameters that a call with these inputs uses; runs nothing."""
@@ -51,7 +51,7 @@ class Entry:
         self.model.eval()
         try:
             with torch.no_grad():
-                _compiled(self.forward, self.session.plan)(*args, **kwargs)
+                _call(_compiled(self.forward, self.session.plan), args, kwargs)
         except Planned:
             pass
         finally:
@@ -106,8 +106,8 @@ class Entry:
             for where, tensor in _tensors(value, name):
                 if not _lie_on(self._device, tensor):
                     raise InputError(
-                        f"{where} is on {tensor.device}, but the model takes its inputs on {self._device}, its "
-                        f"first device; pass {where}.to({str(self._device)!r})"
+                        f"{where} is on {tensor.device}, but the model takes its inputs on {self._device}, "
+                        f"its first device; pass {where}.to({str(self._device)!r})"
                     )
         raise AssertionError("every input lies on the first device")
 
@@ -132,6 +132,15 @@ def _tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _tensors(item, f"{where}[{key!r}]")
+
+
+def _call(compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call, and raise what a pass raised as it is: Dynamo wraps it."""
+    try:
+        return compiled(*args, **kwargs)
+    except BackendCompilerFailed as failure:
+        problem = failure.inner_exception
+    raise problem
 
 
 def _compiled(forward: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:

@@ -36,7 +36,8 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 @functools.cache
 def probe_of(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """What Dynamo sees inside a sharded tensor: one of no elements, shared by all of a kind."""
-    return torch.empty(0, dtype=dtype, device=device)
+    with torch.inference_mode(False):
+        return torch.empty(0, dtype=dtype, device=device)
 
 
 def same_memory(left: torch.Tensor, right: torch.Tensor) -> bool:

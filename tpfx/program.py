@@ -5,6 +5,7 @@ This is the hot path: what can be decided when the graph is compiled is decided 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -39,12 +40,14 @@ class Program:
         self.forwards: list[Callable[..., Any]] = [module.forward for module in modules]
         self.modules = list(modules)
         self.inputs = [_Input(node, self.mesh) for node in parallel.graph.find_nodes(op="placeholder")]
+        self.mutated = [at for at, given in enumerate(self.inputs) if given.source.mutated]
         returned: Sequence[Any] = parallel.graph.output_node().args[0]  # type: ignore[assignment]
         self.outputs = [_output(value, self.mesh) for value in returned]
 
     def __call__(self, args: list[Any]) -> list[Any]:
         """Run the graph on every rank; the arguments are let go as soon as the ranks have theirs."""
         columns = [take(arg) for take, arg in zip(self.inputs, args, strict=True)]
+        written = [(at, args[at], columns[at]) for at in self.mutated]
         args.clear()
         rows = list(zip(*columns, strict=True)) or [()] * len(self.forwards)
         del columns
@@ -52,6 +55,8 @@ class Program:
             [partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)]
         )
         del rows
+        for at, arg, parts in written:
+            self.inputs[at].write_back(arg, parts)
         return [give([result[index] for result in results]) for index, give in enumerate(self.outputs)]
 
 
@@ -74,7 +79,7 @@ class _Input:
         if not self.tensor or not isinstance(arg, torch.Tensor):
             return (arg,) * len(self.devices)
         if self.source.mutated:
-            return self._adopt(arg)
+            return self._lend(arg)
         if self.layout:
             return split_among(arg, self.layout, self.mesh)
         return [arg] * len(self.devices) if self.one_device else [arg.to(device) for device in self.devices]
@@ -90,14 +95,23 @@ class _Input:
             arg._parts, arg.placement = parts, self.layout
         return parts
 
-    def _adopt(self, arg: torch.Tensor) -> Sequence[torch.Tensor]:
-        """A plain tensor that the graph writes into becomes sharded in place, for whoever holds it."""
-        sharded = ShardedTensor(self.mesh, arg, whole=arg.detach().clone(), requires_grad=arg.requires_grad)
-        sharded.distribute(self.layout)
-        parts = sharded._parts
-        assert parts is not None
-        torch.utils.swap_tensors(arg, sharded)
+    def _lend(self, arg: torch.Tensor) -> Sequence[torch.Tensor]:
+        """A plain tensor that the graph writes into: a copy for each rank, written back afterwards.
+
+        One that is split becomes a ShardedTensor in place, for whoever holds it, unless someone watches it.
+        """
+        parts = split_among(arg, self.layout, self.mesh)
+        if self.layout and not weakref.getweakrefs(arg):
+            torch.utils.swap_tensors(arg, ShardedTensor(self.mesh, arg, parts=parts, layout=self.layout))
+        elif self.one_device and not self.layout:
+            parts = tuple(arg.clone() for _ in parts)
         return parts
+
+    def write_back(self, arg: Any, parts: Sequence[torch.Tensor]) -> None:
+        """Bring what the ranks wrote to a plain argument."""
+        if isinstance(arg, torch.Tensor) and not isinstance(arg, ShardedTensor):
+            with torch.no_grad():
+                arg.copy_(join(parts, self.layout.dims, arg.shape) if self.layout else parts[0])
 
 
 def _output(node: Any, mesh: Mesh) -> Callable[[list[Any]], Any]:

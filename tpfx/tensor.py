@@ -239,7 +239,7 @@ class ShardedTensor(torch.Tensor):
                 made._parts = tuple(part.clone() for part in self._parts)
         made.requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
-            made._is_param = True  # type: ignore[attr-defined]
+            made._is_param = True
         memo[id(self)] = made
         made.grad = None if self.grad is None else self.grad.__deepcopy__(memo)
         return made
@@ -289,5 +289,7 @@ def gather_tree(value: Any) -> Any:
     gather: Callable[[ShardedTensor], torch.Tensor] = ShardedTensor.gathered
     return tree_map_only(ShardedTensor, gather, value)
 
+
+__all__ = ["ShardedTensor", "copy_dynamic", "gather_tree", "split_among"]
 
 from .dispatch import dispatch  # noqa: E402  (the ops need the class, and the class the ops)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch._dynamo import trace_rules
+from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._functorch import aot_autograd as _aot
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_t
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
 
 __all__ = [
+    "BackendCompilerFailed",
     "FakeTensor",
     "FakeTensorMode",
     "aot_module_simplified",
@@ -31,13 +33,13 @@ __all__ = [
 aot_module_simplified: Any = _aot.aot_module_simplified
 
 # A tensor of a subclass, without memory: `(cls, shape, strides=, dtype=, device=, requires_grad=)`.
-make_wrapper_subclass: Any = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+make_wrapper_subclass: Any = torch.Tensor._make_wrapper_subclass
 
 # As a class's `__torch_function__`: its ops go straight to `__torch_dispatch__`.
 without_torch_function: Any = torch._C._disabled_torch_function_impl
 
 # `tensor.data = other`, which a subclass may have overridden: `other`'s sizes, dtype and memory.
-set_data: Any = torch.Tensor.data.__set__
+set_data: Any = vars(torch._C.TensorBase)["data"].__set__
 
 
 def skip_frames(package: str) -> None:

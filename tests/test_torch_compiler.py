@@ -1,0 +1,218 @@
+"""What tpfx expects of torch's compiler and its private names; a failure says what a release changed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tpfx
+from tpfx import torch_compiler
+from tpfx.tensor import ShardedTensor
+
+
+class Plain(Tensor):
+    """The least that a wrapper needs."""
+
+    __torch_function__ = torch_compiler.without_torch_function
+    seen: list[str]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.append(str(func))
+        return torch.zeros(3)
+
+
+def wrapper(**given: Any) -> Any:
+    Plain.seen = []
+    return torch_compiler.make_wrapper_subclass(Plain, (2, 3), **given)
+
+
+def test_a_wrapper_has_a_shape_and_a_stride_but_no_memory() -> None:
+    made = wrapper(strides=(1, 2), dtype=torch.float64, device=torch.device("meta"), requires_grad=True)
+    assert (made.shape, made.stride(), made.dtype) == (torch.Size([2, 3]), (1, 2), torch.float64)
+    assert made.requires_grad and made.device.type == "meta"
+
+
+def test_without_torch_function_ops_go_straight_to_dispatch() -> None:
+    made = wrapper(dtype=torch.float32)
+    torch.add(made, 1)
+    assert Plain.seen == ["aten.add.Tensor"]
+
+
+def test_data_goes_through_detach() -> None:
+    made = wrapper(dtype=torch.float32)
+    assert made.data is not made
+    assert Plain.seen == ["aten.detach.default"]
+
+
+def test_is_param_makes_a_parameter() -> None:
+    made = wrapper(dtype=torch.float32)
+    assert not isinstance(made, nn.Parameter)
+    made._is_param = True
+    assert isinstance(made, nn.Parameter)
+
+
+def test_set_data_takes_over_the_dtype() -> None:
+    one, other = wrapper(dtype=torch.float32), wrapper(dtype=torch.float64)
+    torch_compiler.set_data(one, other)
+    assert one.dtype == torch.float64
+
+
+def test_traceable_wrappers_are_told_by_their_flatten_methods() -> None:
+    assert not torch_compiler.is_traceable_wrapper_subclass(torch.ones(1))
+    assert not torch_compiler.is_traceable_wrapper_subclass(wrapper(dtype=torch.float32))
+    whole = torch.ones(1)
+    assert torch_compiler.is_traceable_wrapper_subclass(ShardedTensor(None, whole, whole=whole))
+
+
+def test_conversions_of_a_module_go_through_apply() -> None:
+    module, seen = nn.Linear(2, 2), []
+    module._apply = lambda fn, recurse=True: seen.append(fn(module.weight).dtype)  # type: ignore[method-assign]
+    module.half()
+    module.to(torch.float64)
+    assert seen == [torch.float16, torch.float64]
+
+
+def test_views_and_in_place_ops_are_told_by_their_schemas() -> None:
+    aten = torch.ops.aten
+    assert aten.slice.Tensor.is_view and aten.detach.default.is_view and not aten.clone.default.is_view
+    assert (
+        torch.Tag.inplace_view in aten.t_.default.tags and torch.Tag.inplace_view in aten.resize_.default.tags
+    )
+    assert aten.copy_.default._schema.arguments[0].alias_info.is_write
+    assert torch.Tag.nondeterministic_seeded in aten.bernoulli.default.tags
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+def graphs_for(sizes: list[int], mark: bool) -> int:
+    """How many graphs Dynamo makes for inputs of these lengths."""
+    count = 0
+
+    def backend(module: Any, inputs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return module.forward
+
+    compiled = torch.compile(lambda x: x * 2, backend=backend)
+    for size in sizes:
+        x = torch.ones(size, 4)
+        if mark:
+            torch_compiler.mark_dynamic_sizes(x, {0})
+            assert torch_compiler.dynamic_sizes(x) == {0}
+        compiled(x)
+    return count
+
+
+def test_marked_sizes_are_not_specialised_on() -> None:
+    assert torch_compiler.dynamic_sizes(torch.ones(1)) is None
+    assert graphs_for([3, 4, 5], mark=True) == 1
+    torch._dynamo.reset()
+    assert graphs_for([3, 4, 5], mark=False) == 2
+
+
+def test_guard_entries_say_what_tpfx_filters_by() -> None:
+    entries: list[Any] = []
+
+    def keep(found: Any) -> list[bool]:
+        entries.extend(found)
+        return [True] * len(found)
+
+    model = tpfx.compile(Counting(), ["cpu"])
+    model.twin = model.weight  # tied: one guard says that they are one
+    forward = lambda x: model.weight.dim() + model.twin.dim() + x  # noqa: E731
+    torch.compile(forward, backend="eager", options={"guard_filter_fn": keep})(torch.ones(4))
+    weights = [entry for entry in entries if "._parameters[" in entry.name and entry.value is model.weight]
+    assert {entry.guard_type for entry in weights} >= {"TYPE_MATCH", "TENSOR_MATCH", "DUPLICATE_INPUT"}
+
+
+def test_another_backend_object_is_another_cache() -> None:
+    calls: list[str] = []
+
+    def backend(name: str) -> Any:
+        return lambda module, inputs: calls.append(name) or module.forward
+
+    model = Counting()
+    for name in ("first", "second"):
+        torch.compile(model.forward, backend=backend(name))(torch.ones(4))
+    assert calls == ["first", "second"]
+
+
+def test_aot_module_simplified_hands_over_an_aten_graph() -> None:
+    seen: list[str] = []
+
+    def compiler(module: Any, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in module.graph.nodes if node.op == "call_function")
+
+        def run(args: list[Any]) -> Any:
+            result = module.forward(*args)
+            args.clear()
+            return result
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def backend(module: Any, inputs: Any) -> Any:
+        return torch_compiler.aot_module_simplified(
+            module,
+            inputs,
+            fw_compiler=compiler,
+            bw_compiler=compiler,
+            inference_compiler=compiler,
+            keep_inference_input_mutations=True,
+        )
+
+    with torch.no_grad():
+        result = torch.compile(lambda x: torch.relu(x + 1), backend=backend)(torch.ones(3))
+    assert seen == ["aten.add.Tensor", "aten.relu.default"]
+    assert torch.equal(result, torch.full((3,), 2.0))
+
+
+def test_what_a_backend_raises_is_inside_of_what_dynamo_raises() -> None:
+    problem = KeyError("mine")
+
+    def backend(module: Any, inputs: Any) -> Any:
+        raise problem
+
+    with pytest.raises(torch_compiler.BackendCompilerFailed) as caught:
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(1))
+    assert caught.value.inner_exception is problem
+
+
+def test_fake_modes_can_be_left_for_a_while() -> None:
+    with torch_compiler.FakeTensorMode():
+        assert isinstance(torch.ones(2), torch_compiler.FakeTensor)
+        with torch_compiler.unset_fake_temporarily():
+            assert type(torch.ones(2)) is Tensor
+
+
+def test_dynamo_skips_the_frames_of_tpfx(caplog: pytest.LogCaptureFixture) -> None:
+    from torch._dynamo import trace_rules
+
+    with caplog.at_level(logging.WARNING):
+        assert trace_rules.check(tpfx.compile)
+
+
+def test_no_private_name_is_unpinned() -> None:
+    """A name that is added to the module needs a test here, and its name below."""
+    pinned = {
+        "BackendCompilerFailed",
+        "FakeTensor",
+        "FakeTensorMode",
+        "aot_module_simplified",
+        "dynamic_sizes",
+        "make_wrapper_subclass",
+    }
+    pinned |= {"is_traceable_wrapper_subclass", "mark_dynamic_sizes", "set_data", "skip_frames"}
+    assert set(torch_compiler.__all__) == pinned | {"unset_fake_temporarily", "without_torch_function"}
