@@ -1,7 +1,7 @@
 """The library tensor_parallel, in an environment of its own: `Peer(…)` starts it and asks it for seconds.
 
-It needs an old transformers, so it lives in a virtual environment that `environment` makes, and runs this file
-as a program: one JSON object on a line in (a phase), one out (its seconds).
+It needs an old transformers, so it lives in a virtual environment that `environment` makes, and runs this
+file as a program: one JSON object on a line in (a phase), one out (its seconds).
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def _gather(s: Sampler) -> Case:
 
 def _indices(s: Sampler, shape: list[int]) -> list[torch.Tensor | None]:
     """Index tensors for some dimensions, side by side or not, which broadcast with each other."""
-    given = [s.flag() for _ in shape]
+    given = [s.number(0, 2) == 0 for _ in shape]
     given[s.number(0, len(shape) - 1)] = True
     made = s.one_of([3], [2, 4], [4, 1])
     indices: list[torch.Tensor | None] = []
@@ -188,7 +188,7 @@ def _index(s: Sampler) -> Case:
 
 @samples(aten.index_put.default)
 def _index_put(s: Sampler) -> Case:
-    shape = s.shape(1, 4)
+    shape = s.shape(2, 4)
     target = s.floats(*shape)
     indices = _indices(s, shape)
     if s.number(0, 9) == 0:
@@ -288,5 +288,12 @@ def _var(s: Sampler) -> Case:
 
 @samples(aten.linalg_vector_norm.default)
 def _vector_norm(s: Sampler) -> Case:
-    shape = s.shape()
-    return Case((s.floats(*shape), s.one_of(2, 1, torch.inf), s.one_of(None, s.dims(len(shape))), s.flag()))
+    shape = s.shape(2, 3)
+    return Case(
+        (
+            s.floats(*shape),
+            s.one_of(2, 1, torch.inf),
+            s.one_of([s.dim(len(shape))], s.dims(len(shape)), None),
+            s.flag(),
+        )
+    )

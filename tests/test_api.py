@@ -8,10 +8,12 @@ import io
 import logging
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import tpfx
@@ -382,8 +384,8 @@ def test_forward_works_in_grad_mode_and_backward_is_refused_by_name(ready: Net) 
         result.sum().backward()
 
 
-def test_a_transformers_model_keeps_its_ways() -> None:
-    model, reference = tiny("llama", num_hidden_layers=1), tiny("llama", num_hidden_layers=1)
+def test_a_transformers_model_keeps_its_ways(tmp_path: Path) -> None:
+    model, reference = (tiny("llama", num_hidden_layers=1, tie_word_embeddings=True) for _ in range(2))
     tpfx.compile(model, CPUS)
     assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
     assert model.num_parameters() == reference.num_parameters()
@@ -392,3 +394,6 @@ def test_a_transformers_model_keeps_its_ways() -> None:
     given = inputs(model)
     with torch.no_grad():
         torch.testing.assert_close(model(**given).logits, reference(**given).logits)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.state_dict(), reference.state_dict(), rtol=0, atol=0)

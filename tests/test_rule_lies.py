@@ -10,9 +10,10 @@ import torch
 
 from tpfx import shapes
 from tpfx.axes import Dim, factors, find, product
+from tpfx.notation import read
 from tpfx.ops import TABLE
 from tpfx.rules import Bound, Call, Rule
-from tpfx.truth import UntrueRuleError, check_rule, read
+from tpfx.truth import UntrueRuleError, check_rule
 
 aten = torch.ops.aten
 MANY = torch.arange(24, dtype=torch.float64).reshape(4, 6) % 7 - 2.5

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tpfx.ops import _EXTERNAL, TABLE, rule_for
 from tpfx.truth import check_rule
 
-from . import rule_samples_shapes  # noqa: F401  (registers its samples)
+from . import rule_samples_pointwise, rule_samples_shapes  # noqa: F401  (register their samples)
 from .rule_samples import SAMPLES, Case, Sampler
 
 aten = torch.ops.aten

@@ -15,9 +15,8 @@ from .errors import AlreadyCompiledError, InputError, ModelError
 from .mesh import DeviceSpec, Mesh, parse_devices
 from .report import Report
 from .runtime import Runtime
-from .tensor import ShardedTensor
 from .topology import Topology
-from .weights import check_weights, restore_weights, shard_weights
+from .weights import check_weights, full_state_dict, restore_weights, save_whole, shard_weights
 
 log = logging.getLogger("tpfx")
 
@@ -69,9 +68,7 @@ def compile(
         restore_weights(slots)
         session.runtime.close()
         raise
-    model.forward = entry
-    for module in model.modules():
-        module._apply = functools.partial(entry.convert, module)  # type: ignore[method-assign]
+    _install(model, entry)
     return model
 
 
@@ -87,32 +84,19 @@ def report(model: torch.nn.Module) -> Report:
     return Report.of(model, entry.session)
 
 
-def full_state_dict(
-    model: torch.nn.Module, device: torch.device | str | None = None
-) -> dict[str, torch.Tensor]:
-    """The unsharded state dict, with the original names: plain tensors, gathered one by one; ties are kept.
-
-    Args:
-        model: a compiled model.
-        device: where the tensors shall be, "cpu" for a model larger than a device; None for the first one.
-
-    >>> torch.save(tpfx.full_state_dict(model, "cpu"), "model.pt")
-    """
-    state = model.state_dict(keep_vars=True)  # the parameters themselves, so that tied ones can be told
-    distinct = {id(value): value for value in state.values()}
-    made = {key: _plain(value, device) for key, value in distinct.items()}
-    return {name: made[id(value)] for name, value in state.items()}
-
-
-def _plain(value: Any, device: torch.device | str | None) -> Any:
-    if isinstance(value, ShardedTensor):
-        return value.full(device)
-    return value.detach().to(device) if isinstance(value, torch.Tensor) else value
-
-
 def _entry(model: torch.nn.Module) -> Entry | None:
     forward = vars(model).get("forward")
     return forward if isinstance(forward, Entry) else None
+
+
+def _install(model: torch.nn.Module, entry: Entry) -> None:
+    """Lead what concerns all weights at once through the entry."""
+    model.forward = entry
+    for module in model.modules():
+        module._apply = functools.partial(entry.convert, module)  # type: ignore[method-assign]
+    save = getattr(model, "save_pretrained", None)
+    if save is not None:
+        vars(model)["save_pretrained"] = functools.wraps(save)(functools.partial(save_whole, model, save))
 
 
 def _check(model: Any, example_inputs: Any) -> None:
@@ -155,3 +139,6 @@ def _own_inputs(model: torch.nn.Module, device: torch.device) -> dict[str, Any] 
     return {
         name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
     }
+
+
+__all__ = ["compile", "full_state_dict", "report"]

@@ -148,7 +148,8 @@ _PARTWISE = {aten.view.default: torch.reshape, aten._unsafe_view.default: torch.
 
 def _slice_split(args: tuple[Any, ...], owner: ShardedTensor, like: Any) -> ShardedTensor | None:
     """A slice of a split dimension: each rank has what of it lies in its part."""
-    at, start, end, step = [*args[1:], *[0, None, None, 1][len(args) - 1 :]]
+    given: list[Any] = [*args[1:], *(0, None, None, 1)[len(args) - 1 :]]
+    at, start, end, step = given
     limits = bounds(start, end, owner.shape[at])
     if limits is None or step != 1 or owner.placement is None or owner._parts is None:
         return None

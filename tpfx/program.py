@@ -5,7 +5,6 @@ This is the hot path: what can be decided when the graph is compiled is decided 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -96,16 +95,10 @@ class _Input:
         return parts
 
     def _lend(self, arg: torch.Tensor) -> Sequence[torch.Tensor]:
-        """A plain tensor that the graph writes into: a copy for each rank, written back afterwards.
-
-        One that is split becomes a ShardedTensor in place, for whoever holds it, unless someone watches it.
-        """
-        parts = split_among(arg, self.layout, self.mesh)
-        if self.layout and not weakref.getweakrefs(arg):
-            torch.utils.swap_tensors(arg, ShardedTensor(self.mesh, arg, parts=parts, layout=self.layout))
-        elif self.one_device and not self.layout:
-            parts = tuple(arg.clone() for _ in parts)
-        return parts
+        """A plain tensor that the graph writes into: a copy for each rank, written back afterwards."""
+        if self.layout:
+            return split_among(arg, self.layout, self.mesh)
+        return [arg.detach().to(device, copy=True) for device in self.devices]
 
     def write_back(self, arg: Any, parts: Sequence[torch.Tensor]) -> None:
         """Bring what the ranks wrote to a plain argument."""

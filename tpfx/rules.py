@@ -122,6 +122,11 @@ def is_tensor(value: object) -> bool:
     return isinstance(value, Node) and isinstance(value.meta.get("val"), torch.Tensor)
 
 
+def is_mutable(node: Node) -> bool:
+    """Whether a call writes into its first operand."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def tensor_nodes(node: Node) -> Iterator[Node]:
     """The tensor arguments of a node in order, those in lists too, each as often as it occurs."""
     for argument in (*node.args, *node.kwargs.values()):

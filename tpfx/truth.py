@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import operator
 import random
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,10 +29,11 @@ from .annotations import (
     set_layout,
     size_of,
 )
-from .axes import Dim, Product, axes, concat, factors, find, product, show, unify
+from .axes import Dim, Product, axes, factors, find, show, unify
 from .errors import TpfxError
 from .layout import Layout, Partial, Split, concrete
 from .lowering import take
+from .notation import read
 from .ops import TABLE, rule_for
 from .options import PENDING, REPLICATE, split_choice
 from .passes.localize import localize
@@ -80,7 +80,7 @@ def check_rule(
         op: an op as it stands in ATen graphs, `torch.ops.aten.mm.default`.
         args: its arguments; tensors are real ones, best in float64.
         rule: the row to check, where it is not the one that is registered.
-        dims: for each tensor argument what its dimensions are made of, in the notation of `read`; None: axes.
+        dims: for each tensor argument its dimensions, as `notation.read` takes them; None: nothing known.
         late: whether that becomes known only after the op was seen, by an op that follows.
         dense: give each rank contiguous copies of its parts, for ops that insist on strides.
         values: compare values; otherwise shapes and types alone, for ops that leave memory as it is.
@@ -109,51 +109,6 @@ def check_rule(
             del TABLE[op]
         if known is not None:
             TABLE[op] = known
-
-
-def read(text: str, names: dict[str, Dim] | None = None) -> Dims:
-    """Dimensions from text, the inverse of `axes.show`: `"b:2 (h:4 d:8) [r:3|r]"`.
-
-    A name's first use gives its size; `_:4` is a new axis at each use.
-    """
-    names = {} if names is None else names
-    tokens = re.findall(r"[()\[\]|]|\w+(?::\d+)?", text)
-    made, rest = _read(tokens, names)
-    if rest:
-        raise ValueError(f"unmatched {rest[0]!r} in dimensions {text!r}")
-    return made
-
-
-def _read(tokens: list[str], names: dict[str, Dim]) -> tuple[Dims, list[str]]:
-    """Dimensions up to a closing bracket or bar, and what follows."""
-    made: Dims = []
-    while tokens and tokens[0] not in (")", "]", "|"):
-        token, *tokens = tokens
-        if token == "(":
-            inside, tokens = _read(tokens, names)
-            made.append(product(inside))
-            tokens = tokens[1:]
-        elif token == "[":
-            parts: Dims = []
-            while not parts or tokens[0] == "|":
-                inside, tokens = _read(tokens[1:] if parts else tokens, names)
-                parts.append(product(inside))
-            made.append(concat(parts))
-            tokens = tokens[1:]
-        else:
-            made.append(_named(token, names))
-    return made, tokens
-
-
-def _named(token: str, names: dict[str, Dim]) -> Dim:
-    name, _, size = token.partition(":")
-    if name.isdigit():
-        return Dim(int(name))
-    if name == "_":
-        return Dim(int(size))
-    if name not in names:
-        names[name] = Dim(int(size))
-    return names[name]
 
 
 @dataclass

@@ -6,7 +6,7 @@ restore_weights(slots)                 # the model is what it was
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,3 +117,33 @@ def _original(sharded: ShardedTensor) -> torch.Tensor:
     return (
         torch.nn.Parameter(whole, sharded.requires_grad) if isinstance(sharded, torch.nn.Parameter) else whole
     )
+
+
+def full_state_dict(
+    model: torch.nn.Module, device: torch.device | str | None = None
+) -> dict[str, torch.Tensor]:
+    """The unsharded state dict, with the original names: plain tensors, gathered one by one; ties are kept.
+
+    Args:
+        model: a compiled model.
+        device: where the tensors shall be, "cpu" for a model larger than a device; None for the first one.
+
+    >>> torch.save(tpfx.full_state_dict(model, "cpu"), "model.pt")
+    """
+    state = model.state_dict(keep_vars=True)  # the parameters themselves, so that tied ones can be told
+    distinct = {id(value): value for value in state.values()}
+    made = {key: _plain(value, device) for key, value in distinct.items()}
+    return {name: made[id(value)] for name, value in state.items()}
+
+
+def _plain(value: Any, device: torch.device | str | None) -> Any:
+    if isinstance(value, ShardedTensor):
+        return value.full(device)
+    return value.detach().to(device) if isinstance(value, torch.Tensor) else value
+
+
+def save_whole(model: torch.nn.Module, save: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a model's `save_pretrained` with its unsharded weights, in host memory."""
+    if len(args) < 3 and kwargs.get("state_dict") is None:
+        kwargs["state_dict"] = full_state_dict(model, "cpu")
+    return save(*args, **kwargs)

@@ -33,7 +33,7 @@ from ..elimination import Factor, Solution, minimise
 from ..layout import Layout, Partial, Replicate, Split, splittable, unfold
 from ..options import REPLICATE, Splits, options
 from ..pins import pinned_layout
-from ..rules import is_tensor, tensor_nodes
+from ..rules import is_mutable, is_tensor, tensor_nodes
 from ..topology import Topology
 
 SMALL = 1 / 16  # weights below this part of a small matrix cost next to nothing where they lie
@@ -227,16 +227,21 @@ class Problem:
         return Factor((above, index), np.array(table))
 
     def _edge(self, above: int, below: int, positions: list[int]) -> Factor:
+        written = positions[0] == 0 and is_mutable(self.variables[below].node)
+        meets = _is if written else _offers
         table = [
             [
-                0.0
-                if all(_offers(offer, need.choice.operands[position]) for position in positions)
-                else np.inf
+                0.0 if all(meets(offer, need.choice.operands[position]) for position in positions) else np.inf
                 for need in self.variables[below].states
             ]
             for offer in self.variables[above].states
         ]
         return Factor((above, below), np.array(table))
+
+
+def _is(state: State, need: Layout) -> bool:
+    """Whether a value has the layout itself: what is written to must not be a copy."""
+    return state.result == need
 
 
 def _offers(state: State, need: Layout) -> bool:

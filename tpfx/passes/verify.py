@@ -8,7 +8,7 @@ from torch.fx import Graph, Node
 from ..annotations import choice_of, layout_of
 from ..errors import ShardingError
 from ..layout import Layout, Partial
-from ..rules import is_tensor, tensor_nodes
+from ..rules import is_mutable, is_tensor, tensor_nodes
 
 
 def verify(graph: Graph) -> None:
@@ -25,6 +25,8 @@ def verify(graph: Graph) -> None:
         elif choice is not None and choice.kind not in ("input", "item"):
             for value, wanted in zip(tensor_nodes(node), choice.operands, strict=True):
                 _check(node, value, wanted)
+        if is_mutable(node) and node.all_input_nodes[0].op != "placeholder":
+            raise ShardingError(f"{node.name} writes to {node.all_input_nodes[0].name}, which is a copy")
         if choice is not None and is_tensor(node) and layout_of(node) not in choice.results:
             raise ShardingError(f"{node.name} has a layout that its choice does not give")
 

@@ -1,0 +1,61 @@
+"""What a compiled graph does with its arguments: resharding, lending, writing back."""
+
+from __future__ import annotations
+
+import torch
+
+import tpfx
+
+
+class Writes(torch.nn.Module):
+    """Projects to 4 heads and writes them into a cache that the caller keeps, with a count of calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = torch.nn.Linear(16, 64, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, cache: torch.Tensor, at: torch.Tensor, count: torch.Tensor
+    ) -> torch.Tensor:
+        heads = self.project(x).view(*x.shape[:2], 4, 16).transpose(1, 2)
+        cache.index_copy_(2, at, heads)
+        count.add_(1)
+        return (cache * 2).sum((1, 2))
+
+
+def test_what_the_caller_keeps_is_written() -> None:
+    plain = Writes()
+    split = tpfx.compile(Writes(), ["cpu", "cpu"])
+    split.load_state_dict(plain.state_dict())
+    caches = [torch.zeros(2, 4, 6, 16) for _ in range(2)]
+    counts = [torch.tensor(0) for _ in range(2)]
+    for step in range(3):
+        x, at = torch.randn(2, 2, 16), torch.tensor([2 * step, 2 * step + 1])
+        with torch.no_grad():
+            expected = plain(x, caches[0], at, counts[0])
+            torch.testing.assert_close(split(x, caches[1], at, counts[1]), expected)
+    assert counts == [3, 3]
+    assert type(caches[1]) is torch.Tensor
+    torch.testing.assert_close(caches[1], caches[0])
+    shards = split.project.weight.shards
+    assert [tuple(shard.shape) for shard in shards] == [(32, 16), (32, 16)]
+
+
+def test_repeated_and_scalar_arguments() -> None:
+    class Scales(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(8, 8)
+
+        def forward(
+            self, x: torch.Tensor, y: torch.Tensor, factor: float, nothing: None = None
+        ) -> torch.Tensor:
+            return self.inner(x) * factor + y
+
+    plain = Scales()
+    split = tpfx.compile(Scales(), 3)
+    split.load_state_dict(plain.state_dict())
+    x = torch.randn(5, 8)
+    with torch.no_grad():
+        for factor in (2.0, 3.0):
+            torch.testing.assert_close(split(x, x, factor), plain(x, x, factor))
