@@ -26,8 +26,8 @@ help: ## list these commands
 
 venv: $(VENV)/.test ## make .venv, with what tests and lint need
 
-test: $(VENV)/.test ## run the tests (WORKERS=2 processes)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+test: $(VENV)/.test ## run the tests (WORKERS=2 processes; ARGS="-m slow": the slow ones)
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.test ## check style and types, change nothing
 	$(BIN)/ruff check
