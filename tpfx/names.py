@@ -35,7 +35,7 @@ class Names:
     """
 
     def __init__(self, nodes: Sequence[Node], size: Callable[[Any], str]) -> None:
-        self._paths = {node: _module_path(node) for node in nodes}
+        self._paths = {node: module_path(node) for node in nodes}
         sources = [source_of(node) for node in nodes if node.op == "placeholder"]
         qualified = [source.name for source in sources if source.kind in ("parameter", "buffer")]
         self.prefix = _shared(
@@ -98,7 +98,8 @@ def _is_attached(node: Node) -> bool:
     return is_getitem(node) or node.target in _SUFFIXES
 
 
-def _module_path(node: Node) -> str:
+def module_path(node: Node) -> str:
+    """The path of the module that a node comes from; empty for the model itself."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""

@@ -15,11 +15,14 @@ from torch.fx import GraphModule, Node
 from .annotations import Source, dims_of, layout_of, source_of
 from .layout import Layout, Shards, Split, concrete
 from .lowering import join
+from .memory import split_among
 from .mesh import Mesh
+from .names import module_path
 from .pipeline import Parallel, gathered_for_caller
 from .rules import is_tensor
-from .runtime import Runtime
-from .tensor import ShardedTensor, split_among
+from .runtime import Runtime, node_of
+from .tensor import ShardedTensor
+from .torch_compiler import mark_dynamic_sizes
 
 
 def shards_of(node: Node) -> Shards:
@@ -50,13 +53,29 @@ class Program:
         args.clear()
         rows = list(zip(*columns, strict=True)) or [()] * len(self.forwards)
         del columns
-        results = self.runtime.run(
-            [partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)]
-        )
+        calls = [partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)]
         del rows
+        try:
+            results = self.runtime.run(calls)
+        except Exception as error:
+            self._note_place(error)
+            raise
+        del calls
         for at, arg, parts in written:
             self.inputs[at].write_back(arg, parts)
         return [give([result[index] for result in results]) for index, give in enumerate(self.outputs)]
+
+    def _note_place(self, error: Exception) -> None:
+        """Say to which module and source line the node belongs in which a rank failed."""
+        name = node_of(error.__traceback__) if error.__traceback__ else None
+        nodes = (node for module in self.modules for node in module.graph.nodes)
+        node = next((node for node in nodes if node.name == name), None)
+        if node is None:
+            return
+        lines = str(node.meta.get("stack_trace") or "").splitlines()
+        last = max((at for at, line in enumerate(lines) if line.lstrip().startswith("File ")), default=0)
+        where = module_path(node) or "the model itself"
+        error.add_note("\n".join([f"in module {where}", *lines[last : last + 2]]))
 
 
 class _Input:
@@ -66,7 +85,10 @@ class _Input:
         self.mesh = mesh
         self.source: Source = source_of(node)
         self.tensor = is_tensor(node)
-        self.layout = shards_of(node) if self.tensor else Shards()
+        layout, pinned = shards_of(node) if self.tensor else Shards(), self.source.pinned
+        self.layout = (
+            pinned if pinned is not None and pinned == layout else layout
+        )  # one object: fast to compare
         self.one_device = len({mesh.devices[rank] for rank in mesh.owned}) == 1
         self.devices = [mesh.devices[rank] for rank in mesh.owned]
 
@@ -89,7 +111,7 @@ class _Input:
             arg.distribute(self.layout)
             assert arg._parts is not None
             return arg._parts
-        parts = split_among(arg.full(), self.layout, self.mesh)
+        parts = split_among(arg.gathered(), self.layout, self.mesh)
         if self.source.mutated:
             arg._parts, arg.placement = parts, self.layout
         return parts
@@ -131,7 +153,7 @@ def _first(results: list[Any]) -> Any:
 
 def _plain(dynamic: set[int], results: list[torch.Tensor]) -> torch.Tensor:
     if dynamic:
-        results[0]._dynamo_weak_dynamic_indices = dynamic  # type: ignore[attr-defined]
+        mark_dynamic_sizes(results[0], dynamic)
     return results[0]
 
 
@@ -148,5 +170,5 @@ def _shard(
 ) -> torch.Tensor:
     made = ShardedTensor(mesh, results[0], _shape(fixed, results[0]), parts=results, layout=layout)
     if dynamic:
-        made._dynamo_weak_dynamic_indices = dynamic  # type: ignore[attr-defined]
+        mark_dynamic_sizes(made, dynamic)
     return made
