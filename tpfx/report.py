@@ -86,7 +86,7 @@ class Report:
     def _message_table(self) -> Table:
         plan = "proven cheapest" if self.optimal else "not proven cheapest"
         title = f"messages of the newest of {self.graphs} graphs ({plan})"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", min_width=len(title) + 2)
         for heading in ("kind", "count", "bytes"):
             table.add_column(heading, justify="left" if heading == "kind" else "right")
         counts = Counter(collective.kind for collective in self.collectives)
