@@ -23,8 +23,8 @@ from tpfx.layout import (
     splittable,
     unfold,
 )
-from tpfx.lowering import join, local_shape, take, take_unfolded
 from tpfx.notation import read
+from tpfx.parts import join, local_shape, take, take_unfolded
 
 # Tensors that carry `a`, of 6, in many ways; those with `g` also an axis around it.
 TENSORS = (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tpfx import shapes
+from tpfx import indexing, reductions, shapes
 from tpfx.axes import Dim, factors, find, product
 from tpfx.notation import read
 from tpfx.ops import TABLE
@@ -26,7 +26,7 @@ IDS = torch.tensor([[0, 3, 3], [1, 2, 0]])
 
 def _values_free(call: Call) -> Bound:
     """index_put that does not say that the values' dimensions are the target's."""
-    bound = shapes.index_put(call)
+    bound = indexing.index_put(call)
     bound.operands[-1] = [Dim(find(dim).size) for dim in bound.operands[-1]]
     return bound
 
@@ -54,7 +54,7 @@ LIES: dict[str, tuple[Any, Rule, tuple[Any, ...]]] = {
         (MANY, MANY, ONES[:4]),
     ),
     "softmax: free": (aten._softmax.default, Rule("m n -> m n"), (MANY, -1, False)),
-    "softmax: contracted": (aten._softmax.default, Rule(shapes.reduction), (MANY, -1, False)),
+    "softmax: contracted": (aten._softmax.default, Rule(reductions.reduction), (MANY, -1, False)),
     "layer_norm: free": (
         aten.native_layer_norm.default,
         Rule("... d, d, d -> ... d, ... 1, ... 1"),
@@ -70,10 +70,10 @@ LIES: dict[str, tuple[Any, Rule, tuple[Any, ...]]] = {
         Rule("b h q! e!, b h k e!, b h k f! -> b h q! f!, b h q!", lower="attention"),
         QKV,
     ),
-    "mean: no lowering": (aten.mean.dim, Rule(shapes.reduction), (MANY, [1])),
+    "mean: no lowering": (aten.mean.dim, Rule(reductions.reduction), (MANY, [1])),
     "amax: summed": (aten.amax.default, Rule("m k -> m"), (MANY, [1])),
-    "amax: no lowering": (aten.amax.default, Rule(shapes.reduction), (MANY, [1])),
-    "var: contracted": (aten.var.correction, Rule(shapes.reduction), (MANY, [1])),
+    "amax: no lowering": (aten.amax.default, Rule(reductions.reduction), (MANY, [1])),
+    "var: contracted": (aten.var.correction, Rule(reductions.reduction), (MANY, [1])),
     "argmax: free": (aten.argmax.default, Rule("m k -> m"), (MANY, 1)),
     "add: linear beside a number": (aten.add.Tensor, Rule(shapes.pointwise, linear=((0,),)), (MANY, 3)),
     "add: linear in one of two": (aten.add.Tensor, Rule(shapes.pointwise, linear=((0,),)), (MANY, MANY)),

@@ -40,7 +40,8 @@ def reduce_ones(runtime: Runtime, rank: int) -> Tensor:
 
 def check_usable(runtime: Runtime) -> None:
     ranks = runtime.mesh.owned
-    results = runtime.run([lambda rank=rank: reduce_ones(runtime, rank) for rank in ranks])  # type: ignore[misc]
+    # type: ignore[misc]
+    results = runtime.run([lambda rank=rank: reduce_ones(runtime, rank) for rank in ranks])
     assert [result.tolist() for result in results] == [[float(len(ranks))] * 2] * len(ranks)
 
 

@@ -1,4 +1,5 @@
-"""A real model, SmolLM2-135M-Instruct, on 2 and 3 devices: 9 heads, 3 KV heads, a tied vocabulary of 49,152."""
+"""A real model, SmolLM2-135M-Instruct, on 2 and 3 devices: 9 heads, 3 KV heads, a tied vocabulary of
+49,152."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map_only
 
 import tpfx
 from tpfx.layout import Shards
-from tpfx.lowering import take
 from tpfx.mesh import Mesh
+from tpfx.parts import take
 from tpfx.tensor import ShardedTensor
 
 MESH = Mesh((torch.device("cpu"),) * 2)
@@ -220,7 +220,8 @@ def test_an_alias_of_an_undivided_tensor_is_divided_with_it() -> None:
     alias, view = tensor.detach(), tensor[1]
     tensor.distribute(PLACEMENTS["packed"])  # type: ignore[arg-type]
     tensor.zero_()
-    assert alias.shards is not None and alias.shards[0] is tensor.shards[0]  # type: ignore[index, attr-defined]
+    # type: ignore[index, attr-defined]
+    assert alias.shards is not None and alias.shards[0] is tensor.shards[0]
     assert alias.full().abs().sum() == view.abs().sum() == 0  # type: ignore[attr-defined]
 
 

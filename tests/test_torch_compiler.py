@@ -71,7 +71,8 @@ def test_traceable_wrappers_are_told_by_their_flatten_methods() -> None:
 
 def test_conversions_of_a_module_go_through_apply() -> None:
     module, seen = nn.Linear(2, 2), []
-    module._apply = lambda fn, recurse=True: seen.append(fn(module.weight).dtype)  # type: ignore[method-assign]
+    # type: ignore[method-assign]
+    module._apply = lambda fn, recurse=True: seen.append(fn(module.weight).dtype)
     module.half()
     module.to(torch.float64)
     assert seen == [torch.float16, torch.float64]

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from .eager import ROWS, Kept, Row, cut, elementwise, moved, written
 from .errors import ShardingError
 from .layout import Shards
-from .lowering import take
+from .parts import take
 from .shapes import bounds
 from .tensor import ShardedTensor, copy_dynamic
 

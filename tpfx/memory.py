@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from .layout import Shards
-from .lowering import take
 from .mesh import Mesh
+from .parts import take
 
 
 class Undivided:

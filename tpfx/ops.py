@@ -12,61 +12,61 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from . import shapes
+from . import indexing, reductions, shapes
 from .rules import Rule, arguments
 
 aten = torch.ops.aten
 
 TABLE: dict[Any, Rule] = {
     # matrix products
-    aten.linear.default: Rule(shapes.linear),
+    aten.linear.default: Rule(reductions.linear),
     aten.mm.default: Rule("m k, k n -> m n", linear=((0,), (1,))),
     aten.bmm.default: Rule("b m k, b k n -> b m n", linear=((0,), (1,))),
     aten.mv.default: Rule("m k, k -> m", linear=((0,), (1,))),
     aten.dot.default: Rule("k, k ->", linear=((0,), (1,))),
-    aten.baddbmm.default: Rule(shapes.baddbmm),
+    aten.baddbmm.default: Rule(reductions.baddbmm),
     # attention
-    aten._scaled_dot_product_flash_attention_for_cpu.default: Rule(shapes.attention, lower="attention"),
-    aten._scaled_dot_product_flash_attention.default: Rule(shapes.attention, lower="attention"),
-    aten._scaled_dot_product_efficient_attention.default: Rule(shapes.attention, lower="attention"),
-    aten._scaled_dot_product_cudnn_attention.default: Rule(shapes.attention, lower="attention"),
+    aten._scaled_dot_product_flash_attention_for_cpu.default: Rule(reductions.attention, lower="attention"),
+    aten._scaled_dot_product_flash_attention.default: Rule(reductions.attention, lower="attention"),
+    aten._scaled_dot_product_efficient_attention.default: Rule(reductions.attention, lower="attention"),
+    aten._scaled_dot_product_cudnn_attention.default: Rule(reductions.attention, lower="attention"),
     # lookups
     aten.embedding.default: Rule("v d, ... -> ... d", linear=((0,),), lower="embedding"),
-    aten.index_select.default: Rule(shapes.index_select, linear=((0,),)),
-    aten.gather.default: Rule(shapes.gather, linear=((0,),)),
-    aten.index.Tensor: Rule(shapes.index, linear=((0,),)),
-    aten.index_put.default: Rule(shapes.index_put),
-    aten.index_copy.default: Rule(shapes.index_copy),
+    aten.index_select.default: Rule(indexing.index_select, linear=((0,),)),
+    aten.gather.default: Rule(indexing.gather, linear=((0,),)),
+    aten.index.Tensor: Rule(indexing.index, linear=((0,),)),
+    aten.index_put.default: Rule(indexing.index_put),
+    aten.index_copy.default: Rule(indexing.index_copy),
     # normalisation
-    aten.native_layer_norm.default: Rule(shapes.norm),
-    aten._fused_rms_norm.default: Rule(shapes.norm),
-    aten._softmax.default: Rule(shapes.along),
-    aten._safe_softmax.default: Rule(shapes.along),
-    aten._log_softmax.default: Rule(shapes.along),
+    aten.native_layer_norm.default: Rule(reductions.norm),
+    aten._fused_rms_norm.default: Rule(reductions.norm),
+    aten._softmax.default: Rule(reductions.along),
+    aten._safe_softmax.default: Rule(reductions.along),
+    aten._log_softmax.default: Rule(reductions.along),
     # reductions
-    aten.sum.dim_IntList: Rule(shapes.reduction),
-    aten.sum.default: Rule(shapes.reduction),
-    aten.mean.dim: Rule(shapes.reduction, lower="mean"),
-    aten.mean.default: Rule(shapes.reduction, lower="mean"),
-    aten.amax.default: Rule(shapes.reduction, lower="extreme"),
-    aten.amin.default: Rule(shapes.reduction, lower="extreme"),
-    aten.any.dim: Rule(shapes.along_gone),
-    aten.any.default: Rule(shapes.along_gone),
-    aten.all.default: Rule(shapes.along_gone),
-    aten.argmax.default: Rule(shapes.along_gone),
-    aten.prod.dim_int: Rule(shapes.along_gone),
-    aten.var_mean.correction: Rule(shapes.along_gone),
-    aten.var.correction: Rule(shapes.along_gone),
-    aten.linalg_vector_norm.default: Rule(shapes.along_gone),
+    aten.sum.dim_IntList: Rule(reductions.reduction),
+    aten.sum.default: Rule(reductions.reduction),
+    aten.mean.dim: Rule(reductions.reduction, lower="mean"),
+    aten.mean.default: Rule(reductions.reduction, lower="mean"),
+    aten.amax.default: Rule(reductions.reduction, lower="extreme"),
+    aten.amin.default: Rule(reductions.reduction, lower="extreme"),
+    aten.any.dim: Rule(reductions.along_gone),
+    aten.any.default: Rule(reductions.along_gone),
+    aten.all.default: Rule(reductions.along_gone),
+    aten.argmax.default: Rule(reductions.along_gone),
+    aten.prod.dim_int: Rule(reductions.along_gone),
+    aten.var_mean.correction: Rule(reductions.along_gone),
+    aten.var.correction: Rule(reductions.along_gone),
+    aten.linalg_vector_norm.default: Rule(reductions.along_gone),
     # along one dimension
-    aten.cumsum.default: Rule(shapes.cumsum),
-    aten.sort.default: Rule(shapes.along),
-    aten.sort.stable: Rule(shapes.along),
-    aten.topk.default: Rule(shapes.along),
-    aten.flip.default: Rule(shapes.along, linear=((0,),)),
-    aten.roll.default: Rule(shapes.along, linear=((0,),)),
+    aten.cumsum.default: Rule(reductions.cumsum),
+    aten.sort.default: Rule(reductions.along),
+    aten.sort.stable: Rule(reductions.along),
+    aten.topk.default: Rule(reductions.along),
+    aten.flip.default: Rule(reductions.along, linear=((0,),)),
+    aten.roll.default: Rule(reductions.along, linear=((0,),)),
     aten.constant_pad_nd.default: Rule(shapes.pad),
-    aten.histc.default: Rule(shapes.along_gone),
+    aten.histc.default: Rule(reductions.along_gone),
     # views
     aten.view.default: Rule(shapes.view, linear=((0,),), shape="size"),
     aten._unsafe_view.default: Rule(shapes.view, linear=((0,),), shape="size"),
@@ -149,6 +149,6 @@ def is_random(node: Node) -> bool:
 
 # Custom ops of other libraries, by name: they need not be installed.
 _EXTERNAL: dict[str, Rule] = {
-    "transformers.grouped_mm_fallback.default": Rule(shapes.grouped_mm),
-    "aten._grouped_mm.default": Rule(shapes.grouped_mm, lower="grouped_mm"),
+    "transformers.grouped_mm_fallback.default": Rule(reductions.grouped_mm),
+    "aten._grouped_mm.default": Rule(reductions.grouped_mm, lower="grouped_mm"),
 }

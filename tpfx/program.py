@@ -14,10 +14,10 @@ from torch.fx import GraphModule, Node
 
 from .annotations import Source, dims_of, layout_of, source_of
 from .layout import Layout, Shards, Split, concrete
-from .lowering import join
 from .memory import split_among
 from .mesh import Mesh
 from .names import module_path
+from .parts import join
 from .pipeline import Parallel, gathered_for_caller
 from .rules import is_tensor
 from .runtime import Runtime, node_of

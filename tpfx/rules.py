@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .axes import Dim, Size, find, product, quotient, same, unify
+from .axes import Dim, Size, axes, find, product, quotient, same, unify
 
 Dims = list[Dim]
 
@@ -245,12 +245,15 @@ class _Binder:
             self._meet(term, dim)
         for index in range(len(self.call.results)):
             self.bound.results.append(self._result(index))
+        carried = {axis for dims in self.bound.results for dim in dims for axis in axes(dim)}
         kept = {name for terms in self.pattern.results for term in terms for name in term.factors}
         for name, dim in self.known.items():
             if name in self.pattern.whole:
                 self.bound.whole.append(dim)
             elif name not in kept and not name.startswith("."):
                 self.bound.contracted.append(dim)
+            elif carried.isdisjoint(axes(dim)):  # no result could be given this factor
+                self.bound.whole.append(dim)
         return self.bound
 
     def _pairs(self) -> Iterator[tuple[Term, Dim]]:

@@ -1,6 +1,7 @@
 """Rules that depend on arguments: functions from a `Call` to a `Bound`, one for each kind of shape change.
 
-Each returns what a string in the table of ops would say. What the arguments leave open (a slice that cuts through the
+Each returns what a string in the table of ops would say. What the arguments leave open (a slice that cuts
+through the
 middle of a head, a dimension that an index reorders) is a new dimension, and whole.
 """
 
@@ -10,78 +11,41 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.fx import Node
 
 from .axes import Dim, Size, concat, cut, find, product, slice_of
-from .rules import Bound, Call, Dims, Rule, is_tensor
+from .rules import Bound, Call, Dims
 
 FULL = torch.iinfo(torch.int64).max
 
 
-def _unknown(bound: Bound, sizes: Sequence[Size]) -> Dims:
+def unknown(bound: Bound, sizes: Sequence[Size]) -> Dims:
+    """New dimensions, whole."""
     dims = [Dim(size) for size in sizes]
     bound.whole += dims
     return dims
 
 
-def _checked(bound: Bound, call: Call, dims: Dims, index: int = 0) -> Dims:
+def checked(bound: Bound, call: Call, dims: Dims, index: int = 0) -> Dims:
     """Result dimensions whose sizes are the result's; any other is new and whole."""
     sizes = call.result_sizes(index)
     if len(dims) != len(sizes):
         for dim in dims:
             bound.whole.append(dim)
-        return _unknown(bound, sizes)
+        return unknown(bound, sizes)
     checked = []
     for dim, size in zip(dims, sizes, strict=True):
         if find(dim).size == size:
             checked.append(dim)
         else:
             bound.whole.append(dim)
-            checked += _unknown(bound, [size])
+            checked += unknown(bound, [size])
     return checked
-
-
-def linear(call: Call) -> Bound:
-    """x @ w.T: with a bias every rank would add it to its addend, so what is contracted must be whole."""
-    if call.get("bias") is not None:
-        return Rule("... k!, n k!, n -> ... n").bind(call)
-    return Rule("... k, n k -> ... n", linear=((0,), (1,))).bind(call)
-
-
-def baddbmm(call: Call) -> Bound:
-    """A batch of products added to what broadcasts to it."""
-    added = " ".join(["b", "m", "n"][3 - len(call.dims[0]) :])
-    return Rule(f"{added}, b m k!, b k! n -> b m n").bind(call)
-
-
-def attention(call: Call) -> Bound:
-    """Heads by themselves; several query heads may share one of the keys' and values'."""
-    query, key = find(call.dims[0][1]).size, find(call.dims[1][1]).size
-    heads, group = ("h", "h") if call.same_size(query, key) else ("h", "1") if key == 1 else ("(g r)", "g")
-    mask = " ".join(["b", heads, "q!", "k!"][4 - len(call.dims[3]) :]) if len(call.dims) > 3 else ""
-    keys = f"b {group} k! e!, b {group} k! f!, {mask}"
-    sums = f"b {heads} q! 1" if call.results[1].dim() == 4 else f"b {heads} q!"  # cuDNN keeps the dimension
-    return Rule(f"b {heads} q! e!, {keys} -> b {heads} q! f!, {sums}").bind(call)
-
-
-def grouped_mm(call: Call) -> Bound:
-    """Each expert's tokens, which lie one after the other, by that expert's matrix."""
-    if [len(dims) for dims in call.dims] != [2, 3, 1]:
-        return unsplit(call)
-    return Rule("t! k, e! k n, e! -> t! n", linear=((0,), (1,))).bind(call)
-
-
-def norm(call: Call) -> Bound:
-    """The last dimensions normalised together, whole."""
-    count = len(call["normalized_shape"])
-    last, ones = " ".join(f"d{index}!" for index in range(count)), " ".join("1" * count)
-    return Rule(f"... {last}, {last}, {last} -> ... {last}, ... {ones}, ... {ones}").bind(call)
 
 
 def unsplit(call: Call) -> Bound:
     """Nothing of it may be split."""
     bound = Bound(call.dims, [])
-    bound.results = [_unknown(bound, call.result_sizes(index)) for index in range(len(call.results))]
+    bound.results = [unknown(bound, call.result_sizes(index)) for index in range(len(call.results))]
     bound.whole += [dim for dims in call.dims for dim in dims]
     return bound
 
@@ -127,12 +91,12 @@ def _flag_unmatched(bound: Bound, call: Call) -> None:
 def cast(call: Call) -> Bound:
     """A copy to another type or device; linear between floating types."""
     bound = pointwise(call)
-    if _floating(call):
+    if floating(call):
         bound.linear = ((0,),)
     return bound
 
 
-def _floating(call: Call) -> bool:
+def floating(call: Call) -> bool:
     """Whether nothing is rounded on the way from the operand to the result."""
     source, result = call.operands[0].meta["val"], call.results[0]
     return bool(source.dtype.is_floating_point and result.dtype.is_floating_point)
@@ -155,7 +119,7 @@ def view(call: Call) -> Bound:
     result: Dims = []
     for (i, j), (k, m) in _blocks(source, source_hints, sizes, hints):
         result += _view_block(bound, source[i:j], sizes[k:m])
-    bound.results = [_checked(bound, call, result)]
+    bound.results = [checked(bound, call, result)]
     return bound
 
 
@@ -171,7 +135,7 @@ def _view_block(bound: Bound, source: Sequence[Dim], sizes: Sequence[Size]) -> D
 
 
 def _hint(extent: Any) -> int:
-    return extent.node.hint if isinstance(extent, torch.SymInt) else extent
+    return int(extent.node.hint) if isinstance(extent, torch.SymInt) else int(extent)
 
 
 def _blocks(
@@ -235,7 +199,7 @@ def squeeze(call: Call) -> Bound:
     gone = {call.dim(index) for index in (given if isinstance(given, (list, tuple, range)) else [given])}
     bound = Bound(call.dims, [])
     kept = [dim for index, dim in enumerate(dims) if index not in gone or find(dim).size != 1]
-    bound.results = [_checked(bound, call, kept)]
+    bound.results = [checked(bound, call, kept)]
     return bound
 
 
@@ -258,66 +222,9 @@ def repeat(call: Call) -> Bound:
     dims = [Dim(1)] * (len(call["repeats"]) - len(call.dims[0])) + list(call.dims[0])
     bound = Bound(call.dims, [])
     result = [dim if times == 1 else Dim(0) for dim, times in zip(dims, call["repeats"], strict=True)]
-    bound.results = [_checked(bound, call, result)]
+    bound.results = [checked(bound, call, result)]
     bound.whole += [dim for dim, times in zip(dims, call["repeats"], strict=True) if times != 1]
     return bound
-
-
-def along(call: Call) -> Bound:
-    """Some dimensions of the first operand are worked along and whole, the others are free."""
-    bound = Bound(call.dims, [])
-    touched = _touched(call)
-    bound.whole += [dim for index, dim in enumerate(call.dims[0]) if index in touched]
-    bound.whole += [dim for dims in call.dims[1:] for dim in dims]
-    for index in range(len(call.results)):
-        bound.results.append(_checked(bound, call, list(call.dims[0]), index))
-    return bound
-
-
-def along_gone(call: Call) -> Bound:
-    """Some dimensions of the operand must be whole and are gone, or of size 1, in the results."""
-    bound = Bound(call.dims, [])
-    touched = _touched(call)
-    bound.whole += [dim for index, dim in enumerate(call.dims[0]) if index in touched]
-    for index in range(len(call.results)):
-        bound.results.append(_checked(bound, call, _reduced(call, touched), index))
-    return bound
-
-
-def reduction(call: Call) -> Bound:
-    """Some dimensions are contracted."""
-    touched = _touched(call)
-    bound = Bound(call.dims, [])
-    bound.contracted = [dim for index, dim in enumerate(call.dims[0]) if index in touched]
-    name = str(call.node.target)
-    if "amax" in name or "amin" in name:
-        bound.reduce = "max" if "amax" in name else "min"
-    elif _floating(call):
-        bound.linear = ((0,),)
-    bound.results = [_checked(bound, call, _reduced(call, touched))]
-    return bound
-
-
-def cumsum(call: Call) -> Bound:
-    """Sums along one dimension; linear unless they are rounded to integers."""
-    bound = along(call)
-    if _floating(call):
-        bound.linear = ((0,),)
-    return bound
-
-
-def _touched(call: Call) -> set[int]:
-    given = call.get("dims", call.get("dim", -1 if "dim" in call.args else None))
-    if given is None or given == []:
-        return set(range(len(call.dims[0])))
-    return {call.dim(index) for index in (given if isinstance(given, (list, tuple)) else [given])}
-
-
-def _reduced(call: Call, touched: set[int]) -> Dims:
-    kept = [None if index in touched else dim for index, dim in enumerate(call.dims[0])]
-    if call.get("keepdim"):
-        return [Dim(1) if dim is None else dim for dim in kept]
-    return [dim for dim in kept if dim is not None]
 
 
 def pad(call: Call) -> Bound:
@@ -329,7 +236,7 @@ def pad(call: Call) -> Bound:
         if amounts[2 * position] != 0 or amounts[2 * position + 1] != 0:
             bound.whole.append(dims[-1 - position])
             dims[-1 - position] = Dim(0)
-    bound.results = [_checked(bound, call, dims)]
+    bound.results = [checked(bound, call, dims)]
     return bound
 
 
@@ -344,7 +251,7 @@ def cat(call: Call) -> Bound:
             if index != at:
                 bound.match(left, right)
     joined = [concat(dims[at] for dims in given) if index == at else dim for index, dim in enumerate(first)]
-    bound.results = [_checked(bound, call, joined)]
+    bound.results = [checked(bound, call, joined)]
     bound.linear = (tuple(range(len(call.dims))),)
     return bound
 
@@ -359,7 +266,7 @@ def stack(call: Call) -> Bound:
     new = Dim(len(call.dims))
     bound.whole.append(new)
     first.insert(call.dim(call["dim"], len(first) + 1), new)
-    bound.results = [_checked(bound, call, first)]
+    bound.results = [checked(bound, call, first)]
     bound.linear = (tuple(range(len(call.dims))),)
     return bound
 
@@ -387,10 +294,10 @@ def slice_(call: Call) -> Bound:
         part = limits and slice_of(dim, *limits)
         if part is None:
             bound.whole.append(dim)
-        result[at] = part or _unknown(bound, [call.result_sizes()[at]])[0]
+        result[at] = part or unknown(bound, [call.result_sizes()[at]])[0]
     elif call["step"] != 1 and size != 1:
         bound.whole.append(dim)
-    bound.results = [_checked(bound, call, result)]
+    bound.results = [checked(bound, call, result)]
     return bound
 
 
@@ -406,7 +313,7 @@ def select(call: Call) -> Bound:
         part = slice_of(dim, index, index + 1)
     if part is None:
         bound.whole.append(dim)
-    bound.results = [_checked(bound, call, [d for i, d in enumerate(call.dims[0]) if i != at])]
+    bound.results = [checked(bound, call, [d for i, d in enumerate(call.dims[0]) if i != at])]
     return bound
 
 
@@ -428,8 +335,8 @@ def split(call: Call) -> Bound:
             bound.whole.append(call.dims[0][at])
             rest = None
         dims = list(call.dims[0])
-        dims[at] = part if part is not None else _unknown(bound, [size])[0]
-        bound.results.append(_checked(bound, call, dims, index))
+        dims[at] = part if part is not None else unknown(bound, [size])[0]
+        bound.results.append(checked(bound, call, dims, index))
     return bound
 
 
@@ -439,92 +346,5 @@ def unbind(call: Call) -> Bound:
     at = call.dim(call["dim"])
     bound.whole.append(call.dims[0][at])
     kept = [dim for index, dim in enumerate(call.dims[0]) if index != at]
-    bound.results = [_checked(bound, call, kept, index) for index in range(len(call.results))]
+    bound.results = [checked(bound, call, kept, index) for index in range(len(call.results))]
     return bound
-
-
-def index_select(call: Call) -> Bound:
-    """Indices along one dimension, which must be whole."""
-    bound = Bound(call.dims, [])
-    at = call.dim(call["dim"])
-    result = list(call.dims[0])
-    bound.whole += [result[at], *call.dims[1]]
-    result[at] = _unknown(bound, [call.result_sizes()[at]])[0]
-    bound.results = [_checked(bound, call, result)]
-    return bound
-
-
-def gather(call: Call) -> Bound:
-    """An index for every element: whole along its dimension, and along those that the index cuts short."""
-    bound = Bound(call.dims, [])
-    at = call.dim(call["dim"])
-    source, indices = call.dims
-    for position, (left, right) in enumerate(zip(source, indices, strict=True)):
-        if position == at or find(left).size != find(right).size:
-            bound.whole += [left, right]
-        else:
-            bound.match(left, right)
-    bound.results = [_checked(bound, call, list(indices))]
-    return bound
-
-
-def _indexed(call: Call) -> tuple[list[int], bool]:
-    """Which dimensions have an index tensor, and whether those are side by side."""
-    given = [position for position, item in enumerate(call["indices"]) if isinstance(item, Node)]
-    return given, given == list(range(given[0], given[-1] + 1)) if given else True
-
-
-def _index_broadcast(call: Call, bound: Bound) -> Dims:
-    """The dimensions that the index tensors make together; all whole."""
-    tensors = [item for item in call["indices"] if isinstance(item, Node)]
-    shapes = [item.meta["val"].shape for item in tensors]
-    operands = call.dims[1 : 1 + len(tensors)]
-    bound.whole += [dim for dims in operands for dim in dims]
-    return [Dim(call.size(size)) for size in torch.broadcast_shapes(*shapes)]
-
-
-def index(call: Call) -> Bound:
-    """Advanced indexing: indexed dimensions and index tensors are whole, the others free."""
-    bound = Bound(call.dims, [])
-    source = call.dims[0]
-    given, adjacent = _indexed(call)
-    if any(item.meta["val"].dtype in (torch.bool, torch.uint8) for item in call["indices"] if is_tensor(item)):
-        return unsplit(call)
-    made = _index_broadcast(call, bound)
-    bound.whole += made + [source[position] for position in given]
-    free = [dim for position, dim in enumerate(source) if position not in given]
-    before = given[0] if adjacent and given else 0
-    bound.results = [_checked(bound, call, [*free[:before], *made, *free[before:]])]
-    return bound
-
-
-def index_put(call: Call) -> Bound:
-    """Writes by index tensors: indexed dimensions are whole; the values' other dimensions are the target's."""
-    if any(item.meta["val"].dtype in (torch.bool, torch.uint8) for item in call["indices"] if is_tensor(item)):
-        return unsplit(call)
-    bound = Bound(call.dims, [list(call.dims[0])])
-    source, values = call.dims[0], call.dims[-1]
-    given, adjacent = _indexed(call)
-    made = _index_broadcast(call, bound)
-    bound.whole += [source[position] for position in given]
-    free = [dim for position, dim in enumerate(source) if position not in given]
-    before = given[0] if adjacent and given else 0
-    target = [*free[:before], *made, *free[before:]]
-    for left, right in zip(reversed(target), reversed(values), strict=False):
-        if find(right).size != 1:
-            bound.match(left, right)
-    bound.whole += made
-    return bound
-
-
-def index_copy(call: Call) -> Bound:
-    """Writes along one dimension, which must be whole."""
-    bound = Bound(call.dims, [list(call.dims[0])])
-    at = call.dim(call["dim"])
-    target, indices, source = call.dims
-    bound.whole += [target[at], source[at], *indices]
-    for position, (left, right) in enumerate(zip(target, source, strict=True)):
-        if position != at:
-            bound.match(left, right)
-    return bound
-

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_map_only
 
 from .errors import ShardingError
 from .layout import Shards
-from .lowering import join, take
 from .memory import Undivided, contiguous_strides, probe_of, same_memory, split_among
 from .mesh import Mesh
+from .parts import join, take
 from .torch_compiler import (
     dynamic_sizes,
     make_wrapper_subclass,

@@ -32,10 +32,10 @@ from .annotations import (
 from .axes import Dim, Product, axes, factors, find, show, unify
 from .errors import TpfxError
 from .layout import Layout, Partial, Split, concrete
-from .lowering import take
 from .notation import read
 from .ops import TABLE, rule_for
 from .options import PENDING, REPLICATE, split_choice
+from .parts import take
 from .passes.localize import localize
 from .rules import Bound, Call, Dims, Rule, is_tensor, tensor_nodes
 from .torch_compiler import FakeTensorMode

@@ -15,16 +15,8 @@ from torch.fx.node import map_arg
 from ..annotations import choice_of, dims_of, is_getitem, layout_of
 from ..collectives import all_gather, all_reduce, pend, shard
 from ..layout import Partial, Split
-from ..lowering import (
-    LOWERINGS,
-    Rank,
-    emit_gather,
-    emit_pend,
-    emit_random,
-    emit_reduce,
-    emit_shape,
-    emit_shard,
-)
+from ..lowering import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shape, emit_shard
+from ..local_ops import LOWERINGS
 from ..ops import is_random, rule_for
 from ..rules import arguments, is_tensor, parameters
 

@@ -1,0 +1,101 @@
+"""Rules of lookups and writes by index tensors: what is indexed is whole, the other dimensions are free."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from .axes import Dim, find
+from .rules import Bound, Call, Dims, is_tensor
+from .shapes import checked, unknown, unsplit
+
+
+def index_select(call: Call) -> Bound:
+    """Indices along one dimension, which must be whole."""
+    bound = Bound(call.dims, [])
+    at = call.dim(call["dim"])
+    result = list(call.dims[0])
+    bound.whole += [result[at], *call.dims[1]]
+    result[at] = unknown(bound, [call.result_sizes()[at]])[0]
+    bound.results = [checked(bound, call, result)]
+    return bound
+
+
+def gather(call: Call) -> Bound:
+    """An index for every element: whole along its dimension, and along those that the index cuts short."""
+    bound = Bound(call.dims, [])
+    at = call.dim(call["dim"])
+    source, indices = call.dims
+    for position, (left, right) in enumerate(zip(source, indices, strict=True)):
+        if position == at or find(left).size != find(right).size:
+            bound.whole += [left, right]
+        else:
+            bound.match(left, right)
+    bound.results = [checked(bound, call, list(indices))]
+    return bound
+
+
+def _indexed(call: Call) -> tuple[list[int], bool]:
+    """Which dimensions have an index tensor, and whether those are side by side."""
+    given = [position for position, item in enumerate(call["indices"]) if isinstance(item, Node)]
+    return given, given == list(range(given[0], given[-1] + 1)) if given else True
+
+
+def _index_broadcast(call: Call, bound: Bound) -> Dims:
+    """The dimensions that the index tensors make together; all whole."""
+    tensors = [item for item in call["indices"] if isinstance(item, Node)]
+    shapes = [item.meta["val"].shape for item in tensors]
+    operands = call.dims[1 : 1 + len(tensors)]
+    bound.whole += [dim for dims in operands for dim in dims]
+    return [Dim(call.size(size)) for size in torch.broadcast_shapes(*shapes)]
+
+
+def index(call: Call) -> Bound:
+    """Advanced indexing: indexed dimensions and index tensors are whole, the others free."""
+    bound = Bound(call.dims, [])
+    source = call.dims[0]
+    given, adjacent = _indexed(call)
+    if any(
+        item.meta["val"].dtype in (torch.bool, torch.uint8) for item in call["indices"] if is_tensor(item)
+    ):
+        return unsplit(call)
+    made = _index_broadcast(call, bound)
+    bound.whole += made + [source[position] for position in given]
+    free = [dim for position, dim in enumerate(source) if position not in given]
+    before = given[0] if adjacent and given else 0
+    bound.results = [checked(bound, call, [*free[:before], *made, *free[before:]])]
+    return bound
+
+
+def index_put(call: Call) -> Bound:
+    """Writes by index tensors: indexed dimensions are whole; the values' other dimensions are the
+    target's."""
+    if any(
+        item.meta["val"].dtype in (torch.bool, torch.uint8) for item in call["indices"] if is_tensor(item)
+    ):
+        return unsplit(call)
+    bound = Bound(call.dims, [list(call.dims[0])])
+    source, values = call.dims[0], call.dims[-1]
+    given, adjacent = _indexed(call)
+    made = _index_broadcast(call, bound)
+    bound.whole += [source[position] for position in given]
+    free = [dim for position, dim in enumerate(source) if position not in given]
+    before = given[0] if adjacent and given else 0
+    target = [*free[:before], *made, *free[before:]]
+    for left, right in zip(reversed(target), reversed(values), strict=False):
+        if find(right).size != 1:
+            bound.match(left, right)
+    bound.whole += made
+    return bound
+
+
+def index_copy(call: Call) -> Bound:
+    """Writes along one dimension, which must be whole."""
+    bound = Bound(call.dims, [list(call.dims[0])])
+    at = call.dim(call["dim"])
+    target, indices, source = call.dims
+    bound.whole += [target[at], source[at], *indices]
+    for position, (left, right) in enumerate(zip(target, source, strict=True)):
+        if position != at:
+            bound.match(left, right)
+    return bound

@@ -1,0 +1,201 @@
+"""What one rank does for an op whose rule has a `lower` column: it writes the nodes and returns the
+result."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from .annotations import dims_of, layout_of
+from .axes import Dim, find
+from .layout import (
+    Partial,
+    Pieces,
+    carries,
+    count_below,
+    local_size,
+    pieces,
+)
+from .lowering import Rank, split_of
+from .parts import embedding_shard
+from .rules import arguments, tensor_nodes
+from .shapes import bounds
+
+aten = torch.ops.aten
+
+
+def _embedding(local: Rank, node: Node) -> Node:
+    args = local.args(node)
+    split = split_of(node)
+    weight = next(iter(tensor_nodes(node)))
+    table = dims_of(weight)[0]
+    if not carries(table, split):
+        return local.call(aten.embedding.default, args["weight"], args["indices"])
+    found, offset = [], 0
+    owned = pieces(table, split, local.rank) or ((0, 0),)
+    for start, stop in owned:  # usually one interval
+        rows = args["weight"]
+        if len(owned) > 1:
+            rows = local.call(aten.slice.Tensor, rows, 0, offset, offset + stop - start)
+        found.append(local.call(embedding_shard, rows, args["indices"], start, stop, find(table).size))
+        offset += stop - start
+    total: Node = functools.reduce(lambda left, right: local.call(aten.add.Tensor, left, right), found)
+    return total
+
+
+def _mean(local: Rank, node: Node) -> Node:
+    """A mean over a split dimension: this rank's sum over it, by its whole size, of the mean over the
+    others."""
+    if not isinstance(layout_of(node), Partial):
+        return local.graph.node_copy(node, local.of)
+    args, split = local.args(node), split_of(node)
+    dims = dims_of(next(iter(tensor_nodes(node))))
+    touched = [index % len(dims) for index in args.get("dim") or range(len(dims))]
+    others = [index for index in touched if not carries(dims[index], split)]
+    keep, dtype = args.get("keepdim", False), args.get("dtype")
+    value = local.call(aten.mean.dim, args["self"], others, True, dtype=dtype) if others else args["self"]
+    total = local.call(aten.sum.dim_IntList, value, touched, keep, dtype=dtype)
+    return local.call(
+        aten.div.Scalar, total, _whole_count(dims[index] for index in touched if index not in others)
+    )
+
+
+def _whole_count(dims: Iterable[Dim]) -> int:
+    sizes = [find(dim).size for dim in dims]
+    return math.prod(size for size in sizes if isinstance(size, int))
+
+
+def _extreme(local: Rank, node: Node) -> Node:
+    """A maximum or minimum of a rank's part; of nothing, the value that loses against every other."""
+    args, split = local.args(node), split_of(node)
+    value, operand = args["self"], next(iter(tensor_nodes(node)))
+    losing = _losing(operand.meta["val"].dtype, node.target is aten.amax.default)
+    dims = dims_of(operand)
+    if isinstance(layout_of(node), Partial):
+        for index, dim in enumerate(dims):
+            if carries(dim, split) and local_size(dim, split, local.rank) == 0:
+                value = local.call(
+                    aten.constant_pad_nd, value, [0, 0] * (len(dims) - 1 - index) + [0, 1], losing
+                )
+    return local.call(node.target, value, args["dim"], args["keepdim"])  # type: ignore[arg-type]
+
+
+def _losing(dtype: torch.dtype, of_maximum: bool) -> float | bool:
+    if dtype is torch.bool:
+        return not of_maximum
+    if dtype.is_floating_point:
+        return -math.inf if of_maximum else math.inf
+    return torch.iinfo(dtype).min if of_maximum else torch.iinfo(dtype).max
+
+
+def _squeeze(local: Rank, node: Node) -> Node:
+    """Only what is of size 1 in the whole goes, not what is so on this rank."""
+    args, dims = local.args(node), dims_of(next(iter(tensor_nodes(node))))
+    given = args.get("dim", range(len(dims)))
+    given = [given] if isinstance(given, int) else given
+    gone = [index % len(dims) for index in given if find(dims[index % len(dims)]).size == 1]
+    return local.call(aten.squeeze.dims, args["self"], gone)
+
+
+def _grouped_mm(local: Rank, node: Node) -> Node:
+    """Rows must be multiples of 16 bytes: a part's that are not are padded with zeros."""
+    tokens, weights, split = *list(tensor_nodes(node))[:2], split_of(node)
+    args, align = dict(local.args(node)), 16 // tokens.meta["val"].element_size()
+    inner, outer = (local_size(dim, split, local.rank) for dim in dims_of(weights)[1:])
+    assert isinstance(inner, int) and isinstance(outer, int), "weights have fixed sizes"
+    more = [-size % align if size else align for size in (inner, outer)]
+    if any(more):
+        args["self"] = local.call(aten.constant_pad_nd, args["self"], [0, more[0]])
+        args["mat2"] = local.call(aten.constant_pad_nd, args["mat2"], [0, more[1], 0, more[0]])
+    result = local.call(aten._grouped_mm.default, *args.values())
+    return local.call(aten.slice.Tensor, result, -1, 0, outer) if more[1] else result
+
+
+def _part(local: Rank, node: Node) -> tuple[Dim, int, Pieces] | None:
+    """The dimension that a slice works along, its index, and this rank's intervals of it; None where it is
+    not split."""
+    source = next(iter(tensor_nodes(node)))
+    dims, split = dims_of(source), split_of(node)
+    at = arguments(node)["dim"] % len(dims)
+    return (dims[at], at, pieces(dims[at], split, local.rank)) if carries(dims[at], split) else None
+
+
+def _slice(local: Rank, node: Node) -> Node:
+    part = _part(local, node)
+    args = arguments(node)
+    if part is None:
+        return local.graph.node_copy(node, local.of)
+    dim, at, owned = part
+    limits = bounds(args["start"], args["end"], find(dim).size)
+    assert limits is not None
+    start, stop = (count_below(owned, limit) for limit in limits)
+    return local.call(aten.slice.Tensor, local.of(next(iter(tensor_nodes(node)))), at, start, stop)
+
+
+def _select(local: Rank, node: Node) -> Node:
+    part = _part(local, node)
+    if part is None:
+        return local.graph.node_copy(node, local.of)
+    dim, at, owned = part
+    size = find(dim).size
+    assert isinstance(size, int)
+    index = count_below(owned, arguments(node)["index"] % size)
+    return local.call(aten.select.int, local.of(next(iter(tensor_nodes(node)))), at, index)
+
+
+def _split(local: Rank, node: Node) -> Node:
+    part = _part(local, node)
+    if part is None:
+        return local.graph.node_copy(node, local.of)
+    _, at, owned = part
+    ends = [0]
+    for value in node.meta["val"]:
+        ends.append(ends[-1] + int(value.shape[at]))
+    sizes = [count_below(owned, stop) - count_below(owned, start) for start, stop in pairwise(ends)]
+    return local.call(aten.split_with_sizes.default, local.of(next(iter(tensor_nodes(node)))), sizes, at)
+
+
+def _attention(local: Rank, node: Node) -> Any:
+    """Attention of this rank's heads, which may be none."""
+    query = next(iter(tensor_nodes(node)))
+    if all(local_size(dim, split_of(node), local.rank) != 0 for dim in dims_of(query)):
+        return local.graph.node_copy(node, local.of)
+    nothing, whole = local.of(query), query.meta["val"]
+    output, logsumexp, *others = node.meta["val"]
+    keep = logsumexp.dim() == whole.dim()
+    sums = local.call(aten.sum.dim_IntList, nothing, [-1], keep, dtype=logsumexp.dtype)
+    return (
+        _resized(local, nothing, whole.shape[-1], output.shape[-1]),
+        sums if keep else _resized(local, sums, whole.shape[-2], logsumexp.shape[-1]),
+        *(
+            local.call(aten.new_zeros, nothing, list(value.shape), dtype=value.dtype)
+            if isinstance(value, torch.Tensor)
+            else 0
+            for value in others
+        ),
+    )
+
+
+def _resized(local: Rank, value: Node, size: Any, wanted: Any) -> Node:
+    """An empty tensor whose last dimension is another."""
+    known = isinstance(size, int) and isinstance(wanted, int) and size != wanted
+    return local.call(aten.constant_pad_nd, value, [0, wanted - size]) if known else value
+
+
+LOWERINGS: dict[str, Callable[[Rank, Node], Any]] = {
+    "attention": _attention,
+    "embedding": _embedding,
+    "extreme": _extreme,
+    "grouped_mm": _grouped_mm,
+    "mean": _mean,
+    "slice": _slice,
+    "select": _select,
+    "split": _split,
+    "squeeze": _squeeze,
+}

@@ -1,0 +1,115 @@
+"""Parts of tensors: taking a rank's, joining all, and what else a rank's graph calls, made of ATen ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from .layout import (
+    Pieces,
+    SplitDims,
+    Unfolding,
+)
+
+aten = torch.ops.aten
+c10d = torch.ops._c10d_functional
+
+
+def embedding_shard(
+    weight: torch.Tensor, ids: torch.Tensor, start: int, stop: int, size: int
+) -> torch.Tensor:
+    """Rows `start` to `stop` of a table of `size` rows, looked up; zero for ids of other ranks.
+
+    An id outside the table stays outside the part as well, so that the lookup itself reports it.
+    """
+    elsewhere = ((ids >= 0) & (ids < start)) | ((ids >= stop) & (ids < size))
+    if start == stop:
+        return weight.new_zeros((*ids.shape, weight.shape[-1]))
+    rows: torch.Tensor = aten.embedding(weight, torch.where(elsewhere, 0, ids - start))
+    return rows.masked_fill(elsewhere.unsqueeze(-1), 0)
+
+
+def take(whole: torch.Tensor, dims: SplitDims, rank: int) -> torch.Tensor:
+    """A rank's part of a whole tensor; a view where it is one interval of each dimension."""
+    for dim, owned in dims:
+        parts = [whole.narrow(dim, start, stop - start) for start, stop in owned[rank]]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim) if parts else whole.narrow(dim, 0, 0)
+    return whole
+
+
+def take_unfolded(whole: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
+    """`take`, of a tensor some of whose dimensions are products of a size that varies."""
+    return _fold(take(_unfold(whole, unfolding), dims, rank), unfolding)
+
+
+def _unfold(value: torch.Tensor, unfolding: Unfolding) -> torch.Tensor:
+    for dim, sizes in unfolding:
+        value = value.unflatten(dim, sizes)
+    return value
+
+
+def _fold(value: torch.Tensor, unfolding: Unfolding) -> torch.Tensor:
+    for dim, sizes in reversed(unfolding):
+        value = value.flatten(dim, dim + len(sizes) - 1)
+    return value
+
+
+def join(parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int]) -> torch.Tensor:
+    """The whole tensor, from the part of every rank."""
+    whole = parts[0].new_empty(tuple(shape))
+    for rank, part in enumerate(parts):
+        _paste(whole, part, [(dim, owned[rank]) for dim, owned in dims])
+    return whole
+
+
+def _paste(whole: torch.Tensor, part: torch.Tensor, dims: Sequence[tuple[int, Pieces]]) -> None:
+    if not dims:
+        whole.copy_(part)
+        return
+    (dim, intervals), *rest = dims
+    offset = 0
+    for start, stop in intervals:
+        _paste(whole.narrow(dim, start, stop - start), part.narrow(dim, offset, stop - start), rest)
+        offset += stop - start
+
+
+def gather_shards(
+    part: torch.Tensor,
+    dims: SplitDims,
+    shape: Sequence[int],
+    rank: int,
+    ranks: int,
+    group: str,
+    unfolding: Unfolding,
+) -> torch.Tensor:
+    """The whole tensor on every rank; shards of unequal size are padded for the message."""
+    if unfolding:
+        own = {dim: sum(stop - start for start, stop in owned[rank]) for dim, owned in dims}
+        for dim, sizes in unfolding:
+            first = dim + sum(len(others) - 1 for other, others in unfolding if other < dim)
+            part = part.unflatten(dim, [own.get(first + at, size) for at, size in enumerate(sizes)])
+    shape = [extent if index not in dict(dims) else shape[index] for index, extent in enumerate(part.shape)]
+    shapes = [local_shape(shape, dims, each) for each in range(ranks)]
+    counts = [math.prod(each) for each in shapes]
+    flat = part.reshape(-1)
+    flat = (
+        torch.nn.functional.pad(flat, (0, max(counts) - flat.shape[0]))
+        if flat.shape[0] < max(counts)
+        else flat
+    )
+    gathered = c10d.wait_tensor(c10d.all_gather_into_tensor(flat.contiguous(), ranks, group)).view(ranks, -1)
+    parts = [
+        gathered[each, :count].view(size)
+        for each, (count, size) in enumerate(zip(counts, shapes, strict=True))
+    ]
+    return _fold(join(parts, dims, shape), unfolding)
+
+
+def local_shape(shape: Sequence[int], dims: SplitDims, rank: int) -> list[int]:
+    """The shape of a rank's part of a tensor."""
+    local = list(shape)
+    for dim, owned in dims:
+        local[dim] = sum(stop - start for start, stop in owned[rank])
+    return local

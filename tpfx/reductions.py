@@ -1,0 +1,102 @@
+"""Rules of ops that work along whole dimensions, or contract them: products, attention, norms, sums,
+sorts."""
+
+from __future__ import annotations
+
+from .axes import Dim, find
+from .rules import Bound, Call, Dims, Rule
+from .shapes import checked, floating, unsplit
+
+
+def linear(call: Call) -> Bound:
+    """x @ w.T: with a bias every rank would add it to its addend, so what is contracted must be whole."""
+    if call.get("bias") is not None:
+        return Rule("... k!, n k!, n -> ... n").bind(call)
+    return Rule("... k, n k -> ... n", linear=((0,), (1,))).bind(call)
+
+
+def baddbmm(call: Call) -> Bound:
+    """A batch of products added to what broadcasts to it."""
+    added = " ".join(["b", "m", "n"][3 - len(call.dims[0]) :])
+    return Rule(f"{added}, b m k!, b k! n -> b m n").bind(call)
+
+
+def attention(call: Call) -> Bound:
+    """Heads by themselves; several query heads may share one of the keys' and values'."""
+    query, key = find(call.dims[0][1]).size, find(call.dims[1][1]).size
+    heads, group = ("h", "h") if call.same_size(query, key) else ("h", "1") if key == 1 else ("(g r)", "g")
+    mask = " ".join(["b", heads, "q!", "k!"][4 - len(call.dims[3]) :]) if len(call.dims) > 3 else ""
+    keys = f"b {group} k! e!, b {group} k! f!, {mask}"
+    sums = f"b {heads} q! 1" if call.results[1].dim() == 4 else f"b {heads} q!"  # cuDNN keeps the dimension
+    return Rule(f"b {heads} q! e!, {keys} -> b {heads} q! f!, {sums}").bind(call)
+
+
+def grouped_mm(call: Call) -> Bound:
+    """Each expert's tokens, which lie one after the other, by that expert's matrix."""
+    if [len(dims) for dims in call.dims] != [2, 3, 1]:
+        return unsplit(call)
+    return Rule("t! k, e! k n, e! -> t! n", linear=((0,), (1,))).bind(call)
+
+
+def norm(call: Call) -> Bound:
+    """The last dimensions normalised together, whole."""
+    count = len(call["normalized_shape"])
+    last, ones = " ".join(f"d{index}!" for index in range(count)), " ".join("1" * count)
+    return Rule(f"... {last}, {last}, {last} -> ... {last}, ... {ones}, ... {ones}").bind(call)
+
+
+def along(call: Call) -> Bound:
+    """Some dimensions of the first operand are worked along and whole, the others are free."""
+    bound = Bound(call.dims, [])
+    touched = _touched(call)
+    bound.whole += [dim for index, dim in enumerate(call.dims[0]) if index in touched]
+    bound.whole += [dim for dims in call.dims[1:] for dim in dims]
+    for index in range(len(call.results)):
+        bound.results.append(checked(bound, call, list(call.dims[0]), index))
+    return bound
+
+
+def along_gone(call: Call) -> Bound:
+    """Some dimensions of the operand must be whole and are gone, or of size 1, in the results."""
+    bound = Bound(call.dims, [])
+    touched = _touched(call)
+    bound.whole += [dim for index, dim in enumerate(call.dims[0]) if index in touched]
+    for index in range(len(call.results)):
+        bound.results.append(checked(bound, call, _reduced(call, touched), index))
+    return bound
+
+
+def reduction(call: Call) -> Bound:
+    """Some dimensions are contracted."""
+    touched = _touched(call)
+    bound = Bound(call.dims, [])
+    bound.contracted = [dim for index, dim in enumerate(call.dims[0]) if index in touched]
+    name = str(call.node.target)
+    if "amax" in name or "amin" in name:
+        bound.reduce = "max" if "amax" in name else "min"
+    elif floating(call):
+        bound.linear = ((0,),)
+    bound.results = [checked(bound, call, _reduced(call, touched))]
+    return bound
+
+
+def cumsum(call: Call) -> Bound:
+    """Sums along one dimension; linear unless they are rounded to integers."""
+    bound = along(call)
+    if floating(call):
+        bound.linear = ((0,),)
+    return bound
+
+
+def _touched(call: Call) -> set[int]:
+    given = call.get("dims", call.get("dim", -1 if "dim" in call.args else None))
+    if given is None or given == []:
+        return set(range(len(call.dims[0])))
+    return {call.dim(index) for index in (given if isinstance(given, (list, tuple)) else [given])}
+
+
+def _reduced(call: Call, touched: set[int]) -> Dims:
+    kept = [None if index in touched else dim for index, dim in enumerate(call.dims[0])]
+    if call.get("keepdim"):
+        return [Dim(1) if dim is None else dim for dim in kept]
+    return [dim for dim in kept if dim is not None]
