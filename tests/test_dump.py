@@ -41,16 +41,15 @@ x            f32[8, 64]
 down.weight  f32[64, 256/2]  # c:64, a:256
 down.bias    f32[64]         # c:64
 
-down.bias.addend  f32[64]+       = pend(down.bias)
-up.linear         f32[8, 256/2]  = linear(x, up.weight)                # column, split n
-up.add            f32[8, 256/2]  = add(up.linear, up.bias)             # split a
-relu              f32[8, 256/2]  = relu(up.add)                        # split a
-down.linear       f32[8, 64]+    = linear(relu, down.weight)           # row, split k
-down.add          f32[8, 64]+    = add(down.linear, down.bias.addend)  # pending
-down.add.sum      f32[8, 64]     = all_reduce(down.add)                # 2 KiB
+up.linear        f32[8, 256/2]  = linear(x, up.weight)       # column, split n
+up.add           f32[8, 256/2]  = add(up.linear, up.bias)    # split a
+relu             f32[8, 256/2]  = relu(up.add)               # split a
+down.linear      f32[8, 64]+    = linear(relu, down.weight)  # row, split k
+down.linear.sum  f32[8, 64]     = all_reduce(down.linear)    # 2 KiB
+down.add         f32[8, 64]     = add(down.linear.sum, down.bias)
 
 # results
-down.add.sum  f32[8, 64]"""
+down.add  f32[8, 64]"""
 
 
 def lines(text, name):
