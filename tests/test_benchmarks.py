@@ -1,8 +1,10 @@
 """The benchmarks' arithmetic on made-up numbers, and that the programs run at all. Nothing is timed here."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import generate, phases, plan
 from benchmarks.models import build, config, prompt
+from benchmarks.others import Others
 from benchmarks.samples import Spread, over_linear, speedup_table, speedups, stage_table
 
 SAMPLES = {
@@ -82,9 +85,41 @@ def test_systems_are_measured_in_turns():
             order.append((phase, self.name))
             return float(len(order))
 
-    samples = generate.measure({"a": Fake("a"), "b": Fake("b")}, 2, lambda text: None)
+    measured = generate.measure({"a": Fake("a"), "b": Fake("b")}, 2, None, lambda text: None)
     assert order == [(phase, name) for _ in range(2) for phase in phases.PHASES for name in "ab"]
-    assert samples["b"]["prefill"] == [2.0, 8.0]
+    assert measured.samples["b"]["prefill"] == [2.0, 8.0]
+
+
+def test_a_turn_that_others_disturb_is_taken_again_and_the_quietest_counts():
+    class Fake:
+        seconds = 0.0
+
+        def measure(self, phase):
+            self.seconds += 1.0
+            return self.seconds
+
+    class Loud:
+        cores_used = iter([0.0, 1.5, 0.0, 0.6, 0.0, 0.9] + [0.0] * 4)  # a look before and one after each turn
+
+        def wait(self):
+            pass
+
+        def cores(self):
+            return next(self.cores_used)
+
+    measured = generate.measure({"a": Fake()}, 1, Loud(), lambda text: None)
+    assert measured.others == [0.6, 0.0, 0.0]
+    assert measured.samples["a"] == {"prefill": [2.0], "decode": [4.0], "beams": [5.0]}
+
+
+def test_others_leaves_out_what_this_process_does():
+    others = Others(patience=0.0)
+    before = time.process_time()
+    while time.process_time() - before < 0.3:
+        pass
+    cores = others.cores()
+    assert 0.0 <= cores < os.cpu_count()
+    others.wait()  # without patience, at once
 
 
 def test_seconds_of_a_token_leave_the_prompt_out(monkeypatch):
@@ -110,7 +145,19 @@ def test_plan_runs(tmp_path: Path):
 @pytest.mark.slow
 def test_generate_runs(tmp_path: Path):
     file = tmp_path / "figures.json"
-    small = ["--layers", "1", "--hidden", "48", "--repeats", "1", "--prompt", "4", "--no-peer"]
+    small = [
+        "--layers",
+        "1",
+        "--hidden",
+        "48",
+        "--repeats",
+        "1",
+        "--prompt",
+        "4",
+        "--no-peer",
+        "--patience",
+        "0",
+    ]
     command = [sys.executable, "-m", "benchmarks.generate", *small, "--json", str(file)]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
     (figures,) = json.loads(file.read_text())["models"]

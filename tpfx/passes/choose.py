@@ -252,7 +252,9 @@ def _offers(state: State, need: Layout) -> bool:
 
 def _small_matrix(graph: Graph) -> float:
     """The bytes of the smallest matrix that matters: all smaller ones together are negligible."""
-    values = [node.meta["val"] for node in graph.nodes if node.op == "placeholder" and _is_weight(node)]
+    weights = [node for node in graph.nodes if node.op == "placeholder" and _is_weight(node)]
+    trained = [node for node in weights if source_of(node).kind == "parameter"]  # buffers are tables, or few
+    values = [node.meta["val"] for node in trained or weights]
     sizes = sorted(bytes_of(value) for value in values if value.dim() > 1) or [
         bytes_of(value) for value in values
     ]
