@@ -54,7 +54,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt2": ("gpt2", _GPT2),
-    "gptj": ("gptj", {**_GPT2, "rotary_dim": 8}),
+    # Each of its layers has a table of all positions, which every rank needs.
+    "gptj": ("gptj", {**_GPT2, "n_positions": 32, "rotary_dim": 8}),
     "bloom": ("bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4}),
     "gpt_neox": ("gpt_neox", _NEOX),
     "gpt_neox_sequential": ("gpt_neox", {**_NEOX, "use_parallel_residual": False}),

@@ -124,3 +124,16 @@ def test_below_autograd_skips_the_autograd_kernels() -> None:
     with torch_private.below_autograd():
         assert not (x + 1).requires_grad
     assert (x + 1).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("rows", "inner", "outer"), [((1, 1), 8, 5), ((2, 3), 8, 0), ((0, 3), 8, 5), ((7,), 1, 1)]
+)
+def test_the_linear_of_onednn_is_linear(rows: tuple[int, ...], inner: int, outer: int) -> None:
+    x, weight = torch.randn(*rows, inner), torch.randn(outer, inner)
+    for left in (x, torch.randn(inner, *rows).movedim(0, -1), x[:1].expand(*rows, inner)):
+        for right in (weight, torch.randn(inner, outer).t(), torch.randn(outer, 2 * inner)[:, :inner]):
+            call = torch_private.linear_of_onednn(left, right)
+            if call is None:
+                pytest.skip("torch was built without oneDNN")
+            torch.testing.assert_close(call[0](*call[1:]), torch.nn.functional.linear(left, right))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from . import torch_private
 from .annotations import dims_of, layout_of
 from .axes import Dim, find
 from .layout import (
@@ -28,6 +29,17 @@ from .rules import arguments, tensor_nodes
 from .shapes import bounds
 
 aten = torch.ops.aten
+
+
+def _linear(local: Rank, node: Node) -> Node:
+    """A product by the fastest kernel of the device."""
+    x, weight, *bias = tensor_nodes(node)
+    product, inner = x.meta["val"], local_size(dims_of(weight)[-1], split_of(node), local.rank)
+    if product.device.type == "cpu" and product.dtype is torch.float32 and inner != 0 and not bias:
+        faster = torch_private.linear_of_onednn(local.of(x), local.of(weight))
+        if faster is not None:
+            return local.call(*faster)
+    return local.graph.node_copy(node, local.of)
 
 
 def _embedding(local: Rank, node: Node) -> Node:
@@ -193,6 +205,7 @@ LOWERINGS: dict[str, Callable[[Rank, Node], Any]] = {
     "embedding": _embedding,
     "extreme": _extreme,
     "grouped_mm": _grouped_mm,
+    "linear": _linear,
     "mean": _mean,
     "slice": _slice,
     "select": _select,

@@ -33,6 +33,9 @@ from .rules import Dims, arguments
 aten = torch.ops.aten
 c10d = torch.ops._c10d_functional
 
+# What makes a dense tensor of its own.
+_PRODUCTS = (aten.linear.default, aten.mm.default, aten.bmm.default, embedding_shard)
+
 
 @dataclass
 class Rank:
@@ -86,17 +89,11 @@ def emit_reduce(local: Rank, node: Node) -> Node:
 
 def _owns_memory(node: Node) -> bool:
     """Whether a value was newly made by an op that never returns one of its inputs."""
-    return node.target in (
-        aten.linear.default,
-        aten.mm.default,
-        aten.bmm.default,
-        aten.add.Tensor,
-        embedding_shard,
-    )
+    return _dense(node) or node.target is aten.add.Tensor
 
 
 def _dense(node: Node) -> bool:
-    return node.target in (aten.linear.default, aten.mm.default, aten.bmm.default, embedding_shard)
+    return node.target in _PRODUCTS or getattr(node.target, "namespace", "") == "mkldnn"
 
 
 def emit_gather(local: Rank, node: Node) -> Node:

@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 TABLE: dict[Any, Rule] = {
     # matrix products
-    aten.linear.default: Rule(reductions.linear),
+    aten.linear.default: Rule(reductions.linear, lower="linear"),
     aten.mm.default: Rule("m k, k n -> m n", linear=((0,), (1,))),
     aten.bmm.default: Rule("b m k, b k n -> b m n", linear=((0,), (1,))),
     aten.mv.default: Rule("m k, k -> m", linear=((0,), (1,))),
