@@ -123,6 +123,28 @@ def _dot(s: Sampler) -> Case:
     return Case((s.floats(size), s.floats(size)))
 
 
+@samples(aten.convolution.default)
+def _convolution(s: Sampler) -> Case:
+    slides, transposed = s.one_of(1, 1, 2), s.flag()
+    groups, inner, outer = s.one_of(
+        (1, 4, 6), (1, 3, 2), (6, 1, 1), (4, 1, 2), (4, 2, 1), (2, 4, 2), (3, 2, 4)
+    )
+    kernel = [s.one_of(1, 2, 3) for _ in range(slides)]
+    weight = (groups * inner, outer, *kernel) if transposed else (groups * outer, inner, *kernel)
+    bias = s.floats(groups * outer) if s.flag() else None
+    stride, dilation = s.one_of(1, 2), s.one_of(1, 1, 2)
+    x = s.floats(s.one_of(1, 2, 3), groups * inner, *[5] * slides)
+    settings = (
+        [stride] * slides,
+        [s.number(0, 1)] * slides,
+        [dilation] * slides,
+        transposed,
+        [0] * slides,
+        groups,
+    )
+    return Case((x, s.floats(*weight), bias, *settings))
+
+
 @samples(aten._scaled_dot_product_flash_attention_for_cpu.default)
 def _attention(s: Sampler) -> Case:
     b, kv, rep, q, e = (

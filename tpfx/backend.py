@@ -118,7 +118,10 @@ def _source(value: Any, name: str) -> Source:
 def _fake(node: Node) -> Any:
     """The plain fake tensor, or size, that AOTAutograd shall trace with."""
     value = node.meta["example_value"]
-    if not isinstance(value, ShardedTensor):
+    if isinstance(value, ShardedTensor):
+        whole = value.full()
+    elif isinstance(value, torch.Tensor) and isinstance(value._base, ShardedTensor):
+        whole = value.new_empty_strided(value.shape, value.stride())  # a view that no plain tensor has
+    else:
         return value
-    whole = value.full()
     return whole.requires_grad_(value.requires_grad) if value.requires_grad else whole

@@ -15,6 +15,7 @@ from torch.fx import Node
 from . import torch_private
 from .annotations import dims_of, layout_of
 from .axes import Dim, find
+from .convolutions import emit_convolution
 from .layout import (
     Partial,
     Pieces,
@@ -202,6 +203,7 @@ def _resized(local: Rank, value: Node, size: Any, wanted: Any) -> Node:
 
 LOWERINGS: dict[str, Callable[[Rank, Node], Any]] = {
     "attention": _attention,
+    "convolution": emit_convolution,
     "embedding": _embedding,
     "extreme": _extreme,
     "grouped_mm": _grouped_mm,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from . import indexing, reductions, shapes
+from . import convolutions, indexing, reductions, shapes
 from .rules import Rule, arguments
 
 aten = torch.ops.aten
@@ -25,6 +25,7 @@ TABLE: dict[Any, Rule] = {
     aten.mv.default: Rule("m k, k -> m", linear=((0,), (1,))),
     aten.dot.default: Rule("k, k ->", linear=((0,), (1,))),
     aten.baddbmm.default: Rule(reductions.baddbmm),
+    aten.convolution.default: Rule(convolutions.convolution, lower="convolution"),
     # attention
     aten._scaled_dot_product_flash_attention_for_cpu.default: Rule(reductions.attention, lower="attention"),
     aten._scaled_dot_product_flash_attention.default: Rule(reductions.attention, lower="attention"),

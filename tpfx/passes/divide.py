@@ -7,9 +7,11 @@ gets more.
 
 from __future__ import annotations
 
-from torch.fx import Graph
+from collections.abc import Iterator
 
-from ..annotations import bytes_of, dims_of, layout_of, source_of
+from torch.fx import Graph, Node
+
+from ..annotations import bytes_of, choice_of, dims_of, layout_of, source_of
 from ..axes import find
 from ..layout import Split, local_size
 from ..rules import is_tensor
@@ -20,9 +22,11 @@ def divide(graph: Graph, ranks: int) -> None:
     to mend."""
     weights: dict[Split, float] = {}
     for node in graph.nodes:
-        if is_tensor(node) and isinstance(split := layout_of(node), Split):
-            weight = node.op == "placeholder" and source_of(node).kind in ("parameter", "buffer")
-            weights[split] = weights.get(split, 0.0) + (bytes_of(node.meta["val"]) if weight else 0)
+        for split in _used(node):
+            weights.setdefault(split, 0.0)
+        if node.op == "placeholder" and source_of(node).kind in ("parameter", "buffer"):
+            if is_tensor(node) and isinstance(split := layout_of(node), Split):
+                weights[split] += bytes_of(node.meta["val"])
     loads = _loads(graph, ranks)
     for split in sorted(weights, key=lambda split: -weights[split] / split.units):
         if not split.boxes:
@@ -30,6 +34,15 @@ def divide(graph: Graph, ranks: int) -> None:
             split.divide(sizes)
             for rank, size in enumerate(sizes):
                 loads[rank] += weights[split] * size / split.units
+
+
+def _used(node: Node) -> Iterator[Split]:
+    """The splits that a node's tensors, and what its op takes, are held in."""
+    choice = choice_of(node)
+    held = (*choice.operands, *choice.results) if choice is not None else ()
+    for layout in (*held, layout_of(node)):
+        if isinstance(layout, Split):
+            yield layout
 
 
 def _loads(graph: Graph, ranks: int) -> list[float]:

@@ -56,6 +56,18 @@ def _addmm(graph: Graph, node: Node) -> None:
     _mm(graph, product)
 
 
+def _convolution(graph: Graph, node: Node) -> None:
+    """A convolution and a sum, so that the bias joins the sum only once."""
+    x, weight, bias, *settings = node.args
+    if not isinstance(bias, Node):
+        return
+    value, slides = node.meta["val"], node.meta["val"].dim() - 2
+    shape = [bias.meta["val"].shape[0], *[1] * slides]
+    column = _insert(graph, node, aten.view.default, (bias, shape), bias.meta["val"].view(shape))
+    product = _insert(graph, node, aten.convolution.default, (x, weight, None, *settings), value)
+    _replace(node, _insert(graph, node, aten.add.Tensor, (product, column), value))
+
+
 def _hoist(graph: Graph, total: Node, bias: Node) -> None:
     """Add the bias after the view that undoes the flattening, so that product and view may become one
     linear."""
@@ -169,6 +181,7 @@ def _alias(graph: Graph, node: Node) -> None:
 
 _REWRITES: dict[Any, Callable[[Graph, Node], None]] = {
     aten.addmm.default: _addmm,
+    aten.convolution.default: _convolution,
     aten.mm.default: _mm,
     aten.cat.default: _cat,
     aten.index.Tensor: _index,

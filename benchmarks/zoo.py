@@ -1,0 +1,291 @@
+"""Every listed architecture, tiny and random, split over devices and compared with itself unsharded.
+
+    python -m benchmarks.zoo                         # all that are listed, on 2 and on 3 devices
+    python -m benchmarks.zoo llama mamba --devices 4
+    python -m benchmarks.zoo --json zoo.json
+
+One line each: the largest error relative to the output's scale, how much of the weight matrices is split, the
+messages of the forward pass, ops that ran whole for want of a rule, graphs, and seconds. Exits with 1 where
+anything differs, fails or hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+# Read when transformers is imported: nothing is downloaded.
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch.utils._pytree import tree_leaves
+
+import tpfx
+
+from .architectures import LISTED, tiny
+
+TOLERANCE = 1e-4  # of the output's scale
+SPLIT = 0.95  # the share of the bytes of weight matrices that should be split
+NEW_TOKENS = 12
+PATIENCE = 600  # seconds for one model on one number of devices
+
+
+@dataclass
+class Outcome:
+    """What became of one architecture on one number of devices."""
+
+    task: str
+    arch: str
+    devices: int
+    problem: str = ""
+    error: float = float("nan")
+    tokens: bool | None = None
+    split: float = 0.0
+    whole_weights: dict[str, int] = field(default_factory=dict)
+    unused_bytes: int = 0
+    collectives: dict[str, int] = field(default_factory=dict)
+    gathered_weights: list[str] = field(default_factory=list)
+    whole_ops: dict[str, int] = field(default_factory=dict)
+    optimal: bool = True
+    graphs: int = 0
+    seconds: float = 0.0
+
+    @property
+    def right(self) -> bool:
+        """Whether every number is the unsharded model's."""
+        return not self.problem and self.error < TOLERANCE and self.tokens is not False
+
+
+def check(task: str, arch: str, devices: int, **sizes: int) -> Outcome:
+    """Build an architecture twice, split one, compare; what goes wrong is in the outcome."""
+    outcome = Outcome(task, arch, devices)
+    start = time.perf_counter()
+    try:
+        with _alarm(PATIENCE), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _compare(outcome, **sizes)
+    except Exception as problem:
+        lines = str(problem).strip().splitlines() or [""]
+        notes = "; ".join(note.splitlines()[0] for note in getattr(problem, "__notes__", ()))
+        outcome.problem = f"{type(problem).__name__}: {lines[0]}" + (f" ({notes})" if notes else "")
+    outcome.seconds = time.perf_counter() - start
+    torch._dynamo.reset()
+    return outcome
+
+
+def _compare(outcome: Outcome, **sizes: int) -> None:
+    plain, inputs = tiny(outcome.arch, outcome.task, **sizes)
+    model = tpfx.compile(tiny(outcome.arch, outcome.task, **sizes)[0], ["cpu"] * outcome.devices, timeout=60)
+    with torch.no_grad():
+        outcome.error = largest_error(plain(**inputs), model(**inputs))
+    report = tpfx.report(model)
+    outcome.collectives = dict(Counter(collective.kind for collective in report.collectives))
+    outcome.optimal = report.optimal
+    _measure_weights(outcome, model)
+    if outcome.task == "causal":
+        outcome.tokens = _same_tokens(plain, model, inputs)
+    report = tpfx.report(model)
+    outcome.graphs, outcome.whole_ops = report.graphs, report.whole_ops
+
+
+def largest_error(expected: Any, got: Any) -> float:
+    """The largest difference of two outputs, relative to the largest number of the tensor it is in."""
+    worst = 0.0
+    pairs = list(zip(tensors(expected), tensors(got), strict=True))
+    for left, right in pairs:
+        if left.shape != right.shape or left.dtype != right.dtype:
+            raise ValueError(
+                f"an output is {right.dtype} {list(right.shape)}, not {left.dtype} {list(left.shape)}"
+            )
+        if left.dtype.is_floating_point or left.dtype.is_complex:
+            same = torch.equal(left.isfinite(), right.isfinite())
+            scale = left[left.isfinite()].abs().max().item() if left.isfinite().any() else 1.0
+            gap = (left - right)[left.isfinite() & right.isfinite()].abs()
+            worst = max(
+                worst, (gap.max().item() if gap.numel() else 0.0) / max(scale, 1e-6) if same else float("inf")
+            )
+        elif not torch.equal(left, right):
+            worst = float("inf")
+    return worst
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    """The plain tensors in what a model returns."""
+    values = list(output.values()) if hasattr(output, "values") else output
+    return [leaf for leaf in tree_leaves(values) if type(leaf) is torch.Tensor]
+
+
+def _measure_weights(outcome: Outcome, model: torch.nn.Module) -> None:
+    total = split = 0
+    for name, weight in model.named_parameters():
+        if weight.dim() < 2 or not isinstance(weight, tpfx.ShardedTensor):
+            continue
+        size = weight.numel() * weight.element_size()
+        if weight.placement is None:
+            outcome.unused_bytes += size
+            continue
+        total += size
+        if weight.placement:
+            split += size
+        else:
+            outcome.whole_weights[name] = size
+    outcome.split = split / total if total else 1.0
+
+
+def _same_tokens(plain: Any, model: Any, inputs: dict[str, torch.Tensor]) -> bool | None:
+    """Whether both write the same text; None where the architecture writes none."""
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    try:
+        expected = plain.generate(**inputs, **options)
+    except Exception as problem:
+        logging.getLogger(__name__).info("%s does not generate: %s", type(plain).__name__, problem)
+        return None
+    return torch.equal(model.generate(**inputs, **options), expected)
+
+
+@contextmanager
+def _alarm(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in the main thread where something takes longer."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def sweep(
+    jobs: Sequence[tuple[str, str, int]], workers: int, tell: Callable[[Outcome], None]
+) -> list[Outcome]:
+    """The outcomes of all jobs, in their order; `tell` hears of each when it is there."""
+    outcomes: dict[tuple[str, str, int], Outcome] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_quiet, max_tasks_per_child=20) as pool:
+        futures = {pool.submit(check, *job): job for job in jobs}
+        for future in as_completed(futures):
+            outcomes[futures[future]] = outcome = future.result()
+            tell(outcome)
+    return [outcomes[job] for job in jobs]
+
+
+def _quiet() -> None:
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+
+
+def line(outcome: Outcome) -> str:
+    """An outcome in one line."""
+    mark = "[green]right[/]" if outcome.right else "[red]WRONG[/]"
+    what = f"{outcome.task:8} {outcome.arch:22} ×{outcome.devices}"
+    if outcome.problem:
+        return f"{mark}  {what}  {outcome.problem[:300]}"
+    words = {True: "same tokens", False: "OTHER TOKENS", None: "no tokens"}[outcome.tokens]
+    parts = [
+        f"error {outcome.error:.0e}",
+        words,
+        f"{outcome.split:4.0%} split",
+        _counts(outcome.collectives) or "no messages",
+        f"{outcome.graphs} graphs",
+        f"{outcome.seconds:.0f} s",
+    ]
+    if outcome.whole_ops:
+        parts.append(f"whole: {_counts(outcome.whole_ops)}")
+    return f"{mark}  {what}  {', '.join(parts)}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return " + ".join(f"{count} {kind}" for kind, count in counts.items())
+
+
+def summary(outcomes: Sequence[Outcome]) -> Table:
+    """How many are right, well split, and without whole ops, for each number of devices."""
+    table = Table(title="architectures", title_justify="left")
+    for heading in ("devices", "models", "right", f"≥ {SPLIT:.0%} split", "no op whole", "proven cheapest"):
+        table.add_column(heading, justify="right")
+    for devices in sorted({outcome.devices for outcome in outcomes}):
+        mine = [outcome for outcome in outcomes if outcome.devices == devices]
+        done = [outcome for outcome in mine if not outcome.problem]
+        counts = [
+            len(mine),
+            sum(outcome.right for outcome in mine),
+            sum(outcome.split >= SPLIT for outcome in done),
+            sum(not outcome.whole_ops for outcome in done),
+            sum(outcome.optimal for outcome in done),
+        ]
+        table.add_row(str(devices), *map(str, counts))
+    return table
+
+
+def remarks(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """What there is to say of those that are not as they should be."""
+    for outcome in outcomes:
+        who = f"{outcome.task} {outcome.arch} ×{outcome.devices}"
+        if not outcome.right:
+            yield line(outcome)
+        if not outcome.problem and outcome.split < SPLIT:
+            largest = sorted(outcome.whole_weights.items(), key=lambda item: -item[1])[:4]
+            names = ", ".join(f"{name} ({size:,} B)" for name, size in largest)
+            yield f"{who}: {outcome.split:.0%} split; whole are {names}"
+        if outcome.whole_ops:
+            yield f"{who}: whole for want of a rule: {_counts(outcome.whole_ops)}"
+
+
+def main(
+    archs: Annotated[list[str] | None, typer.Argument(help="names; all that are listed if left out")] = None,
+    devices: Annotated[list[int] | None, typer.Option(help="may be repeated; 2 and 3 if left out")] = None,
+    task: Annotated[str | None, typer.Option(help=f"one of {', '.join(LISTED)}")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write all outcomes to this file")] = None,
+) -> None:
+    """Split every listed architecture and compare it with itself unsharded."""
+    names = [
+        (kind, arch)
+        for kind, listed in LISTED.items()
+        for arch in listed
+        if (task in (None, kind)) and (not archs or arch in archs)
+    ]
+    if not names:
+        raise typer.BadParameter(f"none of {archs} is listed")
+    jobs = [(kind, arch, count) for kind, arch in names for count in devices or (2, 3)]
+    console = Console(highlight=False, soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("splitting", total=len(jobs))
+
+        def tell(outcome: Outcome) -> None:
+            progress.console.print(line(outcome))
+            progress.advance(bar)
+
+        outcomes = sweep(jobs, workers, tell)
+    console.print(summary(outcomes))
+    for remark in remarks(outcomes):
+        console.print(f"- {remark}")
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
+    sys.exit(not all(outcome.right for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    typer.run(main)
