@@ -123,28 +123,6 @@ def _dot(s: Sampler) -> Case:
     return Case((s.floats(size), s.floats(size)))
 
 
-@samples(aten.convolution.default)
-def _convolution(s: Sampler) -> Case:
-    slides, transposed = s.one_of(1, 1, 2), s.flag()
-    groups, inner, outer = s.one_of(
-        (1, 4, 6), (1, 3, 2), (6, 1, 1), (4, 1, 2), (4, 2, 1), (2, 4, 2), (3, 2, 4)
-    )
-    kernel = [s.one_of(1, 2, 3) for _ in range(slides)]
-    weight = (groups * inner, outer, *kernel) if transposed else (groups * outer, inner, *kernel)
-    bias = s.floats(groups * outer) if s.flag() else None
-    stride, dilation = s.one_of(1, 2), s.one_of(1, 1, 2)
-    x = s.floats(s.one_of(1, 2, 3), groups * inner, *[5] * slides)
-    settings = (
-        [stride] * slides,
-        [s.number(0, 1)] * slides,
-        [dilation] * slides,
-        transposed,
-        [0] * slides,
-        groups,
-    )
-    return Case((x, s.floats(*weight), bias, *settings))
-
-
 @samples(aten._scaled_dot_product_flash_attention_for_cpu.default)
 def _attention(s: Sampler) -> Case:
     b, kv, rep, q, e = (
@@ -235,6 +213,122 @@ def _index_copy(s: Sampler) -> Case:
     return Case((s.floats(*shape), at, order, s.floats(*source)))
 
 
+@samples(aten.index_add.default)
+def _index_add(s: Sampler) -> Case:
+    case = _index_copy(s)
+    return Case(case.args, s.one_of({}, {"alpha": 2}))
+
+
+@samples(aten.index_fill.int_Scalar)
+def _index_fill(s: Sampler) -> Case:
+    shape = s.shape()
+    at = s.dim(len(shape))
+    return Case((s.floats(*shape), at, s.ints(s.one_of(1, 3), high=shape[at]), 5.0))
+
+
+@samples(aten.slice_scatter.default)
+def _slice_scatter(s: Sampler) -> Case:
+    shape = s.shape()
+    at, target = s.dim(len(shape)), s.floats(*shape)
+    start, step = s.number(0, shape[at] - 1), s.one_of(1, 2)
+    limits = (start, s.one_of(shape[at], start + 1), step)
+    source = aten.slice.Tensor(target, at, *limits)
+    return Case((target, s.floats(*source.shape), at, *limits))
+
+
+@samples(aten.select_scatter.default)
+def _select_scatter(s: Sampler) -> Case:
+    shape = s.shape()
+    at, target = s.dim(len(shape)), s.floats(*shape)
+    index = s.number(-shape[at], shape[at] - 1)
+    return Case((target, s.floats(*target.select(at, index).shape), at, index))
+
+
+def _scattered(s: Sampler) -> tuple[torch.Tensor, int, torch.Tensor]:
+    """A target, a dimension, and an index of it that names no place twice."""
+    shape = s.shape(1, 3)
+    at = s.dim(len(shape))
+    taken = [s.one_of(size, max(1, size - 1)) for size in shape]
+    order = torch.rand(shape, generator=s.generator).argsort(at)
+    return s.floats(*shape), at, order[tuple(slice(size) for size in taken)].contiguous()
+
+
+@samples(aten.scatter.src, aten.scatter_add.default)
+def _scatter(s: Sampler) -> Case:
+    target, at, index = _scattered(s)
+    more = [size + s.number(0, 1) for size in index.shape]
+    return Case((target, at, index, s.floats(*more)))
+
+
+@samples(aten.scatter.value)
+def _scatter_value(s: Sampler) -> Case:
+    return Case((*_scattered(s), 3.0))
+
+
+@samples(aten.scatter.reduce)
+def _scatter_with(s: Sampler) -> Case:
+    target, at, index = _scattered(s)
+    return Case((target, at, index, s.floats(*index.shape)), {"reduce": s.one_of("add", "multiply")})
+
+
+@samples(aten.scatter.value_reduce)
+def _scatter_value_with(s: Sampler) -> Case:
+    return Case((*_scattered(s), 3.0), {"reduce": s.one_of("add", "multiply")})
+
+
+@samples(aten.scatter_reduce.two)
+def _scatter_reduce(s: Sampler) -> Case:
+    target, at, index = _scattered(s)
+    kind = s.one_of("sum", "prod", "mean", "amax", "amin")
+    return Case((target, at, index, s.floats(*index.shape), kind), {"include_self": s.flag()})
+
+
+@samples(aten.isin.Tensor_Tensor)
+def _isin(s: Sampler) -> Case:
+    return Case((s.ints(*s.shape()), s.ints(*s.shape(1, 2), high=4)))
+
+
+@samples(aten.bucketize.Tensor)
+def _bucketize(s: Sampler) -> Case:
+    return Case((s.floats(*s.shape()), s.floats(s.one_of(1, 4, 6)).sort().values), {"right": s.flag()})
+
+
+@samples(aten.searchsorted.Tensor)
+def _searchsorted(s: Sampler) -> Case:
+    if s.flag():
+        return Case((s.floats(s.one_of(1, 4, 6)).sort().values, s.floats(*s.shape())))
+    *lead, last = s.shape(2, 3)
+    values, places = s.floats(*lead, last), s.floats(*lead, s.one_of(1, 4))
+    if s.flag():
+        return Case((values.contiguous(), places), {"sorter": values.argsort(-1)})
+    return Case((values.sort(-1).values, places))
+
+
+@samples(aten.masked_scatter.default)
+def _masked_scatter(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((s.floats(*shape), s.bools(*shape), s.floats(*shape)))
+
+
+@samples(aten.take.default)
+def _take(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((s.floats(*shape), s.ints(*s.shape(), high=torch.Size(shape).numel())))
+
+
+@samples(aten.put.default)
+def _put(s: Sampler) -> Case:
+    shape = s.shape()
+    count = torch.Size(shape).numel()
+    return Case((s.floats(*shape), torch.randperm(count, generator=s.generator), s.floats(count)))
+
+
+@samples(aten._cdist_forward.default)
+def _cdist(s: Sampler) -> Case:
+    b, m, n = s.shape(3, 3)
+    return Case((s.floats(b, m, 4), s.floats(b, n, 4), s.one_of(1.0, 2.0), None))
+
+
 @samples(aten.native_layer_norm.default)
 def _layer_norm(s: Sampler) -> Case:
     shape = s.shape(1, 4)
@@ -284,7 +378,7 @@ def _extreme(s: Sampler) -> Case:
     return Case((value, s.one_of(s.dims(len(shape)), s.dims(len(shape)), []), s.flag()))
 
 
-@samples(aten.any.dim, aten.prod.dim_int)
+@samples(aten.any.dim, aten.all.dim, aten.prod.dim_int)
 def _one_dim(s: Sampler) -> Case:
     shape = s.shape()
     return Case((s.numbers(*shape), s.dim(len(shape)), s.flag()))
@@ -295,13 +389,55 @@ def _all(s: Sampler) -> Case:
     return Case((s.bools(*s.shape()),))
 
 
-@samples(aten.argmax.default)
+@samples(aten.argmax.default, aten.argmin.default)
 def _argmax(s: Sampler) -> Case:
     shape = s.shape()
     return Case((s.floats(*shape), s.one_of(None, s.dim(len(shape))), s.flag()))
 
 
-@samples(aten.var.correction, aten.var_mean.correction)
+@samples(aten.max.default, aten.min.default, aten.prod.default)
+def _of_all(s: Sampler) -> Case:
+    return Case((s.floats(*s.shape()),))
+
+
+@samples(aten.any.dims, aten.all.dims)
+def _some_dims(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((s.bools(*shape), s.one_of(s.dims(len(shape)), None), s.flag()))
+
+
+@samples(aten.max.dim, aten.min.dim, aten.median.dim)
+def _with_indices(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((s.floats(*shape), s.dim(len(shape)), s.flag()))
+
+
+@samples(aten.kthvalue.default)
+def _kth(s: Sampler) -> Case:
+    shape = s.shape()
+    at = s.dim(len(shape))
+    return Case((s.floats(*shape), s.number(1, shape[at]), at, s.flag()))
+
+
+@samples(aten.logsumexp.default)
+def _logsumexp(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((s.floats(*shape), s.dims(len(shape)), s.flag()))
+
+
+@samples(aten.norm.ScalarOpt_dim)
+def _norm(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((s.floats(*shape), s.one_of(None, 1, 2), s.dims(len(shape)), s.flag()))
+
+
+@samples(aten.count_nonzero.dim_IntList)
+def _count(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((s.ints(*shape, high=2), s.dims(len(shape))))
+
+
+@samples(aten.var.correction, aten.std.correction, aten.var_mean.correction)
 def _var(s: Sampler) -> Case:
     shape = s.shape(2, 3)
     dims = s.one_of([s.dim(len(shape))], s.dims(len(shape)), None)

@@ -126,3 +126,65 @@ def _sum(s: Sampler) -> Case:
 @samples(aten.mul.Scalar, aten.div.Scalar)
 def _scaled(s: Sampler) -> Case:
     return Case((s.numbers(*s.shape()), s.one_of(2, 0.5)))
+
+
+@samples(aten.fill.Scalar)
+def _fill(s: Sampler) -> Case:
+    return Case((s.floats(*s.shape()), 2.0))
+
+
+@samples(aten.fill.Tensor)
+def _fill_with(s: Sampler) -> Case:
+    return Case((s.floats(*s.shape()), s.floats()))
+
+
+@samples(aten.complex.default, aten.polar.default)
+def _complex(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case(
+        (s.floats(*shape), s.floats(*s.broadcast(shape)))
+        if s.flag()
+        else (s.floats(*shape), s.floats(*shape))
+    )
+
+
+@samples(aten._prelu_kernel.default)
+def _prelu(s: Sampler) -> Case:
+    shape = s.shape(2, 3)
+    return Case((s.floats(*shape), s.floats(1, shape[1], *[1] * (len(shape) - 2))))
+
+
+@samples(aten.masked_fill.Tensor)
+def _masked_fill_with(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((s.floats(*shape), s.bools(*s.broadcast(shape)), s.floats()))
+
+
+@samples(aten.linspace.default)
+def _linspace(s: Sampler) -> Case:
+    return Case((0.0, 1.0, s.one_of(4, 6)))
+
+
+@samples(aten.eye.default)
+def _eye(s: Sampler) -> Case:
+    return Case((s.one_of(4, 6),))
+
+
+@samples(aten.eye.m)
+def _eye_of(s: Sampler) -> Case:
+    return Case((s.one_of(4, 6), s.one_of(4, 6)))
+
+
+@samples(aten.tril_indices.default, aten.triu_indices.default)
+def _triangle_indices(s: Sampler) -> Case:
+    return Case((s.one_of(4, 6), s.one_of(4, 6)))
+
+
+@samples(aten.empty_strided.default)
+def _empty_strided(s: Sampler) -> Case:
+    return Case(([4, 6], [6, 1]), values=False)
+
+
+@samples(aten.new_empty_strided.default)
+def _new_empty_strided(s: Sampler) -> Case:
+    return Case((s.floats(*s.shape()), [4, 6], [6, 1]), values=False)

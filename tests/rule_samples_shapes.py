@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
+from hypothesis import strategies as st
 
 from .rule_samples import SIZES, Case, Sampler, samples
 
@@ -27,6 +28,62 @@ def _sort(s: Sampler) -> Case:
 def _stable_sort(s: Sampler) -> Case:
     shape = s.shape()
     return Case((s.floats(*shape),), {"stable": True, **({"dim": s.dim(len(shape))} if s.flag() else {})})
+
+
+@samples(aten.cumprod.default, aten.cummax.default, aten.cummin.default, aten.logcumsumexp.default)
+def _cumulative(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((s.floats(*shape), s.dim(len(shape))))
+
+
+@samples(aten.glu.default)
+def _glu(s: Sampler) -> Case:
+    shape = s.shape()
+    at = s.dim(len(shape))
+    shape[at] *= 2
+    return Case((s.floats(*shape), at))
+
+
+@samples(aten.triu.default, aten.tril.default)
+def _triangle(s: Sampler) -> Case:
+    return Case((s.numbers(*s.shape(2, 4)), s.number(-2, 2)))
+
+
+@samples(aten.diagonal.default)
+def _diagonal(s: Sampler) -> Case:
+    shape = s.shape(2, 4)
+    first, second = s.draw(st.permutations(range(len(shape))))[:2]
+    return Case((s.numbers(*shape), s.number(-1, 1), first, second - len(shape)))
+
+
+@samples(aten.diag_embed.default)
+def _diag_embed(s: Sampler) -> Case:
+    shape = s.shape()
+    first, second = s.draw(st.permutations(range(len(shape) + 1)))[:2]
+    return Case((s.numbers(*shape), s.number(-1, 1), first, second))
+
+
+@samples(aten.unfold.default)
+def _windows(s: Sampler) -> Case:
+    shape = s.shape()
+    at = s.dim(len(shape))
+    return Case((s.numbers(*shape), at, s.number(1, shape[at]), s.one_of(1, 2)))
+
+
+@samples(aten.as_strided.default)
+def _strided(s: Sampler) -> Case:
+    return Case((s.floats(4, 6), [3, 2], [6, 1], s.number(0, 4)))
+
+
+@samples(aten.view_as_real.default)
+def _as_real(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((torch.complex(s.floats(*shape), s.floats(*shape)),))
+
+
+@samples(aten.view_as_complex.default)
+def _as_complex(s: Sampler) -> Case:
+    return Case((s.floats(*s.shape(), 2),))
 
 
 @samples(aten.topk.default)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from tpfx import shapes
 from tpfx.ops import _EXTERNAL, TABLE, rule_for
 from tpfx.truth import check_rule
 
-from . import rule_samples_pointwise, rule_samples_shapes  # noqa: F401  (register their samples)
+from . import rule_samples_images, rule_samples_pointwise, rule_samples_shapes  # noqa: F401  (register their samples)
 from .rule_samples import SAMPLES, Case, Sampler
 
 aten = torch.ops.aten
@@ -28,11 +29,35 @@ UNSPLIT = {
     aten.any.default,
     aten.all.default,
     aten.histc.default,
+    aten.max.default,
+    aten.min.default,
+    aten.prod.default,
+    aten.masked_scatter.default,
+    aten.take.default,
+    aten.put.default,
+    aten.as_strided.default,
+    aten.linspace.default,
+    aten.eye.default,
+    aten.eye.m,
+    aten.tril_indices.default,
+    aten.triu_indices.default,
+    aten.empty_strided.default,
+    aten.new_empty_strided.default,
 }
 CUDA_ONLY = {
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
+}
+# The shape of the result depends on the numbers, which a fake tensor does not have; nothing is split.
+SHAPED_BY_DATA = {
+    aten.masked_select.default,
+    aten.nonzero.default,
+    aten.bincount.default,
+    aten.repeat_interleave.Tensor,
+    aten._unique2.default,
+    aten.unique_consecutive.default,
+    aten.unique_dim.default,
 }
 NOT_OF_TENSORS = {aten.sym_size.int}  # never bound: it returns no tensor
 COUNTS: dict[Any, int] = {}
@@ -102,7 +127,8 @@ def test_rule_is_true(op: Any) -> None:
 
 
 def test_every_row_has_samples() -> None:
-    assert set(TABLE) - NOT_OF_TENSORS - CUDA_ONLY == set(SAMPLES)
+    assert set(TABLE) - NOT_OF_TENSORS - CUDA_ONLY - SHAPED_BY_DATA == set(SAMPLES)
+    assert {TABLE[op].pattern for op in SHAPED_BY_DATA} == {shapes.unsplit}
 
 
 def test_enough_was_run() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from .axes import Dim, find
-from .rules import Bound, Call, Dims, is_tensor
+from .rules import Bound, Call, Dims, Rule, is_tensor
 from .shapes import checked, unknown, unsplit
 
 
@@ -99,3 +99,63 @@ def index_copy(call: Call) -> Bound:
         if position != at:
             bound.match(left, right)
     return bound
+
+
+def slice_scatter(call: Call) -> Bound:
+    """A tensor with a slice of one dimension, or one index of it, replaced: that dimension is whole."""
+    bound = Bound(call.dims, [list(call.dims[0])])
+    target, source = call.dims
+    at = call.dim(call["dim"])
+    bound.whole.append(target[at])
+    others = [dim for position, dim in enumerate(target) if position != at]
+    if len(source) == len(target):
+        bound.whole.append(source[at])
+        source = [dim for position, dim in enumerate(source) if position != at]
+    for left, right in zip(others, source, strict=True):
+        bound.match(left, right)
+    bound.linear = ((0, 1),)
+    return bound
+
+
+def scatter(call: Call) -> Bound:
+    """A write for every element of an index: whole along its dimension and those that it cuts short."""
+    bound = Bound(call.dims, [list(call.dims[0])])
+    at = call.dim(call["dim"])
+    target, *written = call.dims
+    for dims in written:
+        for position, (left, right) in enumerate(zip(target, dims, strict=False)):
+            if position == at or find(left).size != find(right).size:
+                bound.whole += [left, right]
+            else:
+                bound.match(left, right)
+        bound.whole += dims[len(target) :]
+    return bound
+
+
+def index_add(call: Call) -> Bound:
+    """Sums along one dimension, which must be whole."""
+    bound = index_copy(call)
+    bound.linear = ((0, 2),)
+    return bound
+
+
+def index_fill(call: Call) -> Bound:
+    """One number at some indices of a dimension, which must be whole."""
+    bound = Bound(call.dims, [list(call.dims[0])])
+    bound.whole += [call.dims[0][call.dim(call["dim"])], *(dim for dims in call.dims[1:] for dim in dims)]
+    return bound
+
+
+def isin(call: Call) -> Bound:
+    """Each element by itself, looked for among all of the others."""
+    bound = Bound(call.dims, [list(call.dims[0])])
+    bound.whole += call.dims[1]
+    return bound
+
+
+def searchsorted(call: Call) -> Bound:
+    """Places in a sorted sequence, which is whole; where there are several, each has its own values."""
+    lead = "" if len(call.dims[0]) == 1 and not call.get("sorter") else "... "
+    values = "... q" if lead else "..."
+    order = f", {lead}s!" if call.get("sorter") is not None else ""
+    return Rule(f"{lead}s!, {values}{order} -> {values}").bind(call)

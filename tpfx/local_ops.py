@@ -5,20 +5,23 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from . import torch_private
-from .annotations import dims_of, layout_of
+from .annotations import bound_of, dims_of, layout_of
 from .axes import Dim, find
 from .convolutions import emit_convolution
 from .layout import (
     Partial,
     Pieces,
+    Split,
     carries,
     count_below,
     local_size,
@@ -26,7 +29,7 @@ from .layout import (
 )
 from .lowering import Rank, split_of
 from .parts import embedding_shard
-from .rules import arguments, tensor_nodes
+from .rules import Dims, arguments, is_tensor, tensor_nodes
 from .shapes import bounds
 
 aten = torch.ops.aten
@@ -174,41 +177,83 @@ def _split(local: Rank, node: Node) -> Node:
     return local.call(aten.split_with_sizes.default, local.of(next(iter(tensor_nodes(node)))), sizes, at)
 
 
-def _attention(local: Rank, node: Node) -> Any:
-    """Attention of this rank's heads, which may be none."""
-    query = next(iter(tensor_nodes(node)))
-    if all(local_size(dim, split_of(node), local.rank) != 0 for dim in dims_of(query)):
-        return local.graph.node_copy(node, local.of)
-    nothing, whole = local.of(query), query.meta["val"]
-    output, logsumexp, *others = node.meta["val"]
-    keep = logsumexp.dim() == whole.dim()
-    sums = local.call(aten.sum.dim_IntList, nothing, [-1], keep, dtype=logsumexp.dtype)
-    return (
-        _resized(local, nothing, whole.shape[-1], output.shape[-1]),
-        sums if keep else _resized(local, sums, whole.shape[-2], logsumexp.shape[-1]),
-        *(
-            local.call(aten.new_zeros, nothing, list(value.shape), dtype=value.dtype)
-            if isinstance(value, torch.Tensor)
-            else 0
-            for value in others
-        ),
+def _never_empty(local: Rank, node: Node, dense: bool = False, **changed: Any) -> Any:
+    """The call with zeros, enough for one unit, in the place of what this rank has nothing of.
+
+    For ops that refuse tensors without elements, or give results of another shape for them. `dense`: it
+    insists on contiguous tensors too. `changed` are arguments that are others on this rank.
+    """
+    split, bound = split_of(node), bound_of(node)
+    assert bound is not None
+    filled = {}
+    for operand, dims in zip(tensor_nodes(node), bound.operands, strict=True):
+        missing = [_some(local, dim, split) if _has_none(local, dim, split) else 0 for dim in dims]
+        amounts = [amount for extent in reversed(missing) for amount in (0, extent)]
+        value = local.of(operand)
+        filled[operand] = local.call(aten.constant_pad_nd, value, amounts) if any(amounts) else value
+        if dense:
+            filled[operand] = local.call(aten.contiguous.default, filled[operand])
+    given = map_arg(arguments(node), lambda operand: filled.get(operand) or local.of(operand)) | changed
+    made = _called(local, node, given)
+    if is_tensor(node):
+        return _emptied(local, made, bound.results[0], split)
+    results = iter(bound.results)
+    items = [local.call(operator.getitem, made, index) for index in range(len(node.meta["val"]))]
+    return tuple(
+        _emptied(local, item, next(results), split) if isinstance(value, torch.Tensor) else item
+        for item, value in zip(items, node.meta["val"], strict=True)
     )
 
 
-def _resized(local: Rank, value: Node, size: Any, wanted: Any) -> Node:
-    """An empty tensor whose last dimension is another."""
-    known = isinstance(size, int) and isinstance(wanted, int) and size != wanted
-    return local.call(aten.constant_pad_nd, value, [0, wanted - size]) if known else value
+def _has_none(local: Rank, dim: Dim, split: Split) -> bool:
+    return carries(dim, split) and local_size(dim, split, local.rank) == 0
+
+
+def _some(local: Rank, dim: Dim, split: Split) -> int:
+    """This rank's part of a dimension, or as much as belongs to one unit where it has nothing."""
+    unit = Split(split.axes)
+    unit.boxes = (dict.fromkeys(split.axes, (0, 1)),)
+    return int(local_size(dim, split, local.rank)) or int(local_size(dim, unit, 0))
+
+
+def _called(local: Rank, node: Node, given: dict[str, Any]) -> Node:
+    """A call of a node's op with these arguments, by name."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    named = {argument.name for argument in node.target._schema.arguments if argument.kwarg_only}
+    args = [value for name, value in given.items() if name not in named]
+    return local.call(node.target, *args, **{name: value for name, value in given.items() if name in named})
+
+
+def _emptied(local: Rank, value: Node, dims: Dims, split: Split) -> Node:
+    """A result without the indices that stood for nothing."""
+    for at, dim in enumerate(dims):
+        if _has_none(local, dim, split):
+            value = local.call(aten.slice.Tensor, value, at, 0, 0)
+    return value
+
+
+def _group_norm(local: Rank, node: Node) -> Any:
+    """The norm of this rank's groups, or of its part of the batch."""
+    args, split = arguments(node), split_of(node)
+    batch, channels = dims_of(next(iter(tensor_nodes(node))))[:2]
+    changed: dict[str, Any] = {}
+    if carries(batch, split):
+        changed["N"] = _some(local, batch, split)
+    if carries(channels, split):
+        changed["C"] = _some(local, channels, split)
+        changed["group"] = args["group"] * changed["C"] // int(find(channels).size)
+    return _never_empty(local, node, dense=True, **changed)
 
 
 LOWERINGS: dict[str, Callable[[Rank, Node], Any]] = {
-    "attention": _attention,
     "convolution": emit_convolution,
     "embedding": _embedding,
     "extreme": _extreme,
     "grouped_mm": _grouped_mm,
     "linear": _linear,
+    "group_norm": _group_norm,
     "mean": _mean,
+    "never_empty": _never_empty,
     "slice": _slice,
     "select": _select,
     "split": _split,

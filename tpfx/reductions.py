@@ -3,7 +3,7 @@ sorts."""
 
 from __future__ import annotations
 
-from .axes import Dim, find
+from .axes import Dim, find, product, quotient
 from .rules import Bound, Call, Dims, Rule
 from .shapes import checked, floating, unsplit
 
@@ -43,6 +43,27 @@ def norm(call: Call) -> Bound:
     count = len(call["normalized_shape"])
     last, ones = " ".join(f"d{index}!" for index in range(count)), " ".join("1" * count)
     return Rule(f"... {last}, {last}, {last} -> ... {last}, ... {ones}, ... {ones}").bind(call)
+
+
+def group_norm(call: Call) -> Bound:
+    """Groups of channels by themselves, each normalised together with all that slides."""
+    batch, channels, *slides = call.dims[0]
+    inside = quotient(find(channels).size, call["group"])
+    assert inside is not None, "channels are a multiple of the groups"
+    groups, inner = Dim(call["group"]), Dim(inside)
+    bound = Bound(call.dims, [list(call.dims[0]), [batch, groups], [batch, groups]])
+    for vector in (channels, *(dims[0] for dims in call.dims[1:])):
+        bound.match(vector, product([groups, inner]))
+    bound.whole += [inner, *slides]
+    return bound
+
+
+def batch_norm(call: Call) -> Bound:
+    """Channels by themselves; batches too, where their statistics are not taken from the input."""
+    batch = "n!" if call.get("training", False) else "n"
+    slides = " ".join(f"s{index}!" for index in range(len(call.dims[0]) - 2))
+    vectors = ", c" * (len(call.results) - 1)
+    return Rule(f"{batch} c {slides}, c, c, c, c -> {batch} c {slides}{vectors}").bind(call)
 
 
 def along(call: Call) -> Bound:

@@ -245,16 +245,23 @@ class _Binder:
             self._meet(term, dim)
         for index in range(len(self.call.results)):
             self.bound.results.append(self._result(index))
-        carried = {axis for dims in self.bound.results for dim in dims for axis in axes(dim)}
-        kept = {name for terms in self.pattern.results for term in terms for name in term.factors}
         for name, dim in self.known.items():
+            kept = self._results_of(name)
             if name in self.pattern.whole:
                 self.bound.whole.append(dim)
-            elif name not in kept and not name.startswith("."):
+            elif not kept and not name.startswith("."):
                 self.bound.contracted.append(dim)
-            elif carried.isdisjoint(axes(dim)):  # no result could be given this factor
-                self.bound.whole.append(dim)
+            elif not kept or any(_lost(dim, self.bound.results[index]) for index in kept):
+                self.bound.whole.append(dim)  # a result that should have it could not be given it
         return self.bound
+
+    def _results_of(self, name: str) -> list[int]:
+        """The results that have a factor; one of `...` if they have leading dimensions."""
+        return [
+            index
+            for index, terms in enumerate(self.pattern.results[: len(self.bound.results)])
+            if any(name in term.factors or (name.startswith(".") and not term.factors) for term in terms)
+        ]
 
     def _pairs(self) -> Iterator[tuple[Term, Dim]]:
         for terms, dims in zip(self._operand_terms(), self.call.dims, strict=False):
@@ -313,6 +320,11 @@ class _Binder:
         dims = [Dim(size) for size in sizes]
         self.bound.whole += dims
         return dims
+
+
+def _lost(dim: Dim, result: Dims) -> bool:
+    """Whether a result has nothing of a dimension."""
+    return axes(dim).isdisjoint(axis for other in result for axis in axes(other))
 
 
 def _spread(terms: Sequence[Term], rank: int) -> list[Term]:

@@ -348,3 +348,48 @@ def unbind(call: Call) -> Bound:
     kept = [dim for index, dim in enumerate(call.dims[0]) if index != at]
     bound.results = [checked(bound, call, kept, index) for index in range(len(call.results))]
     return bound
+
+
+def diagonal(call: Call) -> Bound:
+    """Two dimensions become one, the last."""
+    bound = Bound(call.dims, [])
+    pair = {call.dim(call["dim1"]), call.dim(call["dim2"])}
+    bound.whole += [call.dims[0][index] for index in pair]
+    kept = [dim for index, dim in enumerate(call.dims[0]) if index not in pair]
+    bound.results = [[*kept, *unknown(bound, call.result_sizes()[-1:])]]
+    return bound
+
+
+def diag_embed(call: Call) -> Bound:
+    """The last dimension becomes two."""
+    sizes = call.result_sizes()
+    pair = sorted(call.dim(call[name], len(sizes)) for name in ("dim1", "dim2"))
+    bound = Bound(call.dims, [])
+    bound.whole.append(call.dims[0][-1])
+    result = list(call.dims[0][:-1])
+    for index in pair:
+        result.insert(index, unknown(bound, [sizes[index]])[0])
+    bound.results = [result]
+    return bound
+
+
+def windows(call: Call) -> Bound:
+    """A dimension becomes its windows, and a last one what lies in each."""
+    bound = Bound(call.dims, [])
+    sizes, at = call.result_sizes(), call.dim(call["dimension"])
+    bound.whole.append(call.dims[0][at])
+    made = unknown(bound, [sizes[at], sizes[-1]])
+    bound.results = [[*call.dims[0][:at], made[0], *call.dims[0][at + 1 :], made[1]]]
+    return bound
+
+
+def shuffle(call: Call) -> Bound:
+    """Channels `(c r s)` spread over rows and columns, `(h r)` and `(w s)`."""
+    bound = Bound(call.dims, [])
+    *lead, channels, rows, columns = call.dims[0]
+    sizes, factor = call.result_sizes(), call["upscale_factor"]
+    kept, inside = Dim(sizes[-3]), [Dim(factor), Dim(factor)]
+    bound.match(channels, product([kept, *inside]))
+    bound.whole += [*inside, rows, columns]
+    bound.results = [[*lead, kept, *unknown(bound, sizes[-2:])]]
+    return bound

@@ -24,9 +24,10 @@ def divide(graph: Graph, ranks: int) -> None:
     for node in graph.nodes:
         for split in _used(node):
             weights.setdefault(split, 0.0)
-        if node.op == "placeholder" and source_of(node).kind in ("parameter", "buffer"):
-            if is_tensor(node) and isinstance(split := layout_of(node), Split):
-                weights[split] += bytes_of(node.meta["val"])
+        layout = layout_of(node)
+        weight = node.op == "placeholder" and source_of(node).kind in ("parameter", "buffer")
+        if weight and is_tensor(node) and isinstance(layout, Split):
+            weights[layout] += bytes_of(node.meta["val"])
     loads = _loads(graph, ranks)
     for split in sorted(weights, key=lambda split: -weights[split] / split.units):
         if not split.boxes:
