@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -128,7 +128,7 @@ def largest_error(expected: Any, got: Any) -> float:
 
 def tensors(output: Any) -> list[torch.Tensor]:
     """The plain tensors in what a model returns."""
-    values = list(output.values()) if hasattr(output, "values") else output
+    values = list(output.values()) if isinstance(output, Mapping) else output
     return [leaf for leaf in tree_leaves(values) if type(leaf) is torch.Tensor]
 
 

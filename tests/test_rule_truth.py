@@ -59,7 +59,13 @@ SHAPED_BY_DATA = {
     aten.unique_consecutive.default,
     aten.unique_dim.default,
 }
-NOT_OF_TENSORS = {aten.sym_size.int}  # never bound: it returns no tensor
+# They return no tensor; tests/test_plain.py runs them.
+NOT_OF_TENSORS = {
+    aten.sym_size.int,
+    aten._local_scalar_dense.default,
+    aten._assert_async.default,
+    aten._assert_async.msg,
+}
 COUNTS: dict[Any, int] = {}
 
 

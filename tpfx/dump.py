@@ -30,14 +30,13 @@ from .annotations import (
     layout_of,
     size_of,
     source_of,
-    tensors_of,
 )
 from .axes import Concat, Dim, Size, axes, factors, find, same, segments, show
 from .collectives import MESSAGES
 from .columns import Row, block, bytes_text, dtype_text
 from .layout import Interval, Layout, Partial, Split, carries
 from .names import Names, op_name
-from .ops import rule_for
+from .ops import is_random, rule_for
 from .pipeline import Parallel, gathered_for_caller
 from .rules import Bound, arguments, is_tensor
 from .shapes import FULL
@@ -155,8 +154,8 @@ class _Text:
             )
             yield _role(bound, split) or f"split {' '.join(self._letters(split))}"
             yield from _uneven(split, [dim for dims in (*bound.operands, *bound.results) for dim in dims])
-        elif choice.kind == "whole" and rule_for(node.target) is None and tensors_of(node):
-            yield "whole: no rule"
+        elif choice.kind == "whole" and rule_for(node.target) is None:
+            yield "whole: random" if is_random(node) else "whole: no rule"
 
     def _letters(self, split: Split) -> list[str]:
         return [show([axis], self.letters)[0].partition(":")[0] for axis in split.axes]

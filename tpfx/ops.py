@@ -192,7 +192,11 @@ TABLE: dict[Any, Rule] = {
     aten.triu_indices.default: Rule(shapes.unsplit),
     aten.empty_strided.default: Rule(shapes.unsplit),
     aten.new_empty_strided.default: Rule(shapes.unsplit),
-    aten.sym_size.int: Rule(shapes.unsplit),
+    # read by Python: numbers, and checks
+    aten.sym_size.int: Rule(shapes.size),
+    aten._local_scalar_dense.default: Rule(shapes.unsplit),
+    aten._assert_async.default: Rule(shapes.unsplit),
+    aten._assert_async.msg: Rule(shapes.unsplit),
     # pointwise, though not tagged so, and pointwise ops that are linear
     aten.clone.default: Rule(shapes.pointwise, linear=((0,),)),
     aten.alias.default: Rule(shapes.pointwise, linear=((0,),)),

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from .annotations import Source, bytes_of, layout_of, set_source, tensors_of
+from .annotations import Source, bound_of, bytes_of, layout_of, set_source
 from .collectives import MESSAGES
 from .elimination import Solution
 from .layout import Replicate, Split
 from .mesh import Mesh
-from .ops import rule_for
+from .ops import is_random, rule_for
 from .options import Splits
 from .passes.choose import choose, returned_whole
 from .passes.divide import divide
@@ -159,7 +159,9 @@ def _whole_ops(graph: Graph) -> dict[str, int]:
     counts: dict[str, int] = {}
     for node in graph.nodes:
         target = node.target
-        if isinstance(target, torch._ops.OpOverload) and tensors_of(node) and rule_for(target) is None:
+        if isinstance(target, torch._ops.OpOverload) and bound_of(node) is not None:
+            if rule_for(target) is not None or is_random(node):
+                continue
             counts[str(target)] = counts.get(str(target), 0) + 1
     return counts
 

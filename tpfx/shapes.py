@@ -50,6 +50,11 @@ def unsplit(call: Call) -> Bound:
     return bound
 
 
+def size(call: Call) -> Bound:
+    """How large one dimension is, which must be whole for that."""
+    return Bound(call.dims, [], whole=[call.dims[0][call.dim(call["dim"])]])
+
+
 def fresh(call: Call) -> Bound:
     """A value made from nothing, the same at every index: each rank makes its part."""
     bound = Bound(call.dims, [[Dim(size) for size in call.result_sizes()]])

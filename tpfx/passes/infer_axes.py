@@ -20,7 +20,7 @@ from ..annotations import (
 )
 from ..axes import Dim
 from ..ops import rule_for
-from ..rules import Call, is_tensor
+from ..rules import Call, is_tensor, tensor_nodes
 from ..shapes import unsplit
 
 
@@ -34,7 +34,7 @@ def infer_axes(graph: Graph) -> None:
             assert bound is not None
             if is_tensor(node):
                 set_dims(node, bound.results[result_index(node)])
-        elif node.op == "call_function" and tensors_of(node):
+        elif node.op == "call_function" and (tensors_of(node) or any(tensor_nodes(node))):
             _bind(node)
         elif is_tensor(node):
             set_dims(node, [Dim(size_of(extent)) for extent in node.meta["val"].shape])

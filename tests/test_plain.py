@@ -1,0 +1,200 @@
+"""Plain PyTorch modules, which no library knows: split, they compute what they computed before."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tpfx
+from benchmarks.zoo import largest_error
+
+
+def split(model: nn.Module, devices: int, **options: Any) -> nn.Module:
+    return tpfx.compile(copy.deepcopy(model), ["cpu"] * devices, **options)
+
+
+def check(model: nn.Module, *inputs: Any, devices: int = 2, calls: int = 1) -> tpfx.Report:
+    """Compare a model with itself split, over several calls, buffers included."""
+    model.train(model.training)
+    plain, other = copy.deepcopy(model), split(model, devices)
+    with torch.no_grad():
+        for _ in range(calls):
+            expected = plain(*copy.deepcopy(inputs))
+            assert largest_error(expected, other(*copy.deepcopy(inputs))) < 1e-5
+    for name, value in tpfx.full_state_dict(other).items():
+        torch.testing.assert_close(value, plain.state_dict()[name], atol=1e-5, rtol=1e-5)
+    return tpfx.report(other)
+
+
+class Counting(nn.Module):
+    """Reads a number from what is split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.up(x))
+        count = (hidden > 0).sum().item()
+        torch._check(count >= 2)
+        return self.down(hidden) + torch.arange(count).sum()
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_a_number_is_read_from_the_whole(devices: int) -> None:
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        report = check(Counting().eval(), torch.randn(4, 8), devices=devices)
+    assert report.graphs == 1
+    assert not report.whole_ops
+
+
+class Written(nn.Module):
+    """In-place ops, a view of an input as an output, a buffer that changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.register_buffer("seen", torch.zeros(12))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        hidden = self.up(x)
+        hidden.relu_()
+        hidden[:, 1:3] += 1
+        hidden[0].mul_(2)
+        self.seen.add_(hidden.sum(0))
+        self.count += 1
+        return {"y": self.down(hidden) + self.seen.sum(), "view": x[:, ::2], "same": x, "n": self.count}
+
+
+class Tied(nn.Module):
+    """One submodule used twice, one weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.block = (
+            nn.Embedding(30, 8),
+            nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)),
+        )
+        self.again, self.head = self.block, nn.Linear(8, 30, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        return self.head(self.again(x + self.block(x)))
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * 2
+
+
+class WithFunction(nn.Module):
+    """A custom autograd.Function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(Double.apply(torch.tanh(self.up(x))))
+
+
+class Broken(nn.Module):
+    """Graph breaks in the middle: Python looks at a number, and at a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.up(x))
+        torch._dynamo.graph_break()
+        if hidden.sum().item() > 1e9:
+            hidden = hidden * 2
+        torch._dynamo.graph_break()
+        parts = [hidden[:, :6] * hidden.shape[1], hidden[:, 6:].flip(1)]
+        return self.down(torch.cat(parts, 1))
+
+
+def convnet() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, groups=12),
+        nn.GroupNorm(4, 12),
+        nn.MaxPool2d(2),
+        nn.Conv2d(12, 24, 1, bias=False),
+        nn.Conv2d(24, 8, 3, padding=1, groups=4),
+        nn.ConvTranspose2d(8, 6, 2, stride=2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 10),
+    )
+
+
+class Attention(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True, **options)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.attention(x, x, x, need_weights=True)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.embed, self.rnn = nn.Embedding(30, 8), kind(8, 12, num_layers=2, batch_first=True, **options)
+        self.head = nn.Linear(24 if options.get("bidirectional") else 12, 30)
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        states, last = self.rnn(self.embed(ids))
+        return self.head(states), last
+
+
+IDS = torch.arange(10).view(2, 5) * 3
+MODULES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "written": (Written, (torch.randn(4, 8),)),
+    "tied": (Tied, (IDS,)),
+    "function": (WithFunction, (torch.randn(4, 8),)),
+    "broken": (Broken, (torch.randn(4, 8),)),
+    "convnet": (convnet, (torch.randn(2, 3, 8, 8),)),
+    "attention": (Attention, (torch.randn(2, 5, 16),)),
+    "attention_other": (lambda: Attention(kdim=16, vdim=16, add_bias_kv=True), (torch.randn(2, 5, 16),)),
+    "transformer": (
+        lambda: nn.Transformer(16, 4, 2, 2, 32, batch_first=True),
+        (torch.randn(2, 5, 16), torch.randn(2, 3, 16)),
+    ),
+    "encoder": (
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, norm_first=True), 2),
+        (torch.randn(5, 2, 16),),
+    ),
+    "lstm": (lambda: Recurrent(nn.LSTM), (IDS,)),
+    "lstm_both_ways": (lambda: Recurrent(nn.LSTM, bidirectional=True), (IDS,)),
+    "gru": (lambda: Recurrent(nn.GRU), (IDS,)),
+    "rnn": (lambda: Recurrent(nn.RNN), (IDS,)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("name", MODULES)
+def test_eval(name: str, devices: int) -> None:
+    build, inputs = MODULES[name]
+    check(build().eval(), *inputs, devices=devices, calls=2)
+
+
+@pytest.mark.parametrize("devices", [2, 5])
+def test_batch_norm_in_training(devices: int) -> None:
+    check(convnet().train(), torch.randn(3, 3, 8, 8), devices=devices, calls=3)
