@@ -180,10 +180,12 @@ MODULES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, norm_first=True), 2),
         (torch.randn(5, 2, 16),),
     ),
+    "convolution_3d": (
+        lambda: nn.Sequential(nn.Conv3d(2, 6, 2), nn.BatchNorm3d(6), nn.Flatten(), nn.Linear(48, 5)),
+        (torch.randn(2, 2, 3, 3, 3),),
+    ),
     "lstm": (lambda: Recurrent(nn.LSTM), (IDS,)),
     "lstm_both_ways": (lambda: Recurrent(nn.LSTM, bidirectional=True), (IDS,)),
-    "gru": (lambda: Recurrent(nn.GRU), (IDS,)),
-    "rnn": (lambda: Recurrent(nn.RNN), (IDS,)),
 }
 
 
@@ -193,6 +195,13 @@ MODULES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def test_eval(name: str, devices: int) -> None:
     build, inputs = MODULES[name]
     check(build().eval(), *inputs, devices=devices, calls=2)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
+def test_what_dynamo_does_not_capture_runs_whole_and_says_so(kind: type[nn.RNNBase]) -> None:
+    with pytest.warns(UserWarning, match="Recurrent ran whole, on cpu: Dynamo captured no graph of it"):
+        report = check(Recurrent(kind).eval(), IDS)
+    assert report.graphs == 0
 
 
 @pytest.mark.parametrize("devices", [2, 5])

@@ -4,6 +4,7 @@
 """
 
 from .api import compile, full_state_dict, report
+from .custom import register_rule
 from .errors import (
     AlreadyCompiledError,
     CollectiveError,
@@ -11,6 +12,7 @@ from .errors import (
     DeviceError,
     InputError,
     ModelError,
+    RuleError,
     ShardingError,
     TpfxError,
 )
@@ -18,6 +20,7 @@ from .pipeline import Collective
 from .report import Report
 from .tensor import ShardedTensor
 from .topology import Topology
+from .truth import UntrueRuleError, check_rule
 
 __version__ = "0.1.0.dev0"
 
@@ -30,11 +33,15 @@ __all__ = [
     "InputError",
     "ModelError",
     "Report",
+    "RuleError",
     "ShardedTensor",
     "ShardingError",
     "Topology",
     "TpfxError",
+    "UntrueRuleError",
+    "check_rule",
     "compile",
     "full_state_dict",
+    "register_rule",
     "report",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -14,7 +15,7 @@ import torch
 from .backend import Planned, Session
 from .errors import InputError, ModelError
 from .tensor import ShardedTensor, gather_tree
-from .torch_compiler import BackendCompilerFailed, dynamic_sizes, mark_dynamic_sizes
+from .torch_compiler import BackendCompilerFailed, capturing, dynamic_sizes, mark_dynamic_sizes
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
@@ -33,13 +34,18 @@ class Entry:
         self.model, self.forward, self.session = model, forward, session
         self._device = session.mesh.devices[session.mesh.owned[0]]
         self._compiled = _compiled(forward, session.compile)
+        self._settings = capturing(model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `forward` returns, in plain tensors."""
         if not _lie_on(self._device, (args, kwargs)):
             self._refuse(args, kwargs)
         _mark_dynamic((*args, *kwargs.values()))
-        return gather_tree(_call(self._compiled, args, kwargs))
+        with self._settings:
+            result = _call(self._compiled, args, kwargs)
+        if self.session.graphs == 0:
+            self._warn_of_no_graph()
+        return gather_tree(result)
 
     def plan(self, given: Inputs) -> None:
         """Choose a placement for the parameters that a call with these inputs uses; runs nothing."""
@@ -50,7 +56,7 @@ class Entry:
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._settings:
                 _call(_compiled(self.forward, self.session.plan), args, kwargs)
         except Planned:
             pass
@@ -98,6 +104,14 @@ class Entry:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         name = type(self.model).__name__
         raise ModelError(f"a compiled {name} cannot be pickled; save tpfx.full_state_dict(model) instead")
+
+    def _warn_of_no_graph(self) -> None:
+        name = type(self.model).__name__
+        warnings.warn(
+            f"{name} ran whole, on {self._device}: Dynamo captured no graph of it, so nothing is split; "
+            "TORCH_LOGS=graph_breaks says why",
+            stacklevel=4,
+        )
 
     def _refuse(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
         names = list(inspect.signature(self.forward).parameters)

@@ -11,6 +11,7 @@ __all__ = [
     "InputError",
     "ModelError",
     "RankAborted",
+    "RuleError",
     "ShardingError",
     "TpfxError",
 ]
@@ -38,6 +39,10 @@ class InputError(TpfxError, ValueError):
 
 class ShardingError(TpfxError):
     """A tensor or an axis cannot be split as asked."""
+
+
+class RuleError(TpfxError, ValueError):
+    """A rule for an op cannot be read, does not fit the op, or is not true of it."""
 
 
 class CollectiveError(TpfxError):

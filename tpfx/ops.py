@@ -100,6 +100,9 @@ TABLE: dict[Any, Rule] = {
     aten._fft_r2c.default: Rule(reductions.along, lower="never_empty"),
     aten._fft_c2r.default: Rule(reductions.along, lower="never_empty"),
     aten._cdist_forward.default: Rule("... m k!, ... n k! -> ... m n"),
+    # recurrent nets: every state depends on the whole of the last
+    aten.mkldnn_rnn_layer.default: Rule(shapes.unsplit),
+    aten._cudnn_rnn.default: Rule(shapes.unsplit),
     # reductions
     aten.sum.dim_IntList: Rule(reductions.reduction),
     aten.sum.default: Rule(reductions.reduction),

@@ -159,9 +159,8 @@ def _whole_ops(graph: Graph) -> dict[str, int]:
     counts: dict[str, int] = {}
     for node in graph.nodes:
         target = node.target
-        if isinstance(target, torch._ops.OpOverload) and bound_of(node) is not None:
-            if rule_for(target) is not None or is_random(node):
-                continue
+        named = isinstance(target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator))
+        if named and bound_of(node) is not None and rule_for(target) is None and not is_random(node):
             counts[str(target)] = counts.get(str(target), 0) + 1
     return counts
 

@@ -3,6 +3,7 @@ expected of each."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "aot_module_simplified",
+    "capturing",
     "dynamic_sizes",
     "is_traceable_wrapper_subclass",
     "make_wrapper_subclass",
     "mark_dynamic_sizes",
+    "overload_of",
     "set_data",
     "skip_frames",
     "unset_fake_temporarily",
@@ -42,9 +45,29 @@ without_torch_function: Any = torch._C._disabled_torch_function_impl
 set_data: Any = vars(torch._C.TensorBase)["data"].__set__
 
 
+def overload_of(op: Any) -> torch._ops.OpOverload | None:
+    """The one overload that an op of torch.library stands for, if it does."""
+    op = getattr(op, "_opoverload", op)  # what torch.library.custom_op returns
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        names = op.overloads()
+        op = getattr(op, names[0]) if len(names) == 1 else None
+    return op if isinstance(op, torch._ops.OpOverload) else None
+
+
 def skip_frames(package: str) -> None:
     """Keep Dynamo from tracing a package's own functions, where eager ops between graphs lead into them."""
     trace_rules.add(package)
+
+
+def capturing(model: torch.nn.Module) -> AbstractContextManager[Any]:
+    """What a model needs of Dynamo's settings while it runs.
+
+    Dynamo leaves out LSTMs by default, and with them, often, the frame around them. They are single ops, so
+    they may as well be captured; GRUs and plain RNNs would be unrolled, a graph for each length.
+    """
+    if any(isinstance(module, torch.nn.LSTM) for module in model.modules()):
+        return torch._dynamo.config.patch(allow_rnn=True)  # type: ignore[no-any-return]
+    return nullcontext()
 
 
 def dynamic_sizes(tensor: torch.Tensor) -> set[int] | None:

@@ -30,7 +30,7 @@ from .annotations import (
     size_of,
 )
 from .axes import Dim, Product, axes, factors, find, show, unify
-from .errors import TpfxError
+from .errors import RuleError
 from .layout import Layout, Partial, Split, concrete
 from .notation import read
 from .ops import TABLE, rule_for
@@ -38,7 +38,7 @@ from .options import PENDING, REPLICATE, split_choice
 from .parts import take
 from .passes.localize import localize
 from .rules import Bound, Call, Dims, Rule, is_tensor, tensor_nodes
-from .torch_compiler import FakeTensorMode
+from .torch_compiler import FakeTensorMode, overload_of
 
 _JOIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sum": lambda addends: addends.sum(0),
@@ -58,7 +58,7 @@ _ERROR = {
 }
 
 
-class UntrueRuleError(TpfxError):
+class UntrueRuleError(RuleError):
     """An op split as its rule allows gives another result than the op run whole."""
 
 
@@ -77,7 +77,7 @@ def check_rule(
     """Run an op in every split that its rule allows, unevenly, and with every pending sum that it passes on.
 
     Args:
-        op: an op as it stands in ATen graphs, `torch.ops.aten.mm.default`.
+        op: an op as it stands in ATen graphs, `torch.ops.aten.mm.default`, or of `torch.library`.
         args: its arguments; tensors are real ones, best in float64.
         rule: the row to check, where it is not the one that is registered.
         dims: for each tensor argument its dimensions, as `notation.read` takes them; None: nothing known.
@@ -97,6 +97,7 @@ def check_rule(
     >>> check_rule(torch.ops.aten.cumsum.default, torch.ones(4, 6), 1, rule=Rule("m k -> m k"))
     tpfx.truth.UntrueRuleError: aten.cumsum.default, split b:6 as (4, 2), …
     """
+    op = overload_of(op) or op
     known = TABLE.get(op)
     if rule is not None:
         TABLE[op] = rule
