@@ -11,6 +11,7 @@ anything differs, fails or hangs.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -87,6 +88,7 @@ def check(task: str, arch: str, devices: int, **sizes: int) -> Outcome:
         outcome.problem = f"{type(problem).__name__}: {lines[0]}" + (f" ({notes})" if notes else "")
     outcome.seconds = time.perf_counter() - start
     torch._dynamo.reset()
+    gc.collect()
     return outcome
 
 
@@ -182,7 +184,7 @@ def sweep(
     """The outcomes of all jobs, in their order; `tell` hears of each when it is there."""
     outcomes: dict[tuple[str, str, int], Outcome] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_quiet, max_tasks_per_child=20) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_quiet) as pool:
         futures = {pool.submit(check, *job): job for job in jobs}
         for future in as_completed(futures):
             outcomes[futures[future]] = outcome = future.result()

@@ -44,7 +44,7 @@ class Context:
     """
 
     ranks: int
-    topology: Topology
+    topology: Topology = field(default_factory=Topology)
     splits: Splits | None = None
     solution: Solution | None = None
 
@@ -145,14 +145,21 @@ def parallelize(
         ranks: how many devices.
         topology: what messages cost.
     """
-    for node, source in zip(graph.find_nodes(op="placeholder"), sources, strict=True):
-        set_source(node, source)
     context = Context(ranks, topology or Topology())
-    for run in PASSES:
+    infer_structures(graph, sources, context)
+    for run in PASSES[PASSES.index(_infer) + 1 :]:
         run(graph, context)
     graph.lint()
     assert context.solution is not None
     return Parallel(graph, context.solution, ranks, whole_ops=_whole_ops(graph))
+
+
+def infer_structures(graph: Graph, sources: Sequence[Source], context: Context) -> None:
+    """Run the passes up to inference: what dimensions are made of, before anything is chosen."""
+    for node, source in zip(graph.find_nodes(op="placeholder"), sources, strict=True):
+        set_source(node, source)
+    for run in PASSES[: PASSES.index(_infer) + 1]:
+        run(graph, context)
 
 
 def _whole_ops(graph: Graph) -> dict[str, int]:
