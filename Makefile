@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help venv test lint format demo clean
+.PHONY: help venv test zoo fuzz lint format demo clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,6 +28,12 @@ venv: $(VENV)/.test ## make .venv, with what tests and lint need
 
 test: $(VENV)/.test ## run the tests (WORKERS=2 processes; ARGS="-m slow": the slow ones)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+zoo: $(VENV)/.test ## split 120 architectures over 2 and 3 devices and compare (half an hour)
+	$(BIN)/python -m benchmarks.zoo $(ARGS)
+
+fuzz: $(VENV)/.test ## split 2,000 random programs and compare (ten minutes)
+	$(BIN)/python -m pytest tests/test_fuzz.py -m slow --numprocesses $(WORKERS) --dist worksteal -rP $(ARGS)
 
 lint: $(VENV)/.test ## check style and types, change nothing
 	$(BIN)/ruff check

@@ -62,7 +62,6 @@ class Outcome:
     whole_weights: dict[str, int] = field(default_factory=dict)
     unused_bytes: int = 0
     collectives: dict[str, int] = field(default_factory=dict)
-    gathered_weights: list[str] = field(default_factory=list)
     whole_ops: dict[str, int] = field(default_factory=dict)
     optimal: bool = True
     graphs: int = 0
@@ -101,8 +100,8 @@ def _compare(outcome: Outcome, **sizes: int) -> None:
     outcome.collectives = dict(Counter(collective.kind for collective in report.collectives))
     outcome.optimal = report.optimal
     _measure_weights(outcome, model)
-    if outcome.task == "causal":
-        outcome.tokens = _same_tokens(plain, model, inputs)
+    if outcome.task in ("causal", "seq2seq"):
+        outcome.tokens = _same_tokens(plain, model, inputs["input_ids"])
     report = tpfx.report(model)
     outcome.graphs, outcome.whole_ops = report.graphs, report.whole_ops
 
@@ -151,15 +150,15 @@ def _measure_weights(outcome: Outcome, model: torch.nn.Module) -> None:
     outcome.split = split / total if total else 1.0
 
 
-def _same_tokens(plain: Any, model: Any, inputs: dict[str, torch.Tensor]) -> bool | None:
+def _same_tokens(plain: Any, model: Any, ids: torch.Tensor) -> bool | None:
     """Whether both write the same text; None where the architecture writes none."""
     options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
     try:
-        expected = plain.generate(**inputs, **options)
+        expected = plain.generate(ids, **options)
     except Exception as problem:
         logging.getLogger(__name__).info("%s does not generate: %s", type(plain).__name__, problem)
         return None
-    return torch.equal(model.generate(**inputs, **options), expected)
+    return torch.equal(model.generate(ids, **options), expected)
 
 
 @contextmanager

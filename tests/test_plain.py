@@ -126,6 +126,18 @@ class Broken(nn.Module):
         return self.down(torch.cat(parts, 1))
 
 
+class Branching(nn.Module):
+    """A branch inside of the graph: it runs whole, and the report says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.up(x))
+        return self.down(torch.cond(x.sum() > 0, lambda t: t * 2, lambda t: t - self.up.bias, (hidden,)))
+
+
 def convnet() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 12, 3, padding=1),
@@ -169,6 +181,7 @@ MODULES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tied": (Tied, (IDS,)),
     "function": (WithFunction, (torch.randn(4, 8),)),
     "broken": (Broken, (torch.randn(4, 8),)),
+    "branching": (Branching, (torch.randn(4, 8),)),
     "convnet": (convnet, (torch.randn(2, 3, 8, 8),)),
     "attention": (Attention, (torch.randn(2, 5, 16),)),
     "attention_other": (lambda: Attention(kdim=16, vdim=16, add_bias_kv=True), (torch.randn(2, 5, 16),)),

@@ -103,7 +103,9 @@ def module_path(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    path = re.sub(r"^[LG]\['\w+'\]", "", str(list(stack.values())[-1][0]))  # whatever holds the model
+    path = re.sub(
+        r"^[LG]\['\w+'\](\.__self__)?", "", str(list(stack.values())[-1][0])
+    )  # whatever holds the model
     path = re.sub(r"\._modules\['([^']*)'\]|\['([^']*)'\]|\[(\d+)\]", r".\1\2\3", path)
     return path.strip(".")
 

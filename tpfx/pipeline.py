@@ -7,8 +7,10 @@ Everything works on fake tensors: no weights are needed to plan.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -182,13 +184,16 @@ def lower(parallel: Parallel, mesh: Mesh, root: torch.nn.Module) -> list[GraphMo
     return modules
 
 
-def _constants(graph: Graph, root: torch.nn.Module, device: torch.device) -> dict[str, torch.Tensor]:
+def _constants(graph: Graph, root: torch.nn.Module, device: torch.device) -> dict[str, Any]:
+    """What a graph refers to by name, on a device: tensors, and graphs of branches or loops."""
     names = {str(node.target) for node in graph.find_nodes(op="get_attr")}
-    return {
-        name: value.to(device) if value.dim() else value
-        for name in names
-        if (value := getattr(root, name)) is not None
-    }
+    return {name: _constant(getattr(root, name), device) for name in names}
+
+
+def _constant(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.nn.Module):
+        return copy.deepcopy(value).to(device)
+    return value.to(device) if isinstance(value, torch.Tensor) and value.dim() else value
 
 
 __all__ = ["PASSES", "Collective", "Parallel", "Replicate", "lower", "parallelize"]
