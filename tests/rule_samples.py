@@ -123,6 +123,24 @@ def _dot(s: Sampler) -> Case:
     return Case((s.floats(size), s.floats(size)))
 
 
+def _square(s: Sampler, *lead: int) -> torch.Tensor:
+    """Well-conditioned, symmetric and positive."""
+    x = s.floats(*lead, 3, 3)
+    return x @ x.mT + 3 * torch.eye(3, dtype=x.dtype)
+
+
+@samples(aten.linalg_solve_triangular.default)
+def _solve(s: Sampler) -> Case:
+    lead, count, left = s.shape(0, 2), s.one_of(*SIZES), s.flag()
+    sides = s.floats(*lead, 3, count) if left else s.floats(*lead, count, 3)
+    return Case((_square(s, *lead).tril(), sides), {"upper": False, "left": left})
+
+
+@samples(aten.linalg_inv_ex.default, aten.linalg_cholesky_ex.default)
+def _inverse(s: Sampler) -> Case:
+    return Case((_square(s, *s.shape(1, 2)),))
+
+
 @samples(aten._scaled_dot_product_flash_attention_for_cpu.default)
 def _attention(s: Sampler) -> Case:
     b, kv, rep, q, e = (

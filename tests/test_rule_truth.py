@@ -58,6 +58,8 @@ UNRUN = {
     aten._unique2.default,
     aten.unique_consecutive.default,
     aten.unique_dim.default,
+    aten.mkldnn_rnn_layer.default,
+    aten._cudnn_rnn.default,
 }
 # They return no tensor; tests/test_plain.py runs them.
 NOT_OF_TENSORS = {

@@ -26,6 +26,9 @@ TABLE: dict[Any, Rule] = {
     aten.dot.default: Rule("k, k ->", linear=((0,), (1,))),
     aten.baddbmm.default: Rule(reductions.baddbmm),
     aten.convolution.default: Rule(convolutions.convolution, lower="convolution"),
+    aten.linalg_solve_triangular.default: Rule(reductions.solve, lower="never_empty"),
+    aten.linalg_inv_ex.default: Rule("... m! n! -> ... m n, ...", lower="never_empty"),
+    aten.linalg_cholesky_ex.default: Rule("... m! n! -> ... m n, ...", lower="never_empty"),
     # attention
     aten._scaled_dot_product_flash_attention_for_cpu.default: Rule(reductions.attention, lower="never_empty"),
     aten._scaled_dot_product_flash_attention.default: Rule(reductions.attention, lower="never_empty"),

@@ -21,6 +21,12 @@ def baddbmm(call: Call) -> Bound:
     return Rule(f"{added}, b m k!, b k! n -> b m n").bind(call)
 
 
+def solve(call: Call) -> Bound:
+    """A system of equations for each right side, which are columns or, from the right, rows."""
+    sides = "... m! n" if call["left"] else "... n m!"
+    return Rule(f"... m! k!, {sides} -> {sides}", linear=((1,),)).bind(call)
+
+
 def attention(call: Call) -> Bound:
     """Heads by themselves; several query heads may share one of the keys' and values'."""
     query, key = find(call.dims[0][1]).size, find(call.dims[1][1]).size
