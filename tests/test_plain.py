@@ -220,3 +220,41 @@ def test_what_dynamo_does_not_capture_runs_whole_and_says_so(kind: type[nn.RNNBa
 @pytest.mark.parametrize("devices", [2, 5])
 def test_batch_norm_in_training(devices: int) -> None:
     check(convnet().train(), torch.randn(3, 3, 8, 8), devices=devices, calls=3)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_dropout_draws_what_the_unsharded_model_draws(devices: int) -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.Dropout(0.3), nn.ReLU(), nn.Linear(32, 16), nn.Dropout(0.5))
+    split_model, x = split(model.train(), devices), torch.randn(64, 16)
+    with torch.no_grad():
+        for seed in range(5):
+            drawn = []
+            for each in (model, split_model):
+                torch.manual_seed(seed)
+                drawn.append((each(x), torch.rand(3)))
+            assert largest_error(*drawn) < 1e-5
+            assert torch.equal(drawn[0][1], drawn[1][1])  # the caller's generator goes on alike
+
+
+class Noisy(nn.Module):
+    """Random numbers of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.up(x) + torch.randn(12) + torch.rand_like(x).sum()
+        hidden = hidden * torch.bernoulli(torch.full_like(hidden, 0.5)) + torch.randint(0, 5, (4, 12))
+        return self.down(hidden[torch.randperm(4)]) + torch.multinomial(torch.ones(8), 8)
+
+
+def test_random_numbers_of_every_kind() -> None:
+    model = Noisy().eval()
+    split_model, x = split(model, 3), torch.randn(4, 8)
+    with torch.no_grad():
+        results = []
+        for each in (model, split_model):
+            torch.manual_seed(3)
+            results.append(each(x))
+    assert largest_error(*results) < 1e-5

@@ -27,7 +27,7 @@ from .layout import (
     local_size,
     unfold,
 )
-from .parts import embedding_shard, gather_shards, take, take_unfolded
+from .parts import draw, embedding_shard, gather_shards, take, take_unfolded
 from .rules import Dims, arguments
 
 aten = torch.ops.aten
@@ -124,17 +124,12 @@ def emit_pend(local: Rank, node: Node) -> Node:
 
 
 def emit_random(local: Rank, node: Node) -> Any:
-    """Rank 0 draws, from the caller's generator, what the unsharded model would; the others get its
-    numbers."""
-    drawn = local.graph.node_copy(node, local.of)
+    """What the unsharded model would draw: rank 0 does, from the caller's generator, and tells the others."""
+    named = local.args(node)
+    drawn = local.call(draw, local.rank, local.group, node.target, named)
     if isinstance(node.meta["val"], torch.Tensor):
-        return _broadcast(local, drawn)
-    items = [local.call(operator.getitem, drawn, index) for index in range(len(node.meta["val"]))]
-    return tuple(_broadcast(local, item) for item in items)
-
-
-def _broadcast(local: Rank, value: Node) -> Node:
-    return local.call(c10d.wait_tensor.default, local.call(c10d.broadcast.default, value, 0, local.group))
+        return local.call(operator.getitem, drawn, 0)
+    return tuple(local.call(operator.getitem, drawn, index) for index in range(len(node.meta["val"])))
 
 
 # Shapes.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .layout import (
     Pieces,
@@ -113,3 +115,22 @@ def local_shape(shape: Sequence[int], dims: SplitDims, rank: int) -> list[int]:
     for dim, owned in dims:
         local[dim] = sum(stop - start for start, stop in owned[rank])
     return local
+
+
+def draw(rank: int, group: str, op: Any, named: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The results of an op that draws random numbers: rank 0 calls it, the others make room for them."""
+    schema = op._schema.arguments
+    args = [named[argument.name] for argument in schema if not argument.kwarg_only]
+    kwargs = {argument.name: named[argument.name] for argument in schema if argument.kwarg_only}
+    made = tree_leaves(op(*args, **kwargs)) if rank == 0 else _room_for(op, args, kwargs)
+    return [c10d.wait_tensor(c10d.broadcast(result, 0, group)) for result in made]
+
+
+def _room_for(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Tensors of the shapes that an op returns, which the meta device tells without drawing anything."""
+    device = next((arg.device for arg in args if isinstance(arg, torch.Tensor)), kwargs.get("device"))
+    args = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), args)
+    elsewhere = {"device": torch.device("meta"), "generator": None}
+    changed = {name: elsewhere.get(name, value) for name, value in kwargs.items()}
+    results = tree_leaves(op(*args, **changed))
+    return [torch.empty_like(result, device=device or "cpu") for result in results]

@@ -18,6 +18,7 @@ from ..layout import Partial, Split
 from ..lowering import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shape, emit_shard
 from ..local_ops import LOWERINGS
 from ..ops import is_random, rule_for
+from ..parts import draw, gather_shards
 from ..rules import arguments, is_tensor, parameters
 
 aten = torch.ops.aten
@@ -60,7 +61,7 @@ def _must_stay(node: Node) -> bool:
         return True
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
-        return False
+        return target in (draw, gather_shards)
     return target.namespace == "_c10d_functional" or target._schema.is_mutable
 
 
