@@ -20,7 +20,7 @@ from tpfx.capture import capture
 from tpfx.pipeline import Context, infer_structures
 from tpfx.rules import is_tensor
 
-TABLE = Path(__file__).parent / "goldens" / "axes.txt"
+TABLE = Path(__file__).parent / "axes.txt"
 ALL = [(task, arch) for task, archs in LISTED.items() for arch in archs]
 SAMPLE = {
     ("causal", arch) for arch in ("llama", "gpt2", "bloom", "phi3", "falcon", "gpt_neox", "gpt_bigcode")

@@ -22,17 +22,29 @@ def index_select(call: Call) -> Bound:
 
 
 def gather(call: Call) -> Bound:
-    """An index for every element: whole along its dimension, and along those that the index cuts short."""
+    """An index for every element: whole along the dimensions that the index cuts short.
+
+    Its own dimension is contracted: each rank has the elements that it holds, and zeros for the others.
+    """
     bound = Bound(call.dims, [])
     at = call.dim(call["dim"])
     source, indices = call.dims
     for position, (left, right) in enumerate(zip(source, indices, strict=True)):
-        if position == at or find(left).size != find(right).size:
+        if position == at:
+            bound.whole.append(right)
+            (bound.contracted if _adds(call) else bound.whole).append(left)
+        elif find(left).size != find(right).size:
             bound.whole += [left, right]
         else:
             bound.match(left, right)
     bound.results = [checked(bound, call, list(indices))]
     return bound
+
+
+def _adds(call: Call) -> bool:
+    """Whether the elements of the result are numbers: addends of truth values are not summed."""
+    dtype = call.results[0].dtype
+    return dtype.is_floating_point or dtype in (torch.int32, torch.int64)
 
 
 def _indexed(call: Call) -> tuple[list[int], bool]:
@@ -129,6 +141,14 @@ def scatter(call: Call) -> Bound:
             else:
                 bound.match(left, right)
         bound.whole += dims[len(target) :]
+    return bound
+
+
+def scatter_to_parts(call: Call) -> Bound:
+    """As `scatter`, and each rank writes what falls into its part of the dimension."""
+    bound = scatter(call)
+    target = call.dims[0][call.dim(call["dim"])]
+    bound.whole = [dim for dim in bound.whole if dim is not target]
     return bound
 
 

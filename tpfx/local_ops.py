@@ -3,10 +3,10 @@ result."""
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch.fx.node import map_arg
 from . import torch_private
 from .annotations import bound_of, dims_of, layout_of
 from .axes import Dim, find
-from .convolutions import emit_convolution
 from .layout import (
     Partial,
     Pieces,
@@ -27,8 +26,8 @@ from .layout import (
     local_size,
     pieces,
 )
-from .lowering import Rank, split_of
-from .parts import embedding_shard
+from .lowering import Rank, emit_shape, split_of
+from .parts import embedding_backward_shard, embedding_shard, gather_shard, scatter_shard
 from .rules import Dims, arguments, is_tensor, tensor_nodes
 from .shapes import bounds
 
@@ -47,22 +46,38 @@ def _linear(local: Rank, node: Node) -> Node:
 
 
 def _embedding(local: Rank, node: Node) -> Node:
-    args = local.args(node)
-    split = split_of(node)
-    weight = next(iter(tensor_nodes(node)))
-    table = dims_of(weight)[0]
+    args, split = local.args(node), split_of(node)
+    table = dims_of(next(iter(tensor_nodes(node))))[0]
     if not carries(table, split):
         return local.call(aten.embedding.default, args["weight"], args["indices"])
-    found, offset = [], 0
-    owned = pieces(table, split, local.rank) or ((0, 0),)
-    for start, stop in owned:  # usually one interval
-        rows = args["weight"]
-        if len(owned) > 1:
-            rows = local.call(aten.slice.Tensor, rows, 0, offset, offset + stop - start)
-        found.append(local.call(embedding_shard, rows, args["indices"], start, stop, find(table).size))
-        offset += stop - start
-    total: Node = functools.reduce(lambda left, right: local.call(aten.add.Tensor, left, right), found)
-    return total
+    owned = pieces(table, split, local.rank)
+    return local.call(embedding_shard, args["weight"], args["indices"], owned, find(table).size)
+
+
+def _embedding_backward(local: Rank, node: Node) -> Node:
+    args, split, rows = local.args(node), split_of(node), dims_of(node)[0]
+    if not carries(rows, split):
+        return local.graph.node_copy(node, local.of)
+    owned = pieces(rows, split, local.rank)
+    given = args["grad_output"], args["indices"], args["padding_idx"]
+    return local.call(embedding_backward_shard, *given, owned, find(rows).size)
+
+
+def _gather(local: Rank, node: Node) -> Node:
+    found = _part(local, node)
+    if found is None:
+        return local.graph.node_copy(node, local.of)
+    args, (dim, at, owned) = local.args(node), found
+    return local.call(gather_shard, args["self"], at, args["index"], owned, find(dim).size)
+
+
+def _scatter(local: Rank, node: Node) -> Node:
+    found = _part(local, node)
+    if found is None:
+        return local.graph.node_copy(node, local.of)
+    (dim, at, owned), (target, _, index, *rest) = found, local.args(node).values()
+    where = {"owned": owned, "size": find(dim).size}
+    return local.call(scatter_shard, node.target, target, at, index, *rest, **where)
 
 
 def _mean(local: Rank, node: Node) -> Node:
@@ -152,6 +167,31 @@ def _slice(local: Rank, node: Node) -> Node:
     assert limits is not None
     start, stop = (count_below(owned, limit) for limit in limits)
     return local.call(aten.slice.Tensor, local.of(next(iter(tensor_nodes(node)))), at, start, stop)
+
+
+def _slice_backward(local: Rank, node: Node) -> Node:
+    """The slice in its place in this rank's part of the whole."""
+    args, split, dims = arguments(node), split_of(node), dims_of(node)
+    at = args["dim"] % len(dims)
+    own = dict(local.args(node))
+    own["input_sizes"] = emit_shape(local, dims, own["input_sizes"], split)
+    if carries(dims[at], split):
+        limits = bounds(args["start"], args["end"], find(dims[at]).size)
+        assert limits is not None
+        owned = pieces(dims[at], split, local.rank)
+        own["start"], own["end"] = (count_below(owned, limit) for limit in limits)
+    return local.call(aten.slice_backward.default, *own.values())
+
+
+def _convolution(local: Rank, node: Node) -> Any:
+    """A convolution, or its backward, of this rank's groups and channels."""
+    args, split, bound = arguments(node), split_of(node), bound_of(node)
+    assert bound is not None
+    position = list(tensor_nodes(node)).index(args["weight"])
+    entering, inside = bound.operands[position - 1][1], bound.operands[position][1]
+    leaving = (bound.operands if position == 2 else bound.results)[0][1]
+    side = leaving if args["transposed"] else entering  # of which each group has what is inside the weight
+    return _never_empty(local, node, groups=_some(local, side, split) // _some(local, inside, split))
 
 
 def _select(local: Rank, node: Node) -> Node:
@@ -246,15 +286,20 @@ def _group_norm(local: Rank, node: Node) -> Any:
 
 
 LOWERINGS: dict[str, Callable[[Rank, Node], Any]] = {
-    "convolution": emit_convolution,
+    "convolution": _convolution,
+    "dense": partial(_never_empty, dense=True),
     "embedding": _embedding,
+    "embedding_backward": _embedding_backward,
     "extreme": _extreme,
     "grouped_mm": _grouped_mm,
     "linear": _linear,
+    "gather": _gather,
     "group_norm": _group_norm,
     "mean": _mean,
     "never_empty": _never_empty,
+    "scatter": _scatter,
     "slice": _slice,
+    "slice_backward": _slice_backward,
     "select": _select,
     "split": _split,
     "squeeze": _squeeze,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from . import convolutions, indexing, reductions, shapes
+from . import convolutions, gradients, indexing, reductions, shapes
 from .rules import Rule, arguments
 
 aten = torch.ops.aten
@@ -37,7 +37,7 @@ TABLE: dict[Any, Rule] = {
     # lookups
     aten.embedding.default: Rule("v d, ... -> ... d", linear=((0,),), lower="embedding"),
     aten.index_select.default: Rule(indexing.index_select, linear=((0,),)),
-    aten.gather.default: Rule(indexing.gather, linear=((0,),)),
+    aten.gather.default: Rule(indexing.gather, linear=((0,),), lower="gather"),
     aten.index.Tensor: Rule(indexing.index, linear=((0,),)),
     aten.index_put.default: Rule(indexing.index_put),
     aten.index_copy.default: Rule(indexing.index_copy),
@@ -45,11 +45,11 @@ TABLE: dict[Any, Rule] = {
     aten.index_fill.int_Scalar: Rule(indexing.index_fill),
     aten.slice_scatter.default: Rule(indexing.slice_scatter),
     aten.select_scatter.default: Rule(indexing.slice_scatter),
-    aten.scatter.src: Rule(indexing.scatter),
-    aten.scatter.value: Rule(indexing.scatter),
+    aten.scatter.src: Rule(indexing.scatter_to_parts, lower="scatter"),
+    aten.scatter.value: Rule(indexing.scatter_to_parts, lower="scatter"),
     aten.scatter.reduce: Rule(indexing.scatter),
     aten.scatter.value_reduce: Rule(indexing.scatter),
-    aten.scatter_add.default: Rule(indexing.scatter),
+    aten.scatter_add.default: Rule(indexing.scatter_to_parts, lower="scatter"),
     aten.scatter_reduce.two: Rule(indexing.scatter),
     aten.isin.Tensor_Tensor: Rule(indexing.isin),
     aten.bucketize.Tensor: Rule("..., s! -> ..."),
@@ -73,6 +73,36 @@ TABLE: dict[Any, Rule] = {
     aten.native_group_norm.default: Rule(reductions.group_norm, lower="group_norm"),
     aten._native_batch_norm_legit_no_training.default: Rule(reductions.batch_norm, lower="never_empty"),
     aten._native_batch_norm_legit_functional.default: Rule(reductions.batch_norm, lower="never_empty"),
+    # gradients
+    aten.convolution_backward.default: Rule(convolutions.convolution_backward, lower="convolution"),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default: Rule(
+        gradients.attention_backward, lower="dense"
+    ),
+    aten._scaled_dot_product_flash_attention_backward.default: Rule(
+        gradients.attention_backward, lower="dense"
+    ),
+    aten._scaled_dot_product_efficient_attention_backward.default: Rule(
+        gradients.attention_backward, lower="dense"
+    ),
+    aten._scaled_dot_product_cudnn_attention_backward.default: Rule(
+        gradients.attention_backward, lower="dense"
+    ),
+    aten.native_layer_norm_backward.default: Rule(gradients.norm_backward, lower="dense"),
+    aten._fused_rms_norm_backward.default: Rule(gradients.norm_backward, lower="dense"),
+    aten._softmax_backward_data.default: Rule(gradients.softmax_backward),
+    aten.slice_backward.default: Rule(gradients.slice_backward, lower="slice_backward"),
+    aten.embedding_dense_backward.default: Rule(gradients.embedding_backward, lower="embedding_backward"),
+    aten.silu_backward.default: Rule(shapes.pointwise, linear=((0,),)),
+    aten._cdist_backward.default: Rule(shapes.unsplit),
+    aten.avg_pool2d_backward.default: Rule("... y! x!, ... h! w! -> ... h! w!", lower="never_empty"),
+    aten._adaptive_avg_pool2d_backward.default: Rule(
+        "... y! x!, ... h! w! -> ... h! w!", lower="never_empty"
+    ),
+    aten.max_pool2d_with_indices_backward.default: Rule(
+        "... y! x!, ... h! w!, ... y! x! -> ... h! w!", lower="never_empty"
+    ),
+    aten.grid_sampler_2d_backward.default: Rule(shapes.unsplit),
+    aten.masked_scatter_backward.default: Rule(shapes.unsplit),
     # images and signals
     aten.avg_pool2d.default: Rule("... h! w! -> ... y! x!", lower="never_empty"),
     aten.avg_pool3d.default: Rule("... d! h! w! -> ... z! y! x!", lower="never_empty"),

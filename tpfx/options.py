@@ -111,12 +111,14 @@ def split_choice(bound: Bound, split: Split) -> Choice | None:
     if not all(splittable(dims, split) for dims in (*bound.operands, *bound.results)):
         return None
     operands = tuple(_held(dims, split) for dims in bound.operands)
+    results = tuple(_held(dims, split) for dims in bound.results)
     contracted = [dim for dim in bound.contracted if carries(dim, split)]
     if not contracted:
-        return Choice("split", operands, tuple(_held(dims, split) for dims in bound.results))
-    if any(_held(dims, split) is split for dims in bound.results) or not partitions(contracted, split):
+        return Choice("split", operands, results)
+    if not partitions(contracted, split) or (split in results and not bound.each):
         return None
-    return Choice("split", operands, (Partial(bound.reduce),) * len(bound.results))
+    addend = Partial(bound.reduce)
+    return Choice("split", operands, tuple(split if layout is split else addend for layout in results))
 
 
 def _held(dims: Dims, split: Split) -> Layout:

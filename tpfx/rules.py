@@ -43,6 +43,7 @@ class Bound:
         matched: pairs that are one dimension; a pair that inference could not bring together must be whole.
         linear: sets of operands; if those are pending sums (and no other is), so is the result.
         reduce: how addends of a contraction are joined.
+        each: whether each result sums over what it does not have of what is contracted; others then have it.
     """
 
     operands: list[Dims]
@@ -52,6 +53,7 @@ class Bound:
     matched: list[tuple[Dim, Dim]] = field(default_factory=list)
     linear: tuple[tuple[int, ...], ...] = ()
     reduce: str = "sum"
+    each: bool = False
 
     def match(self, left: Dim, right: Dim) -> Dim:
         """Say that two dimensions are one."""
@@ -161,6 +163,7 @@ class Rule:
         pattern: a string over factors, or a function from a `Call` to a `Bound`.
         linear: sets of tensor operands through which a pending sum may flow.
         reduce: how the addends of a contracted factor are joined.
+        each: whether each result sums over the factors that it does not have, as gradients do.
         shape: the name of the argument that gives the shape of the result; it is made local.
         lower: the name of what replaces the call on a rank, where calling the op on local tensors is not
         enough.
@@ -169,6 +172,7 @@ class Rule:
     pattern: str | Callable[[Call], Bound]
     linear: tuple[tuple[int, ...], ...] = ()
     reduce: str = "sum"
+    each: bool = False
     shape: str | None = None
     lower: str | None = None
 
@@ -177,7 +181,7 @@ class Rule:
         bound = (
             self.pattern(call)
             if callable(self.pattern)
-            else _Binder(parse(self.pattern), call).bind(self.reduce)
+            else _Binder(parse(self.pattern), call).bind(self.reduce, self.each)
         )
         if not bound.linear:
             bound.linear = self.linear
@@ -236,22 +240,25 @@ class _Binder:
         self.known: dict[str, Dim] = {}
         self.bound = Bound(call.dims, [])
 
-    def bind(self, reduce: str) -> Bound:
-        self.bound.reduce = reduce
+    def bind(self, reduce: str, each: bool) -> Bound:
+        self.bound.reduce, self.bound.each = reduce, each
         pairs = [pair for pair in self._pairs() if find(pair[1]).size != 1]
-        for term, dim in sorted(
-            pairs, key=lambda pair: len(pair[0].factors)
-        ):  # products last: sizes are known then
-            self._meet(term, dim)
+        # Products last, and those of which a factor is told by another after that one.
+        for term, dim in sorted(pairs, key=lambda pair: len(pair[0].factors)):
+            if self._open(term) < 2:
+                self._meet(term, dim)
+        for term, dim in pairs:
+            if len(term.factors) > 1:
+                self._meet(term, dim)
         for index in range(len(self.call.results)):
             self.bound.results.append(self._result(index))
         for name, dim in self.known.items():
             kept = self._results_of(name)
             if name in self.pattern.whole:
                 self.bound.whole.append(dim)
-            elif not kept and not name.startswith("."):
+            elif (not kept and not name.startswith(".")) or (each and len(kept) < len(self.bound.results)):
                 self.bound.contracted.append(dim)
-            elif not kept or any(_lost(dim, self.bound.results[index]) for index in kept):
+            if (not kept and name.startswith(".")) or any(_lost(dim, self.bound.results[i]) for i in kept):
                 self.bound.whole.append(dim)  # a result that should have it could not be given it
         return self.bound
 
@@ -288,7 +295,11 @@ class _Binder:
         elif (whole := self._product(term, find(dim).size)) is not None:
             self.bound.match(dim, whole)
         else:
-            self.bound.whole.append(dim)
+            self.bound.whole += [dim, *(self.known[name] for name in term.factors if name in self.known)]
+
+    def _open(self, term: Term) -> int:
+        """How many factors have no dimension yet."""
+        return sum(name not in self.known for name in term.factors)
 
     def _product(self, term: Term, size: Size) -> Dim | None:
         """The product of factors of which at most one has no size yet."""

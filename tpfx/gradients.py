@@ -1,0 +1,92 @@
+"""Rules of the ops that only backward passes have.
+
+The gradient of a weight is a sum over everything that the weight was used for: split along what is summed
+over, it is an addend, while the gradient of the other operand may be a part. A rule says so by contracting a
+dimension that some results have and others have not.
+"""
+
+from __future__ import annotations
+
+from .axes import Dim, find, slice_of
+from .rules import Bound, Call, Dims, Rule
+from .shapes import bounds, checked, unknown, unsplit
+
+
+def attention_backward(call: Call) -> Bound:
+    """Heads by themselves; keys' and values' gradients are sums over the query heads that share them."""
+    if len(call.results) != 3:  # a gradient of the mask
+        return unsplit(call)
+    query, key = (find(call.dims[position][1]).size for position in (1, 2))
+    heads, group = ("h", "h") if call.same_size(query, key) else ("h", "1") if key == 1 else ("(g r)", "g")
+    q, k, v, out = f"b {heads} q! e!", f"b {group} k! e!", f"b {group} k! f!", f"b {heads} q! f!"
+    lse, mask = call.get("logsumexp"), call.get("attn_mask", call.get("attn_bias"))
+    known = {"query": q, "key": k, "value": v, "out": out, "grad_out": out, "grad_out_": out}
+    known["logsumexp"] = f"b {heads} q! 1" if lse.meta["val"].dim() == 4 else f"b {heads} q!"
+    if mask is not None:
+        known["attn_mask"] = known["attn_bias"] = " ".join(
+            ["b", heads, "q!", "k!"][4 - mask.meta["val"].dim() :]
+        )
+    names = [a.name for a in call.node.target._schema.arguments if "Tensor" in str(a.type)]  # type: ignore[union-attr]
+    return Rule(f"{', '.join(known.get(name, '') for name in names)} -> {q}, {k}, {v}", each=True).bind(call)
+
+
+def norm_backward(call: Call) -> Bound:
+    """The last dimensions normalised together; the gradients of their weights are sums over the others."""
+    count = len(call["normalized_shape"])
+    x = call.dims[0]
+    lead, last = x[: len(x) - count], x[len(x) - count :]
+    bound = Bound(call.dims, [])
+    for dims in call.dims[1:]:
+        given = lead if len(dims) == len(x) else []
+        for left, right in zip([*given, *last], dims, strict=True):
+            if find(right).size != 1:
+                bound.match(left, right)
+    bound.whole += last
+    bound.contracted, bound.each = list(lead), True
+    made: list[Dims] = [list(x), list(last), list(last)]
+    wanted = [dims for dims, kept in zip(made, call["output_mask"], strict=False) if kept]
+    bound.results = [checked(bound, call, dims, index) for index, dims in enumerate(wanted)]
+    return bound
+
+
+def softmax_backward(call: Call) -> Bound:
+    """Both operands alike; what was normalised along is whole."""
+    gradient, output = call.dims
+    bound = Bound(call.dims, [list(gradient)])
+    for left, right in zip(gradient, output, strict=True):
+        bound.match(left, right)
+    bound.whole.append(gradient[call.dim(call["dim"])])
+    return bound
+
+
+def slice_backward(call: Call) -> Bound:
+    """The slice in its place, zeros elsewhere."""
+    bound = Bound(call.dims, [])
+    gradient, sizes, at = list(call.dims[0]), call.result_sizes(), call.dim(call["dim"])
+    limits = bounds(call["start"], call["end"], sizes[at]) if call["step"] == 1 else None
+    whole = Dim(sizes[at])
+    part = limits and slice_of(whole, *limits)
+    if part is not None and find(part).size == find(gradient[at]).size:
+        bound.match(part, gradient[at])
+    else:
+        bound.whole.append(gradient[at])
+        whole = unknown(bound, [sizes[at]])[0]
+    gradient[at] = whole
+    bound.results = [gradient]
+    bound.linear = ((0,),)
+    return bound
+
+
+def embedding_backward(call: Call) -> Bound:
+    """Each row of the table's gradient is the sum of those of its lookups."""
+    bound = Bound(call.dims, [])
+    *lead, width = call.dims[0]
+    for left, right in zip(lead, call.dims[1], strict=True):
+        bound.match(left, right)
+    rows = Dim(call.result_sizes()[0])
+    bound.contracted += lead
+    bound.results = [[rows, width]]
+    bound.linear = ((0,),)
+    if call["scale_grad_by_freq"]:  # by how often a row occurs, which a part of the lookups does not tell
+        bound.whole += [rows, *lead]
+    return bound
