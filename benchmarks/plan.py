@@ -76,7 +76,7 @@ def plan(one: Captured, devices: int) -> dict[str, float]:
     parallel = Parallel(one.module.graph, context.solution, devices)
     mesh = Mesh(parse_devices(["cpu"] * devices))
     with _clock(seconds, "localize, codegen"):
-        lower(parallel, mesh, one.module)
+        lower(parallel.graph, mesh, one.module)
     return seconds
 
 

@@ -17,13 +17,17 @@ from .axes import Size
 from .layout import Layout, Replicate, Shards
 from .rules import Bound, Dims, result_tensors
 
-_DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE = (
+_DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _JOINED = (
     "tpfx_dims",
     "tpfx_bound",
     "tpfx_layout",
     "tpfx_choice",
     "tpfx_source",
+    "tpfx_gradients",
+    "tpfx_joined",
 )
+# What a node that takes the place of another has from it.
+ORIGIN = ("stack_trace", "nn_module_stack", "recompute", "ac_graph_id", "partitioner_tag")
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Source:
-    """What a graph's input is: a "parameter", "buffer", "state" (kept from call to call, sharded), or
-    "input".
+    """What a graph's input is: a "parameter", "buffer", "state" (kept from call to call, sharded), "input",
+    or "tangent" (the gradient of a result).
 
     Attributes:
         name: the qualified name of a parameter or buffer, otherwise a name for people.
@@ -107,6 +111,39 @@ def source_of(node: Node) -> Source:
 def set_source(node: Node, source: Source) -> None:
     """Record what an input of the graph is."""
     node.meta[_SOURCE] = source
+
+
+def set_gradients(output: Node, gradients: dict[int, Node]) -> None:
+    """Record which of the values that a graph returns is the gradient of which of its inputs."""
+    output.meta[_GRADIENTS] = gradients
+
+
+def gradients_in(output: Node) -> dict[int, Node]:
+    """Of the values that a graph returns, those that are gradients: position and input."""
+    gradients: dict[int, Node] = output.meta.get(_GRADIENTS, {})
+    return gradients
+
+
+def returned_as(node: Node) -> tuple[bool, list[Node]]:
+    """Whether a value is a result of its graph, and the inputs whose gradient it is."""
+    result, inputs = False, []
+    for user in node.users:
+        if user.op == "output":
+            known = gradients_in(user)
+            at = [index for index, value in enumerate(user.args[0]) if value is node]  # type: ignore[arg-type]
+            inputs += [known[index] for index in at if index in known]
+            result = result or any(index not in known for index in at)
+    return result, inputs
+
+
+def set_joined(node: Node) -> None:
+    """Record that a result that is split inside is joined for whoever called the graph."""
+    node.meta[_JOINED] = True
+
+
+def is_joined(node: Node) -> bool:
+    """Whether a result is split inside, and joined for the caller."""
+    return bool(node.meta.get(_JOINED, False))
 
 
 def result_index(node: Node) -> int:

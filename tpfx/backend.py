@@ -7,7 +7,7 @@ returns sharded tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,8 @@ from .program import Program, shards_of
 from .runtime import Runtime
 from .tensor import ShardedTensor
 from .topology import Topology
-from .torch_compiler import skip_frames
-from .trace import settle_sources, trace
+from .torch_compiler import min_cut_rematerialization_partition, skip_frames, unset_fake_temporarily
+from .trace import mark_gradients, settle_sources, trace
 
 skip_frames(__package__)
 
@@ -49,57 +49,100 @@ class Session:
 
     def compile(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Dynamo's backend: plan a graph, write one for each rank, return what runs them."""
-        return self._through_autograd(module, example_inputs, self._lower)
+        return self._through_autograd(module, example_inputs, _Lowering)
 
     def plan(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Dynamo's backend while planning: choose layouts for the parameters, run nothing."""
-        return self._through_autograd(module, example_inputs, self._give_up)
+        return self._through_autograd(module, example_inputs, _Planning)
 
     def _through_autograd(
-        self,
-        module: GraphModule,
-        example_inputs: Sequence[Any],
-        finish: Callable[[Parallel, GraphModule], Callable[..., Any]],
+        self, module: GraphModule, example_inputs: Sequence[Any], compiler: type[_Planning]
     ) -> Callable[..., Any]:
         placeholders = module.graph.find_nodes(op="placeholder")
         sources = [
             _source(value, node.name) for value, node in zip(example_inputs, placeholders, strict=True)
         ]
+        return trace(module, compiler(self, sources, example_inputs), [_fake(node) for node in placeholders])
 
-        def parallelized(lowered: GraphModule) -> Callable[..., Any]:
-            parallel = self._parallelize(lowered, sources)
-            self._distribute(parallel, example_inputs)
-            return finish(parallel, lowered)
 
-        return trace(module, parallelized, [_fake(node) for node in placeholders])
+@dataclass
+class _Planning:
+    """Plans the graphs that AOTAutograd makes of one of Dynamo's; running one raises `Planned`."""
 
-    def _parallelize(self, lowered: GraphModule, sources: Sequence[Source]) -> Parallel:
-        known = settle_sources(lowered, sources)
-        parallel = parallelize(lowered.graph, known, self.mesh.size, self.topology)
-        self.newest = parallel
+    session: Session
+    sources: Sequence[Source]
+    example_inputs: Sequence[Any]
+    parallel: Parallel | None = None
+
+    def inference(self, lowered: GraphModule) -> Callable[..., Any]:
+        """Plan a graph without gradients."""
+        self._parallelize(lowered)
+        return self._finish(lowered)
+
+    def partition(self, joint: GraphModule, results: int, **options: Any) -> tuple[GraphModule, GraphModule]:
+        """Plan forward and backward as one, then part them; what is cheap to compute again is not saved."""
+        with unset_fake_temporarily():
+            mark_gradients(joint.graph, results)
+            parallel = self._parallelize(joint)
+        forward, backward = min_cut_rematerialization_partition(
+            joint, options.pop("inputs"), num_fwd_outputs=results, **options
+        )
+        first = {node.name for node in forward.graph.nodes}
+        parallel.backward = frozenset(node.name for node in backward.graph.nodes) - first
+        return forward, backward
+
+    def forward(self, lowered: GraphModule) -> Callable[..., Any]:
+        """The forward part of what `partition` has planned."""
+        return self._finish(lowered)
+
+    def backward(self, lowered: GraphModule) -> Callable[..., Any]:
+        """The backward part: its results are the gradients of the inputs, laid out as those."""
+        held = [at for at, source in enumerate(self.sources) if source.kind != "input"]
+        return self._finish(lowered, held)
+
+    def _parallelize(self, lowered: GraphModule) -> Parallel:
+        session, known = self.session, settle_sources(lowered, self.sources)
+        parallel = parallelize(lowered.graph, known, session.mesh.size, session.topology)
+        self.parallel = session.newest = parallel
         for op, count in parallel.whole_ops.items():
-            self.whole_ops[op] = self.whole_ops.get(op, 0) + count
+            session.whole_ops[op] = session.whole_ops.get(op, 0) + count
+        self._distribute(parallel)
         return parallel
 
-    def _distribute(self, parallel: Parallel, example_inputs: Sequence[Any]) -> None:
+    def _distribute(self, parallel: Parallel) -> None:
         """Give parameters that had no layout the one that this graph chose."""
-        for node, value in zip(parallel.graph.find_nodes(op="placeholder"), example_inputs, strict=True):
+        placeholders = parallel.graph.find_nodes(op="placeholder")
+        for node, value in zip(placeholders, self.example_inputs, strict=False):  # tangents come last
             if isinstance(value, ShardedTensor) and value.placement is None:
                 layout = shards_of(node)
                 value.distribute(layout)
                 source = source_of(node)
                 set_source(node, Source(source.kind, source.name, layout, source.mutated))
 
-    def _lower(self, parallel: Parallel, captured: GraphModule) -> Program:
-        self.graphs += 1
-        return Program(parallel, lower(parallel, self.mesh, captured), self.runtime)
-
-    def _give_up(self, parallel: Parallel, captured: GraphModule) -> Callable[..., Any]:
+    def _finish(self, lowered: GraphModule, kept: Collection[int] = ()) -> Callable[..., Any]:
         def planned(args: list[Any]) -> Any:
             raise Planned
 
         planned._boxed_call = True  # type: ignore[attr-defined]
         return planned
+
+
+class _Lowering(_Planning):
+    """Plans, and writes a graph for each rank."""
+
+    def inference(self, lowered: GraphModule) -> Callable[..., Any]:
+        """Plan and lower a graph without gradients."""
+        self.session.graphs += 1
+        return super().inference(lowered)
+
+    def forward(self, lowered: GraphModule) -> Callable[..., Any]:
+        """Lower the forward part; with the backward part it counts as one graph."""
+        self.session.graphs += 1
+        return super().forward(lowered)
+
+    def _finish(self, lowered: GraphModule, kept: Collection[int] = ()) -> Callable[..., Any]:
+        modules = lower(lowered.graph, self.session.mesh, lowered)
+        return Program(lowered.graph, modules, self.session.runtime, kept)
 
 
 class Planned(Exception):

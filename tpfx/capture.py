@@ -136,13 +136,35 @@ def _recorder(sources: Mapping[int, Source], captured: list[Captured]) -> Callab
             for node, value in zip(placeholders, example_inputs, strict=True)
         ]
 
-        def finish(lowered: GraphModule) -> Callable[..., Any]:
-            captured.append(Captured(lowered, settle_sources(lowered, known)))
-            return _boxed(lowered)
-
-        return trace(module, finish, [node.meta["example_value"] for node in placeholders])
+        recorder = _Recorder(known, captured)
+        return trace(module, recorder, [node.meta["example_value"] for node in placeholders])
 
     return backend
+
+
+@dataclass
+class _Recorder:
+    """Keeps the graphs that AOTAutograd makes of one of Dynamo's, and runs them as they are."""
+
+    sources: list[Source]
+    captured: list[Captured]
+
+    def inference(self, lowered: GraphModule) -> Callable[..., Any]:
+        """Keep a graph without gradients."""
+        self.captured.append(Captured(lowered, settle_sources(lowered, self.sources)))
+        return _boxed(lowered)
+
+    def partition(self, joint: GraphModule, results: int, **_: Any) -> tuple[GraphModule, GraphModule]:
+        """Not reached: gradients are off."""
+        raise TpfxError("a graph with gradients was captured where none is wanted")
+
+    def forward(self, lowered: GraphModule) -> Callable[..., Any]:
+        """Keep a graph."""
+        return self.inference(lowered)
+
+    def backward(self, lowered: GraphModule) -> Callable[..., Any]:
+        """Not reached either."""
+        return self.inference(lowered)
 
 
 def _boxed(lowered: GraphModule) -> Callable[..., Any]:

@@ -27,6 +27,7 @@ from .annotations import (
     dims_of,
     hint_of,
     is_getitem,
+    is_joined,
     layout_of,
     size_of,
     source_of,
@@ -37,7 +38,7 @@ from .columns import Row, block, bytes_text, dtype_text
 from .layout import Interval, Layout, Partial, Split, carries
 from .names import Names, op_name
 from .ops import is_random, rule_for
-from .pipeline import Parallel, gathered_for_caller
+from .pipeline import Parallel
 from .rules import Bound, arguments, is_tensor
 from .shapes import FULL
 
@@ -75,7 +76,8 @@ class _Text:
             ", ".join(f"{counts[kind]} {kind} ({bytes_text(sums[kind])})" for kind in counts) or "no messages"
         )
         proven = "proven cheapest" if parallel.solution.optimal else "not proven cheapest"
-        yield f"# {parallel.phase} on {parallel.ranks} devices: {sent or 'no messages'}; {proven}"
+        what = "forward and backward" if parallel.backward else "forward"
+        yield f"# {what} on {parallel.ranks} devices: {sent or 'no messages'}; {proven}"
         if self.names.prefix:
             yield f'# names leave out "{self.names.prefix}."'
         for op, count in sorted(parallel.whole_ops.items()):
@@ -128,7 +130,7 @@ class _Text:
 
     def _result(self, node: Node) -> Row:
         comments: tuple[str, ...] = ()
-        if is_tensor(node) and gathered_for_caller(node):
+        if is_tensor(node) and is_joined(node):
             comments = (f"gathered for the caller, {bytes_text(bytes_of(node.meta['val']))}",)
         return Row(self.names[node], self._type(node), "", comments)
 

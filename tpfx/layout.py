@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .axes import Concat, Dim, Product, Size, axes, factors, find, occurrences, segments
+from .axes import Concat, Dim, Product, Size, axes, factors, find, occurrences, segments, show
 
 Interval = tuple[int, int]
 Pieces = tuple[Interval, ...]
@@ -45,6 +45,9 @@ class Split:
     def __init__(self, axes: Sequence[Dim]) -> None:
         self.axes = tuple(axes)
         self.boxes: tuple[dict[Dim, Interval], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Split({', '.join(map(repr, show(self.axes)))})"  # a Python expression: graphs are printed
 
     @property
     def units(self) -> int:

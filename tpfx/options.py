@@ -32,7 +32,11 @@ class Splits:
         self._splits: dict[tuple[Dim, ...], Split] = {}
         self._by_axis: dict[Dim, list[Split]] = {}
         for node in graph.nodes:
-            if node.op == "placeholder" and is_tensor(node) and source_of(node).kind != "input":
+            if (
+                node.op == "placeholder"
+                and is_tensor(node)
+                and source_of(node).kind not in ("input", "tangent")
+            ):
                 for dim in dims_of(node):
                     self._add(dim)
 

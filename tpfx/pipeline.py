@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from .annotations import Source, bound_of, bytes_of, layout_of, set_source
+from .annotations import Source, bound_of, bytes_of, is_joined, layout_of, set_joined, set_source
 from .collectives import MESSAGES
 from .elimination import Solution
 from .layout import Replicate, Split
@@ -98,26 +98,26 @@ class Parallel:
         graph: the parallel graph, one for all ranks.
         solution: the chooser's solution: its cost in seconds, and whether it is proven optimal.
         whole_ops: ops that run whole for want of a rule, and how often.
+        backward: the names of the nodes that run in the backward pass.
     """
 
     graph: Graph
     solution: Solution
     ranks: int
-    phase: str = "forward"
     whole_ops: dict[str, int] = field(default_factory=dict)
+    backward: frozenset[str] = frozenset()
 
     def collectives(self) -> list[Collective]:
         """The messages of the graph, in order."""
         found = []
         for node in self.graph.nodes:
             if node.target in MESSAGES:
-                value = node.args[0]
-                found.append(
-                    Collective(MESSAGES[node.target], bytes_of(node.meta["val"]), value.name, self.phase)
-                )
+                phase = "backward" if node.name in self.backward else "forward"
+                size, value = bytes_of(node.meta["val"]), node.args[0]
+                found.append(Collective(MESSAGES[node.target], size, value.name, phase))
         for node in self.outputs():
-            if gathered_for_caller(node):
-                found.append(Collective("gather", bytes_of(node.meta["val"]), node.name, self.phase))
+            if is_joined(node):
+                found.append(Collective("gather", bytes_of(node.meta["val"]), node.name))
         return found
 
     def __str__(self) -> str:
@@ -129,11 +129,6 @@ class Parallel:
         """The nodes that the graph returns."""
         returned: Sequence[Node] = self.graph.output_node().args[0]  # type: ignore[assignment]
         return [node for node in returned if isinstance(node, Node)]
-
-
-def gathered_for_caller(node: Node) -> bool:
-    """Whether a result is split inside, and joined for whoever called the graph."""
-    return isinstance(layout_of(node), Split) and returned_whole(node)
 
 
 def parallelize(
@@ -153,7 +148,11 @@ def parallelize(
         run(graph, context)
     graph.lint()
     assert context.solution is not None
-    return Parallel(graph, context.solution, ranks, whole_ops=_whole_ops(graph))
+    parallel = Parallel(graph, context.solution, ranks, _whole_ops(graph))
+    for node in parallel.outputs():
+        if isinstance(layout_of(node), Split) and returned_whole(node):
+            set_joined(node)
+    return parallel
 
 
 def infer_structures(graph: Graph, sources: Sequence[Source], context: Context) -> None:
@@ -174,11 +173,11 @@ def _whole_ops(graph: Graph) -> dict[str, int]:
     return counts
 
 
-def lower(parallel: Parallel, mesh: Mesh, root: torch.nn.Module) -> list[GraphModule]:
+def lower(parallel: Graph, mesh: Mesh, root: torch.nn.Module) -> list[GraphModule]:
     """The graph modules of the ranks that this process owns; constants are taken from `root`."""
     modules = []
     for rank in mesh.owned:
-        graph = localize(parallel.graph, rank, mesh.size, mesh.group_name(rank))
+        graph = localize(parallel, rank, mesh.size, mesh.group_name(rank))
         module = GraphModule(_constants(graph, root, mesh.devices[rank]), graph, class_name=f"Rank{rank}")
         modules.append(module)
     return modules

@@ -5,20 +5,19 @@ This is the hot path: what can be decided when the graph is compiled is decided 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
-from .annotations import Source, dims_of, layout_of, source_of
+from .annotations import Source, dims_of, is_joined, layout_of, source_of
 from .layout import Layout, Shards, Split, concrete
 from .memory import split_among
 from .mesh import Mesh
 from .names import module_path
 from .parts import join
-from .pipeline import Parallel, gathered_for_caller
 from .rules import is_tensor
 from .runtime import Runtime, node_of
 from .tensor import ShardedTensor
@@ -33,18 +32,20 @@ def shards_of(node: Node) -> Shards:
 
 class Program:
     """One graph, lowered for the ranks that this process owns. Called with a list of arguments, which it
-    empties."""
+    empties. `kept` are the results that stay sharded tensors even where every rank has all of them."""
 
     _boxed_call = True  # AOTAutograd hands over the list, so that nothing holds on to the arguments
 
-    def __init__(self, parallel: Parallel, modules: Sequence[GraphModule], runtime: Runtime) -> None:
+    def __init__(
+        self, graph: Graph, modules: Sequence[GraphModule], runtime: Runtime, kept: Collection[int] = ()
+    ) -> None:
         self.runtime, self.mesh = runtime, runtime.mesh
         self.forwards: list[Callable[..., Any]] = [module.forward for module in modules]
         self.modules = list(modules)
-        self.inputs = [_Input(node, self.mesh) for node in parallel.graph.find_nodes(op="placeholder")]
+        self.inputs = [_Input(node, self.mesh) for node in graph.find_nodes(op="placeholder")]
         self.mutated = [at for at, given in enumerate(self.inputs) if given.source.mutated]
-        returned: Sequence[Any] = parallel.graph.output_node().args[0]  # type: ignore[assignment]
-        self.outputs = [_output(value, self.mesh) for value in returned]
+        returned: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
+        self.outputs = [_output(value, self.mesh, at in kept) for at, value in enumerate(returned)]
 
     def __call__(self, args: list[Any]) -> list[Any]:
         """Run the graph on every rank; the arguments are let go as soon as the ranks have theirs."""
@@ -129,7 +130,7 @@ class _Input:
                 arg.copy_(join(parts, self.layout.dims, arg.shape) if self.layout else parts[0])
 
 
-def _output(node: Any, mesh: Mesh) -> Callable[[list[Any]], Any]:
+def _output(node: Any, mesh: Mesh, kept: bool) -> Callable[[list[Any]], Any]:
     """How the ranks' results become one."""
     if not is_tensor(node):
         return _first
@@ -140,9 +141,9 @@ def _output(node: Any, mesh: Mesh) -> Callable[[list[Any]], Any]:
     if not layout:
         # Ranks on one device share what they all have; on several, state that comes back must not be copied
         # again.
-        kept = len(set(mesh.devices)) > 1 and any(user.op != "output" for user in node.users)
+        kept = kept or (len(set(mesh.devices)) > 1 and any(user.op != "output" for user in node.users))
         return partial(_shard, layout, fixed, dynamic, mesh) if kept else partial(_plain, dynamic)
-    if gathered_for_caller(node):
+    if is_joined(node):
         return partial(_join, layout, fixed)
     return partial(_shard, layout, fixed, dynamic, mesh)
 

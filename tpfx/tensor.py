@@ -95,6 +95,12 @@ class ShardedTensor(torch.Tensor):
         like = inner["probe"]
         return ShardedTensor(None, like, shape, stride=stride, requires_grad=context[1])
 
+    def __coerce_same_metadata_as_tangent__(
+        self, expected: Any, expected_type: Any = None
+    ) -> torch.Tensor | None:
+        """What AOTAutograd asks of a gradient that it expected as a plain tensor."""
+        return self.gathered() if expected_type is torch.Tensor else None
+
     @property
     def mesh(self) -> Mesh:
         """The devices that hold the parts."""
@@ -285,9 +291,11 @@ def copy_dynamic(source: torch.Tensor, made: torch.Tensor) -> None:
 
 
 def gather_tree(value: Any) -> Any:
-    """The same nest of containers with whole tensors in the place of sharded ones."""
-    gather: Callable[[ShardedTensor], torch.Tensor] = ShardedTensor.gathered
-    return tree_map_only(ShardedTensor, gather, value)
+    """The same nest of containers with whole tensors in the place of sharded ones.
+
+    Those that gradients may flow back to stay: any op on one is right, and most are never looked at.
+    """
+    return tree_map_only(ShardedTensor, lambda one: one if one.requires_grad else one.gathered(), value)
 
 
 __all__ = ["ShardedTensor", "copy_dynamic", "gather_tree", "split_among"]

@@ -10,6 +10,7 @@ import torch
 from torch._dynamo import trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._functorch import aot_autograd as _aot
+from torch._functorch import partitioners as _partitioners
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
@@ -25,6 +26,7 @@ __all__ = [
     "is_traceable_wrapper_subclass",
     "make_wrapper_subclass",
     "mark_dynamic_sizes",
+    "min_cut_rematerialization_partition",
     "overload_of",
     "set_data",
     "skip_frames",
@@ -34,6 +36,9 @@ __all__ = [
 
 # AOTAutograd's compile function; its protocol of compilers is narrower than what it takes.
 aot_module_simplified: Any = _aot.aot_module_simplified
+
+# Parts a joint graph in forward and backward, saving the least memory between them.
+min_cut_rematerialization_partition: Any = _partitioners.min_cut_rematerialization_partition
 
 # A tensor of a subclass, without memory: `(cls, shape, strides=, dtype=, device=, requires_grad=)`.
 make_wrapper_subclass: Any = torch.Tensor._make_wrapper_subclass

@@ -1,50 +1,70 @@
-"""From one of Dynamo's graphs to an ATen graph, and what the inputs of that are.
+"""From one of Dynamo's graphs to ATen graphs, and what the inputs of those are.
 
-AOTAutograd sees plain tensors of full size and keeps handling mutation and aliasing.
+AOTAutograd sees plain tensors of full size and keeps handling mutation and aliasing. Where gradients are
+wanted it traces forward and backward as one joint graph, which is planned as a whole and then parted in two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
-from .annotations import Source
+from .annotations import Source, set_gradients
+from .decompositions import decompositions
 from .errors import TpfxError
 from .torch_compiler import aot_module_simplified, unset_fake_temporarily
 
+Compiled = Callable[..., Any]
 
-def trace(
-    module: GraphModule, finish: Callable[[GraphModule], Callable[..., Any]], fakes: Sequence[Any]
-) -> Callable[..., Any]:
-    """Lower one of Dynamo's graphs to ATen; `finish` says what runs it, given a list that it may empty."""
 
-    def inference(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        with unset_fake_temporarily():
-            return finish(lowered)
+class Compiler(Protocol):
+    """What becomes of traced graphs: what is called with a list of arguments, which it may empty."""
 
-    compiled: Callable[..., Any] = aot_module_simplified(
+    def inference(self, lowered: GraphModule) -> Compiled:
+        """A graph without gradients."""
+
+    def partition(self, joint: GraphModule, results: int, **options: Any) -> tuple[GraphModule, GraphModule]:
+        """The forward and the backward part of a joint graph of which the first `results` are the model's."""
+
+    def forward(self, lowered: GraphModule) -> Compiled:
+        """The forward part."""
+
+    def backward(self, lowered: GraphModule) -> Compiled:
+        """The backward part."""
+
+
+def trace(module: GraphModule, compiler: Compiler, fakes: Sequence[Any]) -> Compiled:
+    """Lower one of Dynamo's graphs to ATen, for a compiler."""
+
+    def outside(
+        finish: Callable[[GraphModule], Compiled],
+    ) -> Callable[[GraphModule, Sequence[Any]], Compiled]:
+        def run(lowered: GraphModule, _: Sequence[Any]) -> Compiled:
+            with unset_fake_temporarily():
+                return finish(lowered)
+
+        return run
+
+    def partition(
+        joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **options: Any
+    ) -> tuple[GraphModule, GraphModule]:
+        return compiler.partition(joint, num_fwd_outputs, inputs=inputs, **options)
+
+    compiled: Compiled = aot_module_simplified(
         module,
         list(fakes),
-        fw_compiler=inference,
-        bw_compiler=_no_backward,
-        inference_compiler=inference,
+        fw_compiler=outside(compiler.forward),
+        bw_compiler=outside(compiler.backward),
+        inference_compiler=outside(compiler.inference),
+        partition_fn=partition,
+        decompositions=decompositions(),
         keep_inference_input_mutations=True,
     )
     return compiled
-
-
-def _no_backward(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-    def refuse(args: list[Any]) -> Any:
-        raise TpfxError(
-            "backward through a compiled model is not there yet; call the model under torch.no_grad()"
-        )
-
-    refuse._boxed_call = True  # type: ignore[attr-defined]
-    return refuse
 
 
 def settle_sources(lowered: GraphModule, sources: Sequence[Source]) -> list[Source]:
@@ -54,17 +74,31 @@ def settle_sources(lowered: GraphModule, sources: Sequence[Source]) -> list[Sour
         TpfxError: AOTAutograd made other inputs than Dynamo gave it.
     """
     placeholders = lowered.graph.find_nodes(op="placeholder")
-    if len(placeholders) != len(sources):
+    inputs = [node for node in placeholders if not _is_tangent(node)]
+    if len(inputs) != len(sources):
         raise TpfxError(
-            f"the captured graph takes {len(placeholders)} inputs where the model gave {len(sources)}: it "
+            f"the captured graph takes {len(inputs)} inputs where the model gave {len(sources)}: it "
             "writes to inputs that share memory (pass copies), or has an op with side effects, as linalg.inv"
         )
     written = _written(lowered)
     settled = []
-    for node, source in zip(placeholders, sources, strict=True):
+    for node, source in zip(inputs, sources, strict=True):
         kind = "state" if node in written and source.kind == "input" else source.kind
         settled.append(replace(source, kind=kind, mutated=node in written))
-    return settled
+    return settled + [Source("tangent", node.name) for node in placeholders[len(inputs) :]]
+
+
+def mark_gradients(joint: Graph, results: int) -> None:
+    """Record which values of a joint graph are gradients: after the results, one for each input, or none."""
+    output = joint.output_node()
+    inputs = [node for node in joint.find_nodes(op="placeholder") if not _is_tangent(node)]
+    returned: Sequence[Any] = output.args[0]  # type: ignore[assignment]
+    gradients = zip(range(results, len(returned)), inputs, strict=True)
+    set_gradients(output, {at: node for at, node in gradients if isinstance(returned[at], Node)})
+
+
+def _is_tangent(node: Node) -> bool:
+    return str(node.target).startswith("tangents")
 
 
 def _written(lowered: GraphModule) -> set[Node]:

@@ -22,6 +22,7 @@ from ..annotations import (
     dims_of,
     elements,
     is_getitem,
+    returned_as,
     result_index,
     set_choice,
     set_layout,
@@ -161,7 +162,7 @@ class Problem:
 
     def _returnable(self, node: Node, layout: Layout) -> bool:
         """Whether a value may leave the graph as it is: addends never do, nor parts of a size that varies."""
-        if not any(user.op == "output" for user in node.users):
+        if not returned_as(node)[0]:
             return True
         match layout:
             case Replicate():
@@ -212,6 +213,22 @@ class Problem:
                 uses.setdefault(operand, []).append(position)
             for operand, positions in uses.items():
                 yield self._edge(self.index[operand], index, positions)
+        yield from self._gradient_factors()
+
+    def _gradient_factors(self) -> Iterator[Factor]:
+        """A gradient is laid out as its weight."""
+        for node, above in self.index.items():
+            for weight in returned_as(node)[1]:
+                below = self.index[weight]
+                table = [
+                    [
+                        0.0 if _offers(offer, need.result) else np.inf
+                        for need in self.variables[below].states
+                    ]
+                    for offer in self.variables[above].states
+                ]
+                if above != below:
+                    yield Factor((above, below), np.array(table))
 
     def _item_factor(self, node: Node, index: int) -> Factor:
         producer = node.args[0]
@@ -276,4 +293,5 @@ def returned_whole(node: Node) -> bool:
     What it also uses (keys and values) is state: it stays as it is, and is gathered only if someone looks at
     it.
     """
-    return bool(node.users) and all(user.op == "output" for user in node.users)
+    result, gradient = returned_as(node)
+    return result and not gradient and all(user.op == "output" for user in node.users)

@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from ..annotations import (
     bound_of,
     dims_of,
+    gradients_in,
     is_getitem,
     result_index,
     set_bound,
@@ -18,7 +19,7 @@ from ..annotations import (
     size_of,
     tensors_of,
 )
-from ..axes import Dim
+from ..axes import Dim, unify
 from ..ops import rule_for
 from ..rules import Call, is_tensor, tensor_nodes
 from ..shapes import unsplit
@@ -38,6 +39,11 @@ def infer_axes(graph: Graph) -> None:
             _bind(node)
         elif is_tensor(node):
             set_dims(node, [Dim(size_of(extent)) for extent in node.meta["val"].shape])
+    output = graph.output_node()
+    for at, weight in gradients_in(output).items():
+        gradient: Node = output.args[0][at]  # type: ignore[index,assignment]
+        for left, right in zip(dims_of(gradient), dims_of(weight), strict=True):
+            unify(left, right)
     for node in graph.nodes:
         if (bound := bound_of(node)) is not None:
             bound.settle()

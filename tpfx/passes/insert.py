@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from ..annotations import choice_of, dims_of, layout_of, set_dims, set_layout
+from ..annotations import ORIGIN, choice_of, dims_of, gradients_in, layout_of, set_dims, set_layout
 from ..collectives import all_gather, all_reduce, pend, shard
 from ..layout import Layout, Partial, Replicate, Split
 from ..rules import is_tensor, tensor_nodes
@@ -29,8 +29,12 @@ def _needs(node: Node) -> Iterator[tuple[Node, Layout]]:
     """Each tensor operand of a node, as it occurs, and the layout that it is needed in."""
     choice = choice_of(node)
     if node.op == "output":
-        for value in tensor_nodes(node):
-            yield value, Replicate() if isinstance(layout_of(value), Partial) else layout_of(value)
+        gradients = gradients_in(node)
+        for at, value in enumerate(node.args[0]):  # type: ignore[arg-type]
+            if is_tensor(value):
+                assert isinstance(value, Node)
+                held = layout_of(gradients.get(at, value))
+                yield value, Replicate() if isinstance(held, Partial) else held
     elif choice is not None and choice.kind not in ("input", "item"):
         yield from zip(tensor_nodes(node), choice.operands, strict=True)
 
@@ -84,7 +88,7 @@ def _convert(value: Node, wanted: Layout, made: dict[tuple[Node, Layout], Node])
 def _add(after: Node, like: Node, target: Callable[..., Any], args: tuple[Any, ...], layout: Layout) -> Node:
     with after.graph.inserting_after(_last_input(after)):
         node = after.graph.create_node("call_function", target, args, name=f"{after.name}_{target.__name__}")
-    node.meta = {key: like.meta[key] for key in ("val", "stack_trace", "nn_module_stack") if key in like.meta}
+    node.meta = {key: like.meta[key] for key in ("val", *ORIGIN[:2]) if key in like.meta}
     set_dims(node, dims_of(like))
     set_layout(node, layout)
     return node

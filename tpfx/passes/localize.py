@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from ..annotations import choice_of, dims_of, is_getitem, layout_of
+from ..annotations import ORIGIN, choice_of, dims_of, is_getitem, layout_of
 from ..collectives import all_gather, all_reduce, pend, shard
 from ..layout import Partial, Split
 from ..lowering import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shape, emit_shard
@@ -32,7 +32,7 @@ def localize(graph: Graph, rank: int, ranks: int, group: str) -> Graph:
         local.made[node] = made
         if isinstance(made, Node) and made.op != "output" and "stack_trace" not in made.meta:
             made.meta = {
-                key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta
+                key: node.meta[key] for key in ORIGIN if key in node.meta
             }
     _fuse_biases(local)
     # A rank may not need what it sends: collectives stay, or the others would wait for it.

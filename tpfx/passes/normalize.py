@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..annotations import size_of
+from ..annotations import ORIGIN, size_of
 from ..shapes import FULL
 from ..torch_compiler import unset_fake_temporarily
 
@@ -33,7 +33,7 @@ def normalize(graph: Graph) -> None:
 def _insert(graph: Graph, before: Node, target: Any, args: tuple[Any, ...], value: torch.Tensor) -> Node:
     with graph.inserting_before(before):
         node = graph.call_function(target, args)
-    node.meta = {key: before.meta[key] for key in ("stack_trace", "nn_module_stack") if key in before.meta}
+    node.meta = {key: before.meta[key] for key in ORIGIN if key in before.meta}
     node.meta["val"] = value
     return node
 
