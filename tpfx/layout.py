@@ -111,10 +111,13 @@ class Shards:
     """A `Split` of one tensor, made concrete: `dims` maps a dimension to the intervals of it that each rank
     holds.
 
-    Ranks may hold overlapping parts (a KV head that several ranks need). No dims: every rank holds all.
+    Ranks may hold overlapping parts (a KV head that several ranks need). No dims: every rank holds all. With
+    an `unfolding`, `dims` are those of the tensor with dimensions of a varying size taken apart: what a graph
+    leaves to its backward part, which alone can use it.
     """
 
     dims: SplitDims = ()
+    unfolding: Unfolding = ()
 
     def __bool__(self) -> bool:
         return bool(self.dims)

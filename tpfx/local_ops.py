@@ -137,6 +137,8 @@ def _squeeze(local: Rank, node: Node) -> Node:
 def _grouped_mm(local: Rank, node: Node) -> Node:
     """Rows must be multiples of 16 bytes: a part's that are not are padded with zeros."""
     tokens, weights, split = *list(tensor_nodes(node))[:2], split_of(node)
+    if weights.meta["val"].dim() == 2:
+        return local.graph.node_copy(node, local.of)
     args, align = dict(local.args(node)), 16 // tokens.meta["val"].element_size()
     inner, outer = (local_size(dim, split, local.rank) for dim in dims_of(weights)[1:])
     assert isinstance(inner, int) and isinstance(outer, int), "weights have fixed sizes"

@@ -207,7 +207,7 @@ TABLE: dict[Any, Rule] = {
     aten.unfold.default: Rule(shapes.windows, linear=((0,),)),
     aten.as_strided.default: Rule(shapes.unsplit),
     aten.view_as_real.default: Rule("... -> ... p!"),
-    aten.view_as_complex.default: Rule("... p! -> ..."),
+    aten.view_as_complex.default: Rule("... p! -> ...", lower="dense"),
     # made from nothing
     aten.full.default: Rule(shapes.fresh, shape="size"),
     aten.zeros.default: Rule(shapes.fresh, shape="size"),
@@ -288,5 +288,8 @@ def is_random(node: Node) -> bool:
 # Custom ops of other libraries, by name: they need not be installed.
 _EXTERNAL: dict[str, Rule] = {
     "transformers.grouped_mm_fallback.default": Rule(reductions.grouped_mm),
+    "transformers.grouped_mm_fallback_backward.default": Rule(
+        "t! k, e! k n, e!, t! n -> t! k, e! k n", each=True
+    ),
     "aten._grouped_mm.default": Rule(reductions.grouped_mm, lower="grouped_mm"),
 }

@@ -178,9 +178,18 @@ def lower(parallel: Graph, mesh: Mesh, root: torch.nn.Module) -> list[GraphModul
     modules = []
     for rank in mesh.owned:
         graph = localize(parallel, rank, mesh.size, mesh.group_name(rank))
+        _place(graph, mesh.devices[rank])
         module = GraphModule(_constants(graph, root, mesh.devices[rank]), graph, class_name=f"Rank{rank}")
         modules.append(module)
     return modules
+
+
+def _place(graph: Graph, device: torch.device) -> None:
+    """Make on a rank's own GPU what the captured graph makes on the first one."""
+    for node in graph.nodes:
+        given = node.kwargs.get("device")
+        if isinstance(given, torch.device) and given.type == device.type != "cpu":
+            node.kwargs = {**node.kwargs, "device": device}
 
 
 def _constants(graph: Graph, root: torch.nn.Module, device: torch.device) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .annotations import Source, dims_of, is_joined, layout_of, source_of
-from .layout import Layout, Shards, Split, concrete
+from .layout import Layout, Shards, Split, concrete, unfold
 from .memory import split_among
 from .mesh import Mesh
 from .names import module_path
@@ -27,7 +27,10 @@ from .torch_compiler import mark_dynamic_sizes
 def shards_of(node: Node) -> Shards:
     """The layout of a tensor in a parallel graph, made concrete."""
     layout: Layout = layout_of(node)
-    return concrete(dims_of(node), layout) if isinstance(layout, Split) else Shards()
+    if not isinstance(layout, Split):
+        return Shards()
+    dims, unfolding = unfold(dims_of(node), layout)
+    return Shards(concrete(dims, layout).dims, unfolding)
 
 
 class Program:
@@ -137,7 +140,7 @@ def _output(node: Any, mesh: Mesh, kept: bool) -> Callable[[list[Any]], Any]:
     layout = shards_of(node)
     value = node.meta["val"]
     dynamic = {index for index, extent in enumerate(value.shape) if isinstance(extent, torch.SymInt)}
-    fixed = {dim: int(value.shape[dim]) for dim, _ in layout.dims}
+    fixed = {dim: int(value.shape[dim]) for dim, _ in layout.dims if not layout.unfolding}
     if not layout:
         # Ranks on one device share what they all have; on several, state that comes back must not be copied
         # again.

@@ -39,7 +39,10 @@ def attention(call: Call) -> Bound:
 
 def grouped_mm(call: Call) -> Bound:
     """Each expert's tokens, which lie one after the other, by that expert's matrix."""
-    if [len(dims) for dims in call.dims] != [2, 3, 1]:
+    ranks = [len(dims) for dims in call.dims]
+    if ranks == [2, 2, 1]:  # the gradient of the matrices
+        return Rule("k t!, t! n, e! -> e k n", linear=((0,), (1,))).bind(call)
+    if ranks != [2, 3, 1]:
         return unsplit(call)
     return Rule("t! k, e! k n, e! -> t! n", linear=((0,), (1,))).bind(call)
 

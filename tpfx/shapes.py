@@ -56,10 +56,11 @@ def size(call: Call) -> Bound:
 
 
 def fresh(call: Call) -> Bound:
-    """A value made from nothing, the same at every index: each rank makes its part."""
-    bound = Bound(call.dims, [[Dim(size) for size in call.result_sizes()]])
-    bound.whole += [dim for dims in call.dims for dim in dims]
-    return bound
+    """A value made from nothing, the same at every index: each rank makes its part.
+
+    An operand, as that of `new_zeros`, tells a dtype and a device, whatever part of it a rank has.
+    """
+    return Bound(call.dims, [[Dim(size) for size in call.result_sizes()]])
 
 
 def pointwise(call: Call) -> Bound:

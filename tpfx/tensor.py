@@ -149,6 +149,8 @@ class ShardedTensor(torch.Tensor):
             if self._whole is not None:
                 return self._whole.detach().to(target)
             assert self._parts is not None and self.placement is not None
+            if self.placement.unfolding:
+                raise ShardingError(f"{self!r} belongs to a compiled graph, and cannot be gathered")
             if not self.placement:
                 return self._parts[0].to(target)
             return join([part.to(target) for part in self._parts], self.placement.dims, self.shape)

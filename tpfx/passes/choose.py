@@ -41,6 +41,7 @@ SMALL = 1 / 16  # weights below this part of a small matrix cost next to nothing
 PRICE = 3.0  # holding a small weight matrix costs as much as this many of the graph's largest messages
 NEGLIGIBLE = 0.005  # matrices so small that together they have this part of the bytes do not set the price
 CARRIED = 1e-8  # seconds for each op that carries a pending sum on: of equal plans, the one that sums early
+GATHERED = 1.0  # what every rank holds of a gathered value costs as much as weights do, byte for byte
 GATHERED_WEIGHT = 4.0  # gathering a weight at every call is this much dearer than its message
 
 
@@ -177,7 +178,8 @@ class Problem:
         if isinstance(layout, Partial):
             return self.topology.all_reduce(size, self.ranks)
         penalty = GATHERED_WEIGHT if _is_weight(node) else 1.0
-        return penalty * self.topology.all_gather(size, self.ranks)
+        more = size * (1 - 1 / self.ranks)  # what every rank then holds beyond its part
+        return penalty * self.topology.all_gather(size, self.ranks) + GATHERED * self.price * more
 
     def _caller_cost(self, node: Node) -> float:
         return self.topology.gather(bytes_of(node.meta["val"]), self.ranks)
