@@ -19,7 +19,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from .annotations import choice_of, dims_of
-from .axes import Dim, find
+from .axes import Dim, axes, find
 from .layout import (
     Split,
     carries,
@@ -154,7 +154,10 @@ def _emit_extent(local: Rank, dim: Dim, extent: Any, split: Split) -> Any:
     size, part = find(dim).size, local_size(dim, split, local.rank)
     if isinstance(part, int):
         return part
+    inside = [axis for axis in split.axes if axis in axes(dim)]
+    whole, box = math.prod(int(axis.size) for axis in inside), split.boxes[local.rank]
+    own = math.prod(box[axis][1] - box[axis][0] for axis in inside)
+    if extent == -1:  # left to be inferred, which nothing can be from an empty tensor
+        return extent if own else 0
     assert isinstance(extent, Node), f"a symbolic extent {size} that no node computes"
-    whole = math.prod(int(axis.size) for axis in split.axes)
-    own = math.prod(stop - start for start, stop in split.boxes[local.rank].values())
     return local.call(operator.mul, local.call(operator.floordiv, extent, whole), own)
