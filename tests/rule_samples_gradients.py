@@ -18,8 +18,8 @@ def _like(s: Sampler, value: torch.Tensor) -> torch.Tensor:
 def _convolution_backward(s: Sampler) -> Case:
     x, weight, _, *settings = SAMPLES[aten.convolution.default](s).args
     gradient = _like(s, aten.convolution(x, weight, None, *settings))
-    mask = s.one_of([True, True, False], [False, True, False], [True, False, False])
-    return Case((gradient, x, weight, None, *settings, mask))
+    mask = s.one_of([True, True, False], [False, True, False], [True, False, False], [True, True, True])
+    return Case((gradient, x, weight, [gradient.shape[1]], *settings, mask))
 
 
 @samples(aten._scaled_dot_product_flash_attention_for_cpu_backward.default)

@@ -205,6 +205,60 @@ def test_dynamo_skips_the_frames_of_tpfx(caplog: pytest.LogCaptureFixture) -> No
         assert trace_rules.check(tpfx.compile)
 
 
+def test_a_joint_graph_is_parted_and_its_nodes_keep_their_names_and_notes() -> None:
+    seen: list[set[str]] = []
+
+    def partition(joint: Any, inputs: Any, *, num_fwd_outputs: int, **options: Any) -> Any:
+        placeholders = [node.target for node in joint.graph.find_nodes(op="placeholder")]
+        assert placeholders == ["primals_1", "primals_2", "tangents_1"]
+        assert len(joint.graph.output_node().args[0]) == num_fwd_outputs + 2  # a gradient for each input
+        for node in joint.graph.nodes:
+            node.meta["note"] = node.name
+        parts = torch_compiler.min_cut_rematerialization_partition(
+            joint, inputs, num_fwd_outputs=num_fwd_outputs, **options
+        )
+        for part in parts:
+            inner = [node for node in part.graph.nodes if node.op == "call_function"]
+            assert inner and all(node.meta["note"] == node.name for node in inner)
+            seen.append({node.name for node in inner})
+        return parts
+
+    def compiler(module: Any, inputs: Any) -> Any:
+        def run(args: list[Any]) -> Any:
+            return module.forward(*args)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def backend(module: Any, inputs: Any) -> Any:
+        return torch_compiler.aot_module_simplified(
+            module, inputs, fw_compiler=compiler, bw_compiler=compiler, partition_fn=partition
+        )
+
+    x, y = torch.ones(3, requires_grad=True), torch.full((3,), 2.0, requires_grad=True)
+    torch.compile(lambda x, y: (x * y).exp(), backend=backend)(x, y).sum().backward()
+    assert len(seen) == 2
+    torch.testing.assert_close(x.grad, 2 * torch.full((3,), 2.0).exp())
+
+
+@pytest.mark.parametrize("module", [torch.nn.LSTM(2, 3), torch.nn.Linear(2, 3)])
+def test_dynamo_captures_lstms_only_if_told_to(module: torch.nn.Module) -> None:
+    assert not torch._dynamo.config.allow_rnn
+    with torch_compiler.capturing(module):
+        assert torch._dynamo.config.allow_rnn is isinstance(module, torch.nn.LSTM)
+    assert not torch._dynamo.config.allow_rnn
+
+
+def test_an_op_of_a_library_stands_for_one_overload() -> None:
+    name = "tpfx_test::of_one"
+    made = torch.library.custom_op(name, lambda x: x + 1, mutates_args=(), schema="(Tensor x) -> Tensor")
+    overload = torch.ops.tpfx_test.of_one.default
+    for op in (made, torch.ops.tpfx_test.of_one, overload):
+        assert torch_compiler.overload_of(op) is overload
+    for op in (torch.ops.aten.add, torch.add, None):
+        assert torch_compiler.overload_of(op) is None
+
+
 def test_no_private_name_is_unpinned() -> None:
     """A name that is added to the module needs a test here, and its name below."""
     pinned = {
@@ -212,8 +266,11 @@ def test_no_private_name_is_unpinned() -> None:
         "FakeTensor",
         "FakeTensorMode",
         "aot_module_simplified",
+        "capturing",
         "dynamic_sizes",
         "make_wrapper_subclass",
+        "min_cut_rematerialization_partition",
+        "overload_of",
     }
     pinned |= {"is_traceable_wrapper_subclass", "mark_dynamic_sizes", "set_data", "skip_frames"}
     assert set(torch_compiler.__all__) == pinned | {"unset_fake_temporarily", "without_torch_function"}

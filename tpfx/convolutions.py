@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch.fx import Node
 
 from .rules import Bound, Call, Rule
+from .shapes import unsplit
 
 
 def convolution(call: Call) -> Bound:
@@ -23,6 +24,8 @@ def convolution(call: Call) -> Bound:
 
 def convolution_backward(call: Call) -> Bound:
     """The gradient of the input is a sum over what leaves, that of the weight over the batch."""
+    if call["output_mask"][2]:  # a bias has no part in what enters; `normalize` makes its gradient a sum
+        return unsplit(call)
     x, weight, leaving, after = _groups(call, call.operands[1], call.operands[2])
     made = [text for text, kept in zip((x, weight), call["output_mask"], strict=False) if kept]
     return Rule(f"n {leaving} {after}, {x}, {weight} -> {', '.join(made)}", each=True).bind(call)

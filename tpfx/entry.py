@@ -7,6 +7,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -34,7 +35,10 @@ class Entry:
         self.model, self.forward, self.session = model, forward, session
         self._device = session.mesh.devices[session.mesh.owned[0]]
         self._compiled = _compiled(forward, session.compile)
-        self._settings = capturing(model)
+
+    @functools.cached_property
+    def _settings(self) -> AbstractContextManager[Any]:
+        return capturing(self.model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `forward` returns, in plain tensors."""

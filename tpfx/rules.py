@@ -252,6 +252,13 @@ class _Binder:
                 self._meet(term, dim)
         for index in range(len(self.call.results)):
             self.bound.results.append(self._result(index))
+        self._settle_factors(each)
+        return self.bound
+
+    def _settle_factors(self, each: bool) -> None:
+        """Which factors are contracted, and which must be whole."""
+        if each and len(self.bound.results) > len(self.pattern.results):
+            raise ValueError(f"a rule for gradients describes every result: {self.call.node.target}")
         for name, dim in self.known.items():
             kept = self._results_of(name)
             if name in self.pattern.whole:
@@ -260,7 +267,6 @@ class _Binder:
                 self.bound.contracted.append(dim)
             if (not kept and name.startswith(".")) or any(_lost(dim, self.bound.results[i]) for i in kept):
                 self.bound.whole.append(dim)  # a result that should have it could not be given it
-        return self.bound
 
     def _results_of(self, name: str) -> list[int]:
         """The results that have a factor; one of `...` if they have leading dimensions."""

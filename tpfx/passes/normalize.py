@@ -68,6 +68,22 @@ def _convolution(graph: Graph, node: Node) -> None:
     _replace(node, _insert(graph, node, aten.add.Tensor, (product, column), value))
 
 
+def _convolution_backward(graph: Graph, node: Node) -> None:
+    """The gradient of a bias, which was made a sum of its own, is a sum of its own too."""
+    gradient, x, weight, _, *settings, mask = node.args
+    assert isinstance(gradient, Node)
+    found = [user for user in node.users if user.args[1] == 2]
+    if not mask[2] or not found:  # type: ignore[index]
+        return
+    value = gradient.meta["val"]
+    others = [dim for dim in range(value.dim()) if dim != 1]
+    total = _insert(graph, node, aten.sum.dim_IntList, (gradient, others), found[0].meta["val"])
+    for user in found:
+        _replace(user, total)
+    node.args = (gradient, x, weight, None, *settings, [*mask[:2], False])  # type: ignore[index,misc]
+    node.meta["val"] = (*node.meta["val"][:2], None)
+
+
 def _hoist(graph: Graph, total: Node, bias: Node) -> None:
     """Add the bias after the view that undoes the flattening, so that product and view may become one
     linear."""
@@ -182,6 +198,7 @@ def _alias(graph: Graph, node: Node) -> None:
 _REWRITES: dict[Any, Callable[[Graph, Node], None]] = {
     aten.addmm.default: _addmm,
     aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
     aten.mm.default: _mm,
     aten.cat.default: _cat,
     aten.index.Tensor: _index,
