@@ -148,6 +148,12 @@ def _complex(s: Sampler) -> Case:
     )
 
 
+@samples(aten._conj.default, aten._conj_physical.default)
+def _conjugate(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((torch.complex(s.floats(*shape), s.floats(*shape)),))
+
+
 @samples(aten._prelu_kernel.default)
 def _prelu(s: Sampler) -> Case:
     shape = s.shape(2, 3)

@@ -71,6 +71,7 @@ UNRUN = {
 # They return no tensor; tests/test_plain.py runs them.
 NOT_OF_TENSORS = {
     aten.sym_size.int,
+    aten.sym_stride.int,
     aten._local_scalar_dense.default,
     aten._assert_async.default,
     aten._assert_async.msg,

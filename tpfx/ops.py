@@ -230,6 +230,7 @@ TABLE: dict[Any, Rule] = {
     aten.new_empty_strided.default: Rule(shapes.unsplit),
     # read by Python: numbers, and checks
     aten.sym_size.int: Rule(shapes.size),
+    aten.sym_stride.int: Rule(shapes.unsplit),
     aten._local_scalar_dense.default: Rule(shapes.unsplit),
     aten._assert_async.default: Rule(shapes.unsplit),
     aten._assert_async.msg: Rule(shapes.unsplit),
@@ -251,6 +252,8 @@ TABLE: dict[Any, Rule] = {
     aten.fill.Tensor: Rule(shapes.pointwise),
     aten.complex.default: Rule(shapes.pointwise),
     aten.polar.default: Rule(shapes.pointwise),
+    aten._conj.default: Rule(shapes.pointwise),
+    aten._conj_physical.default: Rule(shapes.pointwise),
     aten._prelu_kernel.default: Rule(shapes.pointwise),
     aten.masked_fill.Scalar: Rule(shapes.masked_fill),
     aten.masked_fill.Tensor: Rule(shapes.pointwise),

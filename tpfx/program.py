@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .annotations import Source, dims_of, is_joined, layout_of, source_of
-from .layout import Layout, Shards, Split, concrete, unfold
+from .layout import Layout, Partial, Shards, Split, concrete, unfold
 from .memory import split_among
 from .mesh import Mesh
 from .names import module_path
@@ -138,6 +138,9 @@ def _output(node: Any, mesh: Mesh, kept: bool) -> Callable[[list[Any]], Any]:
     if not is_tensor(node):
         return _first
     layout = shards_of(node)
+    kept = kept or isinstance(
+        layout_of(node), Partial
+    )  # addends for the backward part: each rank has its own
     value = node.meta["val"]
     dynamic = {index for index, extent in enumerate(value.shape) if isinstance(extent, torch.SymInt)}
     fixed = {dim: int(value.shape[dim]) for dim, _ in layout.dims if not layout.unfolding}
