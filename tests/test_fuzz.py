@@ -1,6 +1,6 @@
 """Random programs, split over 1 to 5 devices, say what they say unsharded.
 
-`make fuzz` runs 2,000 of them; a failure is printed as a program, and belongs into `CASES`.
+`make fuzz` runs 2,000 of them. A failure is printed as a program: it becomes a test of its own here.
 """
 
 from __future__ import annotations
@@ -92,12 +92,3 @@ def test_many_programs(seed: int) -> None:
     before = Counter(COUNTS)
     fuzz(int(os.environ.get("TPFX_FUZZ", "100")), seed)
     print("", *(f"{count:6,} {what}" for what, count in sorted((COUNTS - before).items())), sep="\n")
-
-
-# What the fuzzer has found.
-CASES: dict[str, tuple[tuple[Step, ...], int, int, int, int, bool]] = {}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_case_that_was_wrong_once(name: str) -> None:
-    run(*CASES[name])

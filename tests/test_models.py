@@ -165,6 +165,7 @@ def test_vocabulary_that_devices_do_not_divide() -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-4, rtol=0)
     assert sorted(shard.shape[0] for shard in model.transformer.wte.weight.shards) == [85, 86, 86]
+    assert not [c for c in tpfx.report(model).collectives if c.kind == "all_gather"]
 
 
 @pytest.mark.parametrize("devices", [5, 8])

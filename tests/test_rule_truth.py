@@ -183,9 +183,10 @@ def test_rule_of_attention_for_cuda_is_true(op: Any) -> None:
     assert sum(check_rule(op, *args) for args in _cuda_attention(op, "cuda")) > 10
 
 
-def _grouped(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _grouped(dtype: torch.dtype, name: str) -> tuple[torch.Tensor, ...]:
     offsets = torch.tensor([2, 2, 6], dtype=torch.int32)
-    return torch.randn(6, 16, dtype=dtype), torch.randn(3, 16, 8, dtype=dtype), offsets
+    given = torch.randn(6, 16, dtype=dtype), torch.randn(3, 16, 8, dtype=dtype), offsets
+    return (*given, torch.randn(6, 8, dtype=dtype)) if "backward" in name else given
 
 
 @pytest.mark.parametrize("name", sorted(_EXTERNAL))
@@ -196,7 +197,7 @@ def test_external_rule_is_true(name: str) -> None:
     target = getattr(getattr(getattr(torch.ops, namespace), op), overload)
     dims = ("t:6 (m:4 k:4)", "e:3 (m:4 k:4) [n:4|o:4]")
     tried = [
-        check_rule(target, *_grouped(dtype), dims=texts)
+        check_rule(target, *_grouped(dtype, name), dims=texts)
         for texts in ((), dims)
         for dtype in ((torch.bfloat16,) if namespace == "aten" else (torch.float32, torch.float64))
     ]

@@ -7,8 +7,9 @@ import pytest
 from benchmarks.architectures import LISTED
 from benchmarks.zoo import SPLIT, check, line
 
-# One of each kind, and the devices to split it over: convolutions, state spaces, experts, encoders, images.
+# One of each kind, and the devices to split it over: sinks, convolutions, states, experts, encoders, images.
 SAMPLE = {
+    ("causal", "granite_swa"): 3,
     ("causal", "lfm2"): 3,
     ("causal", "mamba"): 2,
     ("causal", "qwen3_moe"): 3,
