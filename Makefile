@@ -32,7 +32,7 @@ test: $(VENV)/.test ## run the tests (WORKERS=2 processes; ARGS="-m slow": the s
 zoo: $(VENV)/.test ## split 120 architectures over 2 and 3 devices and compare (half an hour)
 	$(BIN)/python -m benchmarks.zoo $(ARGS)
 
-fuzz: $(VENV)/.test ## split 2,000 random programs and compare (ten minutes)
+fuzz: $(VENV)/.test ## split 2,000 random programs and compare (a quarter of an hour)
 	$(BIN)/python -m pytest tests/test_fuzz.py -m slow --numprocesses $(WORKERS) --dist worksteal -rP $(ARGS)
 
 lint: $(VENV)/.test ## check style and types, change nothing
