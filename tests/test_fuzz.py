@@ -92,3 +92,21 @@ def test_many_programs(seed: int) -> None:
     before = Counter(COUNTS)
     fuzz(int(os.environ.get("TPFX_FUZZ", "100")), seed)
     print("", *(f"{count:6,} {what}" for what, count in sorted((COUNTS - before).items())), sep="\n")
+
+
+# What the fuzzer has found: steps, devices, batch, length, width, double precision.
+CASES: dict[str, tuple[tuple[Step, ...], int, int, int, int, bool]] = {
+    "a scatter whose index has the axis that it writes along": (
+        (("experts", 4, 3, 3, 7),),
+        2,
+        1,
+        5,
+        10,
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_that_was_wrong_once(name: str) -> None:
+    run(*CASES[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from .axes import Dim, find
+from .axes import Dim, axes, find
 from .rules import Bound, Call, Dims, Rule, is_tensor
 from .shapes import checked, unknown, unsplit
 
@@ -146,9 +146,10 @@ def scatter(call: Call) -> Bound:
 
 def scatter_to_parts(call: Call) -> Bound:
     """As `scatter`, and each rank writes what falls into its part of the dimension."""
-    bound = scatter(call)
-    target = call.dims[0][call.dim(call["dim"])]
-    bound.whole = [dim for dim in bound.whole if dim is not target]
+    bound, at = scatter(call), call.dim(call["dim"])
+    target = call.dims[0][at]
+    if all(axes(target).isdisjoint(axes(dims[at])) for dims in call.dims[1:] if dims):
+        bound.whole = [dim for dim in bound.whole if dim is not target]
     return bound
 
 
