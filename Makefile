@@ -29,10 +29,10 @@ venv: $(VENV)/.test ## make .venv, with what tests and lint need
 test: $(VENV)/.test ## run the tests (WORKERS=2 processes; ARGS="-m slow": the slow ones)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
-zoo: $(VENV)/.test ## split 120 architectures over 2 and 3 devices and compare (half an hour)
+zoo: $(VENV)/.test ## split 120 architectures over 2 and 3 devices and compare (long)
 	$(BIN)/python -m benchmarks.zoo $(ARGS)
 
-fuzz: $(VENV)/.test ## split 2,000 random programs and compare (a quarter of an hour)
+fuzz: $(VENV)/.test ## split 2,000 random programs and compare (long)
 	$(BIN)/python -m pytest tests/test_fuzz.py -m slow --numprocesses $(WORKERS) --dist worksteal -rP $(ARGS)
 
 lint: $(VENV)/.test ## check style and types, change nothing
