@@ -10,97 +10,24 @@ after warm-up rounds in which everything is compiled. The peer's environment is 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
-import transformers
 import typer
 from rich.console import Console
 
 import tpfx
 
 from .models import build, config, prompt
-from .others import LOUD, Others
+from .others import Others
 from .peer import Peer
-from .phases import BEAMS, PHASES, tokens
-from .samples import Spread, speedup_table, speedups
-
-BASELINE = "unsharded, 1 thread"
-ATTEMPTS = 3  # turns that are taken again while other processes keep disturbing them
-WARM_UP = 2  # rounds: the first compiles, and the second what only comes up then
-
-
-class System(Protocol):
-    """Something that is measured."""
-
-    def measure(self, phase: str) -> float:
-        """Seconds of one measurement of a phase."""
-
-
-@dataclass
-class Local:
-    """A model in this process; `threads` is what PyTorch is told before it runs."""
-
-    model: Any
-    threads: int
-    ids: torch.Tensor
-
-    def measure(self, phase: str) -> float:
-        """Seconds of one measurement of a phase."""
-        torch.set_num_threads(self.threads)
-        return PHASES[phase](self.model, self.ids)
-
-
-@dataclass
-class Measured:
-    """Seconds of every system in every phase; `others`: how many cores other processes used in each turn."""
-
-    samples: dict[str, dict[str, list[float]]]
-    others: list[float]
-
-
-def measure(
-    systems: Mapping[str, System], rounds: int, others: Others | None, tell: Callable[[str], None]
-) -> Measured:
-    """Measure every system in every phase, in turns: a b c a b c …"""
-    measured = Measured({name: {phase: [] for phase in PHASES} for name in systems}, [])
-    for index in range(rounds):
-        for phase in PHASES:
-            what = f"round {index + 1} of {rounds}: {phase}"
-            busy, seconds = _quietest(systems, phase, others, partial(_tell, tell, what))
-            measured.others.append(busy)
-            for name in systems:
-                measured.samples[name][phase].append(seconds[name])
-    return measured
-
-
-def _quietest(
-    systems: Mapping[str, System], phase: str, others: Others | None, tell: Callable[[str], None]
-) -> tuple[float, dict[str, float]]:
-    """One turn of all systems, taken again where others disturb it, and how many cores those used."""
-    turns: list[tuple[float, dict[str, float]]] = []
-    while not turns or (others is not None and turns[-1][0] > LOUD and len(turns) < ATTEMPTS):
-        if others is not None:
-            tell("waiting for other processes")
-            others.wait()
-            others.cores()
-        seconds = {}
-        for name, system in systems.items():
-            tell(name)
-            seconds[name] = system.measure(phase)
-        turns.append((others.cores() if others is not None else 0.0, seconds))
-    return min(turns, key=lambda turn: turn[0])
-
-
-def _tell(tell: Callable[[str], None], what: str, more: str) -> None:
-    tell(f"{what}, {more}")
+from .phases import BEAMS, WRITING, tokens
+from .samples import Spread, ratios_of, speedup_table
+from .turns import BASELINE, WARM_UP, Local, System, machine, measure
 
 
 def same_tokens(one: Local, other: Local, count: int = 12) -> bool:
@@ -128,7 +55,7 @@ def running(
         yield systems
         return
     tell("starting tensor_parallel")
-    other = Peer(devices, length, shape)
+    other = Peer(devices, shape, 1, length)
     systems[f"tensor_parallel, {devices} devices"] = other
     try:
         yield systems
@@ -153,10 +80,10 @@ def run(
         split = systems[f"tpfx, {devices} devices"]
         whole = systems[BASELINE]
         assert isinstance(split, Local) and isinstance(whole, Local)
-        measure(systems, WARM_UP, None, lambda text: status.update(f"warming up, {text}"))
+        measure(systems, WRITING, WARM_UP, None, lambda text: status.update(f"warming up, {text}"))
         same = same_tokens(whole, split)
         before = tpfx.report(split.model).graphs
-        measured = measure(systems, rounds, Others(patience), status.update)
+        measured = measure(systems, WRITING, rounds, Others(patience), status.update)
         late = tpfx.report(split.model).graphs - before
     title = ", ".join(f"{key} {value}" for key, value in shape.items())
     console.print(speedup_table(f"{title}, prompt {length}", measured.samples, BASELINE))
@@ -164,22 +91,14 @@ def run(
     console.print(f"cores that other processes used meanwhile: {Spread.of(measured.others)}")
     if late:
         console.print(f"{late} graphs were compiled while the clock ran: these figures mean nothing")
-    ratios = {
-        name: {phase: _as_dict(spread) for phase, spread in phases.items()}
-        for name, phases in speedups(measured.samples, BASELINE).items()
-    }
     return {
         "shape": shape,
         "same_tokens": same,
         "late_graphs": late,
         "others": measured.others,
         "seconds": measured.samples,
-        "speedup": ratios,
+        "speedup": ratios_of(measured.samples, BASELINE),
     }
-
-
-def _as_dict(spread: Spread) -> dict[str, float]:
-    return {"median": spread.median, "low": spread.low, "high": spread.high}
 
 
 def main(
@@ -205,15 +124,9 @@ def main(
         figures.append(run(shape, devices, prompt, repeats, patience, peer, console))
     if json_file is not None:
         text = json.dumps(
-            {"devices": devices, "prompt": prompt, "machine": _machine(), "models": figures}, indent=1
+            {"devices": devices, "prompt": prompt, "machine": machine(), "models": figures}, indent=1
         )
         print(text) if json_file == Path("-") else json_file.write_text(text + "\n")
-
-
-def _machine() -> dict[str, Any]:
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"cpus": os.cpu_count(), "load": load, **versions}
 
 
 if __name__ == "__main__":

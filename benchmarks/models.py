@@ -56,7 +56,7 @@ def build(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel
     return transformers.AutoModelForCausalLM.from_config(config).float().eval()
 
 
-def prompt(length: int) -> torch.Tensor:
-    """Token ids `[1, length]`."""
+def prompt(length: int, batch: int = 1) -> torch.Tensor:
+    """Token ids `[batch, length]`."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(3, VOCABULARY, (1, length), generator=generator)
+    return torch.randint(3, VOCABULARY, (batch, length), generator=generator)

@@ -1,7 +1,7 @@
 """The library tensor_parallel, in an environment of its own: `Peer(…)` starts it and asks it for seconds.
 
 It needs an old transformers, so it lives in a virtual environment that `environment` makes, and runs this
-file as a program: one JSON object on a line in (a phase), one out (its seconds).
+file as a program: one JSON object on a line in (a phase, say), one out (its seconds).
 """
 
 from __future__ import annotations
@@ -44,16 +44,20 @@ def environment(folder: Path = ROOT / ".peer-venv") -> Path:
 class Peer:
     """A process that has a model split by tensor_parallel over `devices` CPU devices, one thread each."""
 
-    def __init__(self, devices: int, length: int, shape: dict[str, Any]) -> None:
+    def __init__(self, devices: int, shape: dict[str, Any], batch: int, length: int) -> None:
         command = [str(environment()), "-W", "ignore", "-m", "benchmarks.peer"]
         self._process = subprocess.Popen(
             command, cwd=ROOT.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._ask({"devices": devices, "length": length, "shape": shape})
+        self._ask({"devices": devices, "batch": batch, "length": length, "shape": shape})
 
     def measure(self, phase: str) -> float:
         """Seconds of one measurement."""
         return float(self._ask({"phase": phase})["seconds"])
+
+    def held(self) -> list[int]:
+        """Bytes on each device while it trains."""
+        return [int(size) for size in self._ask({"held": True})["held"]]
 
     def close(self) -> None:
         """End the process."""
@@ -77,17 +81,20 @@ def _serve() -> None:
     import torch
 
     from .models import build, config, prompt
-    from .phases import PHASES
+    from .phases import PHASES, bytes_held
 
     given = json.loads(sys.stdin.readline())
     torch.set_num_threads(1)
     model = build(config(**given["shape"]))
     model = tensor_parallel.tensor_parallel(model, ["cpu"] * given["devices"])
-    ids = prompt(given["length"])
+    ids = prompt(given["length"], given["batch"])
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        seconds = PHASES[json.loads(line)["phase"]](model, ids)
-        print(json.dumps({"seconds": seconds}), flush=True)
+        question = json.loads(line)
+        if "held" in question:
+            print(json.dumps({"held": bytes_held(model)}), flush=True)
+        else:
+            print(json.dumps({"seconds": PHASES[question["phase"]](model, ids)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is timed of a model that generates text: `PHASES["decode"](model, ids)` gives seconds.
+"""What is timed of a model that writes text or is trained: `PHASES["decode"](model, ids)` gives seconds.
 
 Also runs in the peer's environment, so it needs nothing of tpfx.
 """
@@ -6,7 +6,8 @@ Also runs in the peer's environment, so it needs nothing of tpfx.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,8 +51,62 @@ def beams(model: Any, ids: torch.Tensor) -> float:
     return _per_token(model, ids, (2, 14), beams=BEAMS)
 
 
+def backward(model: Any, ids: torch.Tensor) -> float:
+    """Seconds of a loss and its gradients."""
+    model.zero_grad(set_to_none=True)
+    start = time.perf_counter()
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return time.perf_counter() - start
+
+
+_optimizers: weakref.WeakKeyDictionary[Any, torch.optim.Optimizer] = weakref.WeakKeyDictionary()
+
+
+def optimizer_of(model: Any) -> torch.optim.Optimizer:
+    """The AdamW of a model, whose state lives as long as the model."""
+    if model not in _optimizers:
+        _optimizers[model] = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    return _optimizers[model]
+
+
+def step(model: Any, ids: torch.Tensor) -> float:
+    """Seconds of a whole training step: loss, gradients, AdamW."""
+    optimizer = optimizer_of(model)
+    seconds = backward(model, ids)
+    start = time.perf_counter()
+    optimizer.step()
+    return seconds + time.perf_counter() - start
+
+
+def bytes_held(model: Any) -> list[int]:
+    """Bytes of weights, gradients and AdamW's state on each device, or in all for an unsharded model.
+
+    Counted from the tensors: those of tpfx know what lies where; tensor_parallel has a module a rank.
+    """
+    inner = getattr(model, "wrapped_model", model)
+    held: list[int] = []
+    for first, module in enumerate(getattr(inner, "module_shards", [model])):
+        for weight in module.parameters():
+            state = optimizer_of(model).state.get(weight, {})
+            for tensor in (weight, weight.grad, *state.values()):
+                for rank, size in enumerate(_sizes(tensor), first):
+                    held += [0] * (rank + 1 - len(held))
+                    held[rank] += size
+    return held
+
+
+def _sizes(tensor: Any) -> Sequence[int]:
+    if not isinstance(tensor, torch.Tensor):
+        return ()
+    return getattr(tensor, "resident_bytes", (tensor.numel() * tensor.element_size(),))
+
+
+WRITING = ("prefill", "decode", "beams")
+TRAINING = ("backward", "step")
 PHASES: dict[str, Callable[[Any, torch.Tensor], float]] = {
     "prefill": prefill,
     "decode": decode,
     "beams": beams,
+    "backward": backward,
+    "step": step,
 }

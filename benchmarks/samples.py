@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
@@ -45,6 +45,14 @@ def speedups(samples: Samples, baseline: str) -> dict[str, dict[str, Spread]]:
             for phase, seconds in phases.items()
         }
         for system, phases in samples.items()
+    }
+
+
+def ratios_of(samples: Samples, baseline: str) -> dict[str, dict[str, dict[str, float]]]:
+    """`speedups` as plain numbers, for a file."""
+    return {
+        system: {phase: asdict(spread) for phase, spread in phases.items()}
+        for system, phases in speedups(samples, baseline).items()
     }
 
 

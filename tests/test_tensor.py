@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers
+from torch import nn
 from torch.utils._pytree import tree_map_only
 
 import tpfx
@@ -323,10 +324,13 @@ def test_deepcopy_of_a_view_stands_alone() -> None:
     assert made.full().sum() == 0
 
 
-def test_pickling_says_what_to_do_instead(held: ShardedTensor) -> None:
-    for save in (pickle.dumps, lambda tensor: torch.save({"a": tensor}, io.BytesIO())):
-        with pytest.raises(tpfx.ShardingError, match=r"cannot save Sharded.*full_state_dict"):
-            save(held)
+def test_pickled_it_is_the_whole_as_a_plain_tensor(held: ShardedTensor) -> None:
+    assert torch.equal(pickle.loads(pickle.dumps(held)), held.full())
+    file = io.BytesIO()
+    torch.save({"a": nn.Parameter(held)}, file)
+    file.seek(0)
+    loaded = torch.load(file)["a"]
+    assert type(loaded) is nn.Parameter and torch.equal(loaded, held.full())
 
 
 @pytest.mark.parametrize("change", ["t_", "squeeze_", "resize_", "set_"])

@@ -259,12 +259,31 @@ def test_an_op_of_a_library_stands_for_one_overload() -> None:
         assert torch_compiler.overload_of(op) is None
 
 
+def test_foreach_is_allowed_for_a_kind_of_tensor() -> None:
+    """Without it, clipping and optimizers fall back to a loop, in silence; on CPU, clipping shows it."""
+    from torch.optim.optimizer import _foreach_supported_types as first
+    from torch.utils._foreach_utils import _foreach_supported_types as second
+    from torch.utils._foreach_utils import _has_foreach_support
+
+    cpu = torch.device("cpu")
+    assert not _has_foreach_support([torch.nn.Parameter(torch.ones(1))], cpu)
+    tensor = wrapper(dtype=torch.float32, device=cpu)
+    assert not _has_foreach_support([tensor], cpu)
+    torch_compiler.allow_foreach(type(tensor))
+    torch_compiler.allow_foreach(type(tensor))
+    assert _has_foreach_support([tensor], cpu)
+    for kinds in (first, second):
+        assert kinds.count(type(tensor)) == 1
+        kinds.remove(type(tensor))
+
+
 def test_no_private_name_is_unpinned() -> None:
     """A name that is added to the module needs a test here, and its name below."""
     pinned = {
         "BackendCompilerFailed",
         "FakeTensor",
         "FakeTensorMode",
+        "allow_foreach",
         "aot_module_simplified",
         "capturing",
         "dynamic_sizes",

@@ -16,7 +16,14 @@ from .mesh import DeviceSpec, Mesh, parse_devices
 from .report import Report
 from .runtime import Runtime
 from .topology import Topology
-from .weights import check_weights, full_state_dict, restore_weights, save_whole, shard_weights
+from .weights import (
+    check_weights,
+    full_state_dict,
+    load_into_place,
+    restore_weights,
+    save_whole,
+    shard_weights,
+)
 
 log = logging.getLogger("tpfx")
 
@@ -33,8 +40,9 @@ def compile(
 ) -> M:
     """Split a model over several devices, in place.
 
-    Its parameters and buffers become `ShardedTensor`s; make optimizers afterwards. A parameter that no graph
-    uses yet stays whole, where it was. If anything fails, the model is left as it was.
+    Its parameters and buffers become `ShardedTensor`s; an optimizer that has the old ones takes over the new
+    ones at its next step. A parameter that no graph uses yet stays whole, where it was. If anything fails,
+    the model is left as it was.
 
     Args:
         model: any module with parameters. It is changed in place, and returned.
@@ -85,15 +93,15 @@ def report(model: torch.nn.Module) -> Report:
 
 
 def _entry(model: torch.nn.Module) -> Entry | None:
-    forward = vars(model).get("forward")
-    return forward if isinstance(forward, Entry) else None
+    return vars(model).get("_tpfx_entry")  # others may have wrapped `forward` since
 
 
 def _install(model: torch.nn.Module, entry: Entry) -> None:
     """Lead what concerns all weights at once through the entry."""
-    model.forward = entry
+    model.forward = model._tpfx_entry = entry  # type: ignore[assignment]
     for module in model.modules():
         module._apply = functools.partial(entry.convert, module)  # type: ignore[method-assign]
+        module.register_load_state_dict_pre_hook(load_into_place)
     save = getattr(model, "save_pretrained", None)
     if save is not None:
         vars(model)["save_pretrained"] = functools.wraps(save)(functools.partial(save_whole, model, save))

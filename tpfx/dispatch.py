@@ -6,7 +6,6 @@ written into it goes to the base. So every op is right, and `eager.ROWS` says wh
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,15 +15,13 @@ from torch.utils._pytree import tree_map
 
 from .eager import ROWS, Kept, Row, cut, elementwise, moved, written
 from .errors import ShardingError
+from .foreach import by_list, by_reduction, over_lists
 from .layout import Shards
-from .parts import take
+from .partwise import Columns, everywhere, gathered_for, made_of, on_each, spread
 from .shapes import bounds
-from .tensor import ShardedTensor, copy_dynamic
+from .tensor import ShardedTensor
 
-log = logging.getLogger("tpfx")
 aten = torch.ops.aten
-
-Columns = list[Sequence[Any]]  # for each argument, its value on each rank
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -40,6 +37,8 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         )
     if kwargs.get("device") == owner.device:
         kwargs = {name: value for name, value in kwargs.items() if name != "device"}
+    if over_lists(func):
+        return by_list(func, args, kwargs, _on_wholes)
     done = _by_parts(func, args, kwargs, owner)
     if done is not None:
         return done
@@ -69,6 +68,9 @@ def _by_parts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: S
     row = ROWS.get(func)
     if row is not None:
         return None if kwargs else _by_row(func, args, owner)
+    number = by_reduction(func, args, kwargs)
+    if number is not None:
+        return number
     return _by_element(func, args, kwargs, owner) if elementwise(func) else None
 
 
@@ -87,10 +89,10 @@ def _by_element(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner:
     if func._schema.is_mutable:
         if written(func) != (0,) or args[0] is not owner:
             return None
-        _run(func, [_spread(arg, owner, placement, shape) for arg in args], kwargs)
+        on_each(owner._mesh, func, [spread(arg, owner, placement, shape) for arg in args], kwargs)
         return owner
-    parts = _run(func, [_spread(arg, owner, placement, shape) for arg in args], kwargs)
-    made = _made(owner, parts, placement, shape)
+    parts = on_each(owner._mesh, func, [spread(arg, owner, placement, shape) for arg in args], kwargs)
+    made = made_of(owner, parts, placement, shape)
     if func is aten._to_copy.default:
         made.qualified_name = owner.qualified_name
     return made
@@ -108,16 +110,17 @@ def _by_row(func: Any, args: tuple[Any, ...], owner: ShardedTensor) -> Any:
     placement = None if kept is None else moved(owner.placement, kept)
     if placement is None or kept is None:
         return _slice_split(args, owner, like) if func is aten.slice.Tensor else None
-    parts = _run(_PARTWISE.get(func, func), _columns(row, args, owner, placement, kept, shape), {})
+    columns = _columns(row, args, owner, placement, kept, shape)
+    parts = on_each(owner._mesh, _PARTWISE.get(func, func), columns)
     if func._schema.is_mutable:
         return owner
     if isinstance(like, torch.Tensor):
-        return _made(owner, parts, placement, like.shape, like.stride())
+        return made_of(owner, parts, placement, like.shape, like.stride())
     if like is None:
-        return _made(owner, parts, placement, _grown(parts[0].shape, placement, owner, kept))
+        return made_of(owner, parts, placement, _grown(parts[0].shape, placement, owner, kept))
     pieces = [[part[index] for part in parts] for index in range(len(like))]
     return [
-        _made(owner, own, placement, item.shape, item.stride())
+        made_of(owner, own, placement, item.shape, item.stride())
         for item, own in zip(like, pieces, strict=True)
     ]
 
@@ -133,12 +136,12 @@ def _columns(
             columns.append(_local_sizes(shape, placement, owner))
         elif position in row.aligned:
             extents = [owner.shape[dim] if dim is not None else 1 for dim in kept]
-            columns.append(_spread(arg, owner, placement, extents))
+            columns.append(spread(arg, owner, placement, extents))
         elif position == 0 and isinstance(arg, (list, tuple)):
-            spread = [_spread(item, owner, owner.placement, owner.shape) for item in arg]
-            columns.append(list(zip(*spread, strict=True)))
+            items = [spread(item, owner, owner.placement, owner.shape) for item in arg]
+            columns.append(list(zip(*items, strict=True)))
         else:
-            columns.append(_everywhere(arg, owner))
+            columns.append(everywhere(arg, owner))
     return columns
 
 
@@ -157,7 +160,7 @@ def _slice_split(args: tuple[Any, ...], owner: ShardedTensor, like: Any) -> Shar
     placement, inside = cut(owner.placement, at, *limits)
     own = [inside[rank] for rank in owner._mesh.owned]
     parts = [part.narrow(at, a, b - a) for part, (a, b) in zip(owner._parts, own, strict=True)]
-    return _made(owner, parts, placement, like.shape, like.stride())
+    return made_of(owner, parts, placement, like.shape, like.stride())
 
 
 def _like(func: Any, args: tuple[Any, ...], owner: ShardedTensor) -> Any:
@@ -184,65 +187,6 @@ def _local_sizes(shape: Sequence[int], placement: Shards, owner: ShardedTensor) 
             local[dim] = sum(stop - start for start, stop in owned[rank])
         columns.append(local)
     return columns
-
-
-def _spread(value: Any, owner: ShardedTensor, placement: Shards, shape: Sequence[int]) -> Sequence[Any]:
-    """An operand that broadcasts to `shape`, as each rank needs it where the result lies as `placement`."""
-    assert owner._parts is not None
-    if value is owner and len(shape) == owner.dim():
-        return owner._parts
-    if not isinstance(value, torch.Tensor):
-        return (value,) * len(owner._parts)
-    new = len(shape) - value.dim()
-    dims = tuple(
-        (dim - new, own) for dim, own in placement.dims if dim >= new and value.shape[dim - new] == shape[dim]
-    )
-    if isinstance(value, ShardedTensor):
-        if value._parts is not None and value.placement is not None and value.placement.dims == dims:
-            return value._parts
-        if value._parts is not None and not value.placement:
-            return [
-                take(part, dims, rank) for rank, part in zip(owner._mesh.owned, value._parts, strict=True)
-            ]
-        value = _gathered(value, "an operand that lies otherwise")
-    ranks = zip(owner._mesh.owned, owner._parts, strict=True)
-    return [_on(take(value, dims, rank), part.device) for rank, part in ranks]
-
-
-def _everywhere(value: Any, owner: ShardedTensor) -> Sequence[Any]:
-    """An argument that every rank needs whole: an index, a number."""
-    assert owner._parts is not None
-    if isinstance(value, torch.Tensor):
-        if value is owner:
-            return owner._parts
-        whole = value.gathered() if isinstance(value, ShardedTensor) else value
-        return [_on(whole, part.device) for part in owner._parts]
-    if isinstance(value, (list, tuple)):
-        return list(zip(*(_everywhere(item, owner) for item in value), strict=True)) or [()] * len(
-            owner._parts
-        )
-    return (value,) * len(owner._parts)
-
-
-def _on(value: torch.Tensor, device: torch.device) -> torch.Tensor:
-    number = value.dim() == 0 and value.device.type == "cpu"
-    return value if number or value.device == device else value.to(device)
-
-
-def _run(func: Any, columns: Columns, kwargs: dict[str, Any]) -> list[Any]:
-    return [func(*row, **kwargs) for row in zip(*columns, strict=True)]
-
-
-def _made(
-    owner: ShardedTensor,
-    parts: Sequence[Any],
-    placement: Shards,
-    shape: Sequence[int],
-    stride: Sequence[int] | None = None,
-) -> ShardedTensor:
-    made = ShardedTensor(owner._mesh, parts[0], shape, parts=parts, layout=placement, stride=stride)
-    copy_dynamic(owner, made)
-    return made
 
 
 def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:
@@ -281,7 +225,7 @@ def _on_wholes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     def gather(leaf: Any) -> Any:
         if not isinstance(leaf, ShardedTensor):
             return leaf
-        return gathered.setdefault(id(leaf), _gathered(leaf, func) if id(leaf) not in gathered else None)
+        return gathered.setdefault(id(leaf), gathered_for(leaf, func) if id(leaf) not in gathered else None)
 
     result = func(*tree_map(gather, args), **tree_map(gather, kwargs))
     if not func._schema.is_mutable:
@@ -301,13 +245,3 @@ def _targets(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
         for leaf in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(leaf, ShardedTensor):
                 yield leaf
-
-
-_reported: set[str] = set()
-
-
-def _gathered(leaf: ShardedTensor, why: Any) -> torch.Tensor:
-    if leaf._mesh is not None and leaf.placement and str(why) not in _reported:
-        _reported.add(str(why))
-        log.debug("%r is gathered for %s, outside of the compiled graphs", leaf, why)
-    return leaf.gathered()

@@ -9,6 +9,7 @@ its dimensions: what a `ShardedTensor` remembers after the graph that made it is
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -237,6 +238,21 @@ def _join(intervals: Sequence[Interval]) -> Pieces:
 def count_below(intervals: Pieces, offset: int) -> int:
     """How many of the indices that a rank holds lie before an offset of the whole dimension."""
     return sum(max(0, min(stop, offset) - start) for start, stop in intervals)
+
+
+@functools.cache
+def unseen(owned: tuple[Pieces, ...], rank: int) -> Pieces:
+    """Which intervals of a rank's part no earlier rank holds, counted within the part."""
+    earlier = [interval for pieces in owned[:rank] for interval in pieces]
+    found: list[Interval] = []
+    offset = 0
+    for start, stop in owned[rank]:
+        left = [(start, stop)]
+        for low, high in earlier:
+            left = [(a, b) for x, y in left for a, b in ((x, min(y, low)), (max(x, high), y)) if a < b]
+        found += [(a - start + offset, b - start + offset) for a, b in left]
+        offset += stop - start
+    return _join(found)
 
 
 def concrete(dims: Sequence[Dim], split: Split) -> Shards:

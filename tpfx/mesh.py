@@ -51,6 +51,10 @@ class Mesh:
         """The number of ranks."""
         return len(self.devices)
 
+    def same_as(self, other: "Mesh") -> bool:
+        """Whether two meshes have the same ranks on the same devices, of two models perhaps."""
+        return self is other or (self.devices, self.owned) == (other.devices, other.owned)
+
     def group_name(self, rank: int) -> str:
         """The name under which the functional collectives of `rank` find their process group."""
         return self.names[rank]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,10 @@ class Report:
     def of(model: torch.nn.Module, session: Session) -> Report:
         """Take stock of a model."""
         held = {id(value): value for value in (*model.parameters(), *model.buffers())}
-        sharded = [value for value in held.values() if isinstance(value, ShardedTensor)]
-        resident = [sum(column) for column in zip(*(value.resident_bytes for value in sharded), strict=True)]
+        resident = [0] * len(session.mesh.owned)
+        for value in held.values():
+            for rank, size in enumerate(_resident(value)):
+                resident[rank] += size
         newest = session.newest
         return Report(
             devices=[str(device) for device in session.mesh.devices],
@@ -96,6 +99,11 @@ class Report:
         for op, count in self.whole_ops.items():
             table.add_row(f"runs whole: {op}", str(count), "")
         return table
+
+
+def _resident(weight: torch.Tensor) -> Sequence[int]:
+    """Bytes on each rank; a plain tensor, put in a weight's place after compiling, is on the first."""
+    return weight.resident_bytes if isinstance(weight, ShardedTensor) else (weight.nbytes,)
 
 
 def _megabytes(size: int) -> str:

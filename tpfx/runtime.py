@@ -23,9 +23,11 @@ from tpfx.groups import RankGroups, create_groups
 from tpfx.mesh import Mesh
 from tpfx.workers import Job, Worker, in_rank_thread
 
-__all__ = ["Runtime", "node_of"]
+__all__ = ["Runtime", "node_of", "runtime_of"]
 
 T = TypeVar("T")
+
+_OF_MESH: "weakref.WeakValueDictionary[Mesh, Runtime]" = weakref.WeakValueDictionary()
 
 # Once a rank has failed, the others are released from their collectives, so only one that is stuck
 # elsewhere takes long. It gets this many seconds (at most the timeout) before its thread is given up.
@@ -59,6 +61,7 @@ class Runtime:
         self._finalizer = weakref.finalize(self, _shut_down, workers, self._groups)
         self._num_threads = max(1, torch.get_num_threads() // len(mesh.owned))
         workers += [self._start(rank) for rank in mesh.owned]
+        _OF_MESH[mesh] = self
 
     def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Run calls[i] in the thread of the i-th owned rank, all at once, and return their results.
@@ -145,6 +148,12 @@ class Runtime:
             raise error
         finally:
             del error, job  # break the cycle from the traceback to this frame and back
+
+
+def runtime_of(mesh: Mesh) -> Runtime | None:
+    """The runtime that drives the ranks of a mesh, if it lives, and this is not one of its threads."""
+    runtime = None if in_rank_thread() else _OF_MESH.get(mesh)
+    return runtime if runtime is not None and runtime._finalizer.alive else None
 
 
 def node_of(place: TracebackType | FrameType | None) -> str | None:

@@ -11,7 +11,7 @@ every part by itself do so, anything else gathers and runs whole. Compiled graph
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -252,11 +252,12 @@ class ShardedTensor(torch.Tensor):
         made.grad = None if self.grad is None else self.grad.__deepcopy__(memo)
         return made
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise ShardingError(
-            f"cannot save {self!r}: its parts belong to devices of this process; "
-            "save tpfx.full_state_dict(model), or tensor.full()"
-        )
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled, a sharded tensor is the whole as a plain one, in host memory: any program can read it."""
+        whole = self.full("cpu")
+        if isinstance(self, torch.nn.Parameter):
+            whole = torch.nn.Parameter(whole, self.requires_grad)
+        return whole.__reduce_ex__(protocol)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         name = "" if self.qualified_name is None else f"{self.qualified_name}, "

@@ -14,12 +14,15 @@ from torch._functorch import partitioners as _partitioners
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
+from torch.optim import optimizer as _optimizer
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
 
 __all__ = [
     "BackendCompilerFailed",
     "FakeTensor",
     "FakeTensorMode",
+    "allow_foreach",
     "aot_module_simplified",
     "capturing",
     "dynamic_sizes",
@@ -48,6 +51,13 @@ without_torch_function: Any = torch._C._disabled_torch_function_impl
 
 # `tensor.data = other`, which a subclass may have overridden: `other`'s sizes, dtype and memory.
 set_data: Any = vars(torch._C.TensorBase)["data"].__set__
+
+
+def allow_foreach(kind: type[torch.Tensor]) -> None:
+    """Let optimizers and clipping work on lists of such tensors where they do so with plain ones."""
+    for kinds in (_optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types):
+        if kind not in kinds:
+            kinds.append(kind)
 
 
 def overload_of(op: Any) -> torch._ops.OpOverload | None:

@@ -6,7 +6,7 @@ restore_weights(slots)                 # the model is what it was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from .errors import AlreadyCompiledError, ModelError
 from .mesh import Mesh
+from .optimizers import forget_successor, succeed
 from .tensor import ShardedTensor
 from .torch_compiler import is_traceable_wrapper_subclass
 
@@ -88,6 +89,7 @@ def _sharded(value: torch.Tensor, name: str, mesh: Mesh) -> ShardedTensor:
     sharded = ShardedTensor(mesh, value, whole=value, requires_grad=value.requires_grad)
     sharded.qualified_name = name
     _mark_like(sharded, value)
+    succeed(value, sharded)
     return sharded
 
 
@@ -108,6 +110,7 @@ def restore_weights(slots: list[Slot]) -> None:
         if id(sharded) not in originals:
             originals[id(sharded)] = _original(sharded)
         slot.table[slot.key] = originals[id(sharded)]
+        forget_successor(originals[id(sharded)])
 
 
 def _original(sharded: ShardedTensor) -> torch.Tensor:
@@ -130,10 +133,26 @@ def full_state_dict(
 
     >>> torch.save(tpfx.full_state_dict(model, "cpu"), "model.pt")
     """
-    state = model.state_dict(keep_vars=True)  # the parameters themselves, so that tied ones can be told
-    distinct = {id(value): value for value in state.values()}
-    made = {key: _plain(value, device) for key, value in distinct.items()}
-    return {name: made[id(value)] for name, value in state.items()}
+    return _plain_state(model.state_dict(), device)
+
+
+def _plain_state(state: Mapping[str, Any], device: torch.device | str | None) -> dict[str, Any]:
+    """The same with whole, plain tensors; what shared memory shares it again."""
+    made: dict[int, Any] = {}
+    plain = {}
+    for name, value in state.items():
+        key = _memory_of(value)
+        if key not in made:
+            made[key] = _plain(value, device)
+        plain[name] = made[key]
+    return plain
+
+
+def _memory_of(value: Any) -> int:
+    """What tells tied weights from others: every alias of a sharded tensor has the same parts."""
+    if isinstance(value, ShardedTensor) and value._behind is None:
+        return id(value._parts if value._whole is None else value._cell)
+    return id(value)
 
 
 def _plain(value: Any, device: torch.device | str | None) -> Any:
@@ -143,7 +162,16 @@ def _plain(value: Any, device: torch.device | str | None) -> Any:
 
 
 def save_whole(model: torch.nn.Module, save: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a model's `save_pretrained` with its unsharded weights, in host memory."""
-    if len(args) < 3 and kwargs.get("state_dict") is None:
-        kwargs["state_dict"] = full_state_dict(model, "cpu")
+    """Call a model's `save_pretrained` with unsharded weights, in host memory."""
+    if len(args) < 3:
+        given = kwargs.get("state_dict")
+        kwargs["state_dict"] = _plain_state(model.state_dict() if given is None else given, "cpu")
     return save(*args, **kwargs)
+
+
+def load_into_place(
+    module: torch.nn.Module, state: Mapping[str, Any], prefix: str, metadata: dict[str, Any], *_: Any
+) -> None:
+    """Before `load_state_dict` of a part of a model: its values go where the weights lie, even where the
+    caller would have the tensors themselves put in their place (`assign=True`)."""
+    metadata["assign_to_params_buffers"] = False

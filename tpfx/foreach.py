@@ -1,0 +1,160 @@
+"""Eager ops over lists of tensors, such as those of optimizers, and reductions to one number, part by part.
+
+torch._foreach_mul_(gradients, 0.5)                 # one call a rank, on the lists of its parts
+torch.nn.utils.clip_grad_norm_(parameters, 1.0)     # norms of parts, then the norm of those
+
+What a rank's part shares with an earlier rank's (a KV head that both need) counts once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .layout import unseen
+from .mesh import Mesh
+from .parts import take
+from .partwise import Column, everywhere, made_of, on_each, spread
+from .tensor import ShardedTensor
+
+aten = torch.ops.aten
+
+Values = dict[str, Any]  # the arguments of a call, by name
+
+
+@functools.cache
+def over_lists(func: Any) -> bool:
+    """Whether an op does the same to each tensor of a list, or of several lists, by itself."""
+    name = func._schema.name.removeprefix("aten::")
+    known = name.startswith(("_foreach_", "_fused_", "_amp_foreach_"))
+    return known and name not in ("_foreach_norm", "_foreach_max", "_fused_moving_avg_obs_fq_helper")
+
+
+def by_list(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], on_wholes: Callable[..., Any]) -> Any:
+    """An op over lists: divided items by their parts, the others by `on_wholes(func, (), kwargs)`."""
+    values = _named(func, args, kwargs)
+    first = next(iter(values.values()))
+    divided = [at for at, item in enumerate(first) if _divided(item)]
+    rest = sorted(set(range(len(first))) - set(divided))
+    results: list[Any] = [None] * len(first)
+    for chosen, run in ((divided, _on_parts), (rest, on_wholes)):
+        if chosen:
+            own = {name: _picked(value, chosen, len(first)) for name, value in values.items()}
+            made = run(func, (), own) or [None] * len(chosen)
+            for at, item in zip(chosen, made, strict=True):
+                results[at] = item
+    return results if func._schema.returns else None
+
+
+def _named(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Values:
+    names = [argument.name for argument in func._schema.arguments]
+    return dict(zip(names, args, strict=False)) | dict(kwargs)
+
+
+def _divided(item: Any) -> bool:
+    return isinstance(item, ShardedTensor) and item.shards is not None
+
+
+def _picked(value: Any, chosen: Sequence[int], count: int) -> Any:
+    """The chosen items of a list that has one for each tensor; a list may also be empty, or no list."""
+    if not isinstance(value, (list, tuple)) or len(value) != count:
+        return value
+    return [value[at] for at in chosen]
+
+
+def _on_parts(func: Any, _: tuple[()], values: Values) -> Any:
+    """Items that lie on the ranks: their parts, by rank."""
+    owners: list[ShardedTensor] = next(iter(values.values()))
+    mesh = owners[0].mesh
+    columns = {name: _column(value, owners) for name, value in values.items()}
+    found, columns = _own_verdicts(values, columns, mesh)
+    call = functools.partial(_call, func, list(columns))
+    results = on_each(mesh, call, columns.values())
+    if found is not None:
+        found.copy_(functools.reduce(torch.maximum, [one.to(found.device) for one in columns["found_inf"]]))
+    if not func._schema.returns:
+        return None
+    pieces = zip(*results, strict=True)
+    return [
+        made_of(owner, parts, owner.placement, owner.shape, owner.stride())  # type: ignore[arg-type]
+        for owner, parts in zip(owners, pieces, strict=True)
+    ]
+
+
+def _call(func: Any, names: Sequence[str], *values: Any) -> Any:
+    return func(**dict(zip(names, values, strict=True)))
+
+
+def _column(value: Any, owners: Sequence[ShardedTensor]) -> Column:
+    """An argument as each rank needs it: of a list, the parts of its items."""
+    if not isinstance(value, list) or len(value) != len(owners) or not isinstance(value[0], torch.Tensor):
+        return everywhere(value, owners[0])
+    items = zip(value, owners, strict=True)
+    columns = [spread(item, owner, owner.placement, owner.shape) for item, owner in items]  # type: ignore[arg-type]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _own_verdicts(
+    values: Values, columns: dict[str, Column], mesh: Mesh
+) -> tuple[torch.Tensor | None, dict[str, Column]]:
+    """Where ranks write whether they found an infinity (GradScaler): each into a number of its own."""
+    found = values.get("found_inf")
+    if found is None or "inv_scale" not in values:
+        return None, columns
+    own = [found.to(mesh.devices[rank], copy=True) for rank in mesh.owned]
+    return found, {**columns, "found_inf": own}
+
+
+def by_reduction(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """One number from a tensor, or one from each of a list; None where that needs the gathered whole."""
+    if func is aten._foreach_norm.Scalar:
+        norm = aten.linalg_vector_norm.default
+        return [norm(item, *args[1:], **kwargs) for item in args[0]]
+    joined = _JOINED.get(func)
+    owner = args[0]
+    if joined is None or not _divided(owner) or not _to_a_number(func, args, kwargs):
+        return None
+    parts = own_parts(owner)
+    if not parts:
+        return None
+    numbers = on_each(owner.mesh, func, [parts, *([arg] * len(parts) for arg in args[1:])], kwargs)
+    return joined(torch.stack([number.to(owner.device) for number in numbers]), *args[1:])
+
+
+def _to_a_number(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether no dimension is left, and each rank's result says enough."""
+    if func is not aten.linalg_vector_norm.default:
+        return len(args) == 1
+    plain = len(args) <= 2 and not {"dim", "keepdim"} & set(kwargs)
+    order = args[1] if len(args) > 1 else 2
+    return plain and isinstance(order, (int, float)) and order > 0
+
+
+def own_parts(tensor: ShardedTensor) -> list[torch.Tensor]:
+    """What each rank holds that no earlier rank does, where that is not nothing; [] if it cannot be said."""
+    assert tensor.shards is not None and tensor.placement is not None
+    if not tensor.placement:
+        return [tensor.shards[0]] if tensor.numel() else []
+    if len(tensor.placement.dims) > 1 or tensor.placement.unfolding:
+        return []
+    ((dim, owned),) = tensor.placement.dims
+    own = zip(tensor.mesh.owned, tensor.shards, strict=True)
+    parts = [take(part, ((dim, (unseen(owned, rank),)),), 0) for rank, part in own]
+    return [part for part in parts if part.numel()]
+
+
+def _norm(norms: torch.Tensor, order: float = 2) -> torch.Tensor:
+    joined: torch.Tensor = torch.linalg.vector_norm(norms, order)
+    return joined
+
+
+_JOINED: dict[Any, Callable[..., torch.Tensor]] = {
+    aten.linalg_vector_norm.default: _norm,
+    aten.max.default: torch.amax,
+    aten.min.default: torch.amin,
+    aten.all.default: torch.all,
+    aten.any.default: torch.any,
+}

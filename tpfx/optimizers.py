@@ -1,0 +1,57 @@
+"""What torch's optimizers need: the weights of a compiled model, and state that lies as its weight does.
+
+optimizer = torch.optim.AdamW(model.parameters())    # made before `tpfx.compile`, or loaded from a checkpoint
+optimizer.step()                                     # takes over what is sharded by now
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from .tensor import ShardedTensor
+from .torch_compiler import allow_foreach
+
+_SUCCESSOR = "_tpfx_successor"
+
+
+def succeed(original: torch.Tensor, sharded: ShardedTensor) -> None:
+    """Remember which ShardedTensor has taken a weight's place."""
+    setattr(original, _SUCCESSOR, weakref.ref(sharded))
+
+
+def forget_successor(original: torch.Tensor) -> None:
+    """The weight is in its own place again."""
+    if hasattr(original, _SUCCESSOR):
+        delattr(original, _SUCCESSOR)
+
+
+def _adopt(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Before a step: take the sharded weights for those that an optimizer was given, and divide its state."""
+    for group in optimizer.param_groups:
+        weights = group["params"]
+        for at, weight in enumerate(weights):
+            successor = getattr(weight, _SUCCESSOR, lambda: None)()
+            if successor is not None:
+                weights[at] = successor
+                if weight in optimizer.state:
+                    optimizer.state[successor] = optimizer.state.pop(weight)
+                weight = successor
+            if isinstance(weight, ShardedTensor) and weight.shards is not None:
+                _divide(optimizer.state.get(weight, {}), weight)
+
+
+def _divide(state: dict[str, Any], weight: ShardedTensor) -> None:
+    """Lay out what an optimizer remembers of each element as the weight is."""
+    for key, value in state.items():
+        if type(value) is torch.Tensor and value.dim() and value.shape == weight.shape:
+            assert weight.placement is not None
+            state[key] = ShardedTensor(weight.mesh, value, whole=value)
+            state[key].distribute(weight.placement)
+
+
+register_optimizer_step_pre_hook(_adopt)
+allow_foreach(ShardedTensor)
