@@ -2,11 +2,12 @@
 
     python -m benchmarks.zoo                         # all that are listed, on 2 and on 3 devices
     python -m benchmarks.zoo llama mamba --devices 4
+    python -m benchmarks.zoo --train --devices 2     # gradients instead of outputs and tokens
     python -m benchmarks.zoo --json zoo.json
 
 One line each: the largest error relative to the output's scale, how much of the weight matrices is split, the
-messages of the forward pass, ops that ran whole for want of a rule, graphs, and seconds. Exits with 1 where
-anything differs, fails or hangs.
+messages, ops that ran whole for want of a rule, graphs, and seconds. Exits with 1 where anything differs,
+fails or hangs.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class Outcome:
     task: str
     arch: str
     devices: int
+    train: bool = False
     problem: str = ""
+    remark: str = ""
     error: float = float("nan")
     tokens: bool | None = None
     split: float = 0.0
@@ -73,14 +76,14 @@ class Outcome:
         return not self.problem and self.error < TOLERANCE and self.tokens is not False
 
 
-def check(task: str, arch: str, devices: int, **sizes: int) -> Outcome:
+def check(task: str, arch: str, devices: int, train: bool = False, **sizes: int) -> Outcome:
     """Build an architecture twice, split one, compare; what goes wrong is in the outcome."""
-    outcome = Outcome(task, arch, devices)
+    outcome = Outcome(task, arch, devices, train)
     start = time.perf_counter()
     try:
         with _alarm(PATIENCE), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _compare(outcome, **sizes)
+            (_compare_training if train else _compare)(outcome, **sizes)
     except Exception as problem:
         lines = str(problem).strip().splitlines() or [""]
         notes = "; ".join(note.splitlines()[0] for note in getattr(problem, "__notes__", ()))
@@ -106,6 +109,53 @@ def _compare(outcome: Outcome, **sizes: int) -> None:
     outcome.graphs, outcome.whole_ops = report.graphs, report.whole_ops
 
 
+def _compare_training(outcome: Outcome, **sizes: int) -> None:
+    """Gradients of the mean square of all outputs, from the same random numbers."""
+    plain, inputs = tiny(outcome.arch, outcome.task, **sizes)
+    try:
+        expected = _gradients(plain, inputs)
+    except Exception as problem:
+        outcome.error, outcome.split = 0.0, 1.0
+        outcome.remark = f"does not train unsharded: {type(problem).__name__}"
+        return
+    model = tpfx.compile(tiny(outcome.arch, outcome.task, **sizes)[0], ["cpu"] * outcome.devices, timeout=60)
+    outcome.error = gradient_error(expected, _gradients(model, inputs))
+    report = tpfx.report(model)
+    outcome.collectives = dict(Counter(collective.kind for collective in report.collectives))
+    outcome.optimal, outcome.graphs, outcome.whole_ops = report.optimal, report.graphs, report.whole_ops
+    _measure_weights(outcome, model)
+
+
+def _gradients(model: torch.nn.Module, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor | None]:
+    torch.manual_seed(1)
+    values = [value for value in tensors(model.train()(**inputs), torch.Tensor) if value.requires_grad]
+    torch.stack([value.float().square().mean() for value in values]).sum().backward()
+    return {
+        name: weight.grad.full() if isinstance(weight.grad, tpfx.ShardedTensor) else weight.grad
+        for name, weight in model.named_parameters()
+    }
+
+
+def gradient_error(
+    expected: Mapping[str, torch.Tensor | None], got: Mapping[str, torch.Tensor | None]
+) -> float:
+    """The largest difference of two gradients, relative to the largest number in that of the weight.
+
+    Of a weight with gradients a thousand times smaller than others, relative to a thousandth of those: they
+    are rounding errors. Where there is none, zeros are the same: that is what AOTAutograd makes of it.
+    """
+    largest = max((float(value.abs().max()) for value in expected.values() if value is not None), default=0.0)
+    worst = 0.0
+    for name, value in expected.items():
+        other = got[name]
+        left = torch.zeros(()) if value is None else value
+        right = torch.zeros(()) if other is None else other
+        scale = max(float(left.abs().max()), largest / 1e3, 1e-6)
+        gap = float((left - right).abs().max()) / scale
+        worst = max(worst, gap) if gap == gap else float("inf")
+    return worst
+
+
 def largest_error(expected: Any, got: Any) -> float:
     """The largest difference of two outputs, relative to the largest number of the tensor it is in."""
     worst = 0.0
@@ -127,10 +177,11 @@ def largest_error(expected: Any, got: Any) -> float:
     return worst
 
 
-def tensors(output: Any) -> list[torch.Tensor]:
-    """The plain tensors in what a model returns."""
+def tensors(output: Any, kind: type[torch.Tensor] | None = None) -> list[torch.Tensor]:
+    """The plain tensors in what a model returns, or those of a kind, which sharded ones are too."""
     values = list(output.values()) if isinstance(output, Mapping) else output
-    return [leaf for leaf in tree_leaves(values) if type(leaf) is torch.Tensor]
+    leaves = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in leaves if kind is not None or type(leaf) is torch.Tensor]
 
 
 def _measure_weights(outcome: Outcome, model: torch.nn.Module) -> None:
@@ -178,10 +229,10 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 
 def sweep(
-    jobs: Sequence[tuple[str, str, int]], workers: int, tell: Callable[[Outcome], None]
+    jobs: Sequence[tuple[str, str, int, bool]], workers: int, tell: Callable[[Outcome], None]
 ) -> list[Outcome]:
     """The outcomes of all jobs, in their order; `tell` hears of each when it is there."""
-    outcomes: dict[tuple[str, str, int], Outcome] = {}
+    outcomes: dict[tuple[str, str, int, bool], Outcome] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_quiet) as pool:
         futures = {pool.submit(check, *job): job for job in jobs}
@@ -202,7 +253,10 @@ def line(outcome: Outcome) -> str:
     what = f"{outcome.task:8} {outcome.arch:22} ×{outcome.devices}"
     if outcome.problem:
         return f"{mark}  {what}  {outcome.problem[:300]}"
+    if outcome.remark:
+        return f"{mark}  {what}  {outcome.remark}"
     words = {True: "same tokens", False: "OTHER TOKENS", None: "no tokens"}[outcome.tokens]
+    words = "gradients" if outcome.train else words
     parts = [
         f"error {outcome.error:.0e}",
         words,
@@ -257,6 +311,7 @@ def main(
     archs: Annotated[list[str] | None, typer.Argument(help="names; all that are listed if left out")] = None,
     devices: Annotated[list[int] | None, typer.Option(help="may be repeated; 2 and 3 if left out")] = None,
     task: Annotated[str | None, typer.Option(help=f"one of {', '.join(LISTED)}")] = None,
+    train: Annotated[bool, typer.Option(help="compare gradients instead")] = False,
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
     json_file: Annotated[Path | None, typer.Option("--json", help="write all outcomes to this file")] = None,
 ) -> None:
@@ -269,7 +324,7 @@ def main(
     ]
     if not names:
         raise typer.BadParameter(f"none of {archs} is listed")
-    jobs = [(kind, arch, count) for kind, arch in names for count in devices or (2, 3)]
+    jobs = [(kind, arch, count, train) for kind, arch in names for count in devices or (2, 3)]
     console = Console(highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:

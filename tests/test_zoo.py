@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks.architectures import LISTED
-from benchmarks.zoo import SPLIT, check, line
+from benchmarks.zoo import SPLIT, check, gradient_error, line
 
 # One of each kind, and the devices to split it over: sinks, convolutions, states, experts, encoders, images.
 SAMPLE = {
@@ -32,3 +33,29 @@ def test_architecture(task: str, arch: str, devices: int) -> None:
     assert not outcome.whole_ops
     if (task, arch) in SAMPLE:
         assert outcome.split >= SPLIT
+
+
+# Routers whose gradient comes by way of sums that the forward part saves; a scan; convolutions; two stacks.
+TRAINED = [("causal", "deepseek_v2"), ("causal", "mamba"), ("image", "mobilenet_v1"), ("seq2seq", "bart")]
+
+
+@pytest.mark.parametrize(
+    ("task", "arch"),
+    [
+        pytest.param(task, arch, marks=[] if (task, arch) in TRAINED else [pytest.mark.slow])
+        for task, archs in LISTED.items()
+        for arch in archs
+    ],
+)
+def test_gradients_of_an_architecture(task: str, arch: str) -> None:
+    outcome = check(task, arch, 2, train=True)
+    assert outcome.right, line(outcome)
+
+
+def test_gradient_errors_are_relative_and_see_everything() -> None:
+    one = {"a": torch.tensor([10.0, 1.0]), "b": torch.tensor([1.0]), "c": None}
+    assert gradient_error(one, one | {"c": torch.zeros(3)}) == 0.0
+    assert gradient_error(one, one | {"a": torch.tensor([10.0, 2.0])}) == pytest.approx(0.1)
+    assert gradient_error(one, one | {"b": torch.tensor([float("nan")])}) == float("inf")
+    assert gradient_error(one, one | {"b": None}) == 1.0
+    assert gradient_error(one, one | {"c": torch.ones(1)}) > 1.0

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from .backend import Session
 from .entry import Entry, Inputs
 from .errors import AlreadyCompiledError, InputError, ModelError
 from .mesh import DeviceSpec, Mesh, parse_devices
+from .processes import ProcessRuntime, average_gradients, launched, mesh_of, world_mesh
 from .report import Report
 from .runtime import Runtime
 from .topology import Topology
@@ -32,7 +34,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 
 def compile(
     model: M,
-    devices: int | Sequence[DeviceSpec] | None = None,
+    devices: int | Sequence[DeviceSpec] | DeviceMesh | None = None,
     *,
     example_inputs: Inputs | None = None,
     topology: Topology | None = None,
@@ -46,12 +48,15 @@ def compile(
 
     Args:
         model: any module with parameters. It is changed in place, and returned.
-        devices: one device for each rank, repeats allowed; an int for so many; None for all visible GPUs.
+        devices: one device for each rank, repeats allowed; an int for so many; a DeviceMesh of processes, of
+            one dimension or with one called "tp" (over the other, gradients are averaged); None for the
+            processes that torchrun started, one rank each, or else all visible GPUs.
         example_inputs: arguments (a tuple) or keyword arguments (a dict) of one call, on the first device.
             With them the weights are divided at once; a transformers model brings its own; otherwise at the
             first call.
         topology: what messages and arithmetic cost, for the chooser.
-        timeout: seconds that a rank waits for the others before `CollectiveTimeout`.
+        timeout: seconds that a rank waits for the others before `CollectiveTimeout`, or that of a process
+            group that is made here.
 
     Returns:
         The same model. It takes inputs on the first device; its outputs are plain tensors there.
@@ -66,8 +71,9 @@ def compile(
     >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
     """
     _check(model, example_inputs)
-    mesh = Mesh(parse_devices(devices))
-    session = Session(mesh, Runtime(mesh, timeout), topology or Topology())
+    mesh = _mesh(devices, timeout)
+    runtime = Runtime(mesh, timeout) if mesh.group is None else ProcessRuntime(mesh)
+    session = Session(mesh, runtime, topology or Topology())
     slots = shard_weights(model, mesh)
     try:
         entry = Entry(model, model.forward, session)
@@ -77,7 +83,16 @@ def compile(
         session.runtime.close()
         raise
     _install(model, entry)
+    if mesh.replicas is not None:
+        average_gradients(model, mesh)
     return model
+
+
+def _mesh(devices: Any, timeout: float) -> Mesh:
+    """The ranks of one process, or of several."""
+    if isinstance(devices, DeviceMesh):
+        return mesh_of(devices)
+    return world_mesh(timeout) if devices is None and launched() else Mesh(parse_devices(devices))
 
 
 def report(model: torch.nn.Module) -> Report:

@@ -1,13 +1,12 @@
 """The compiler that Dynamo and AOTAutograd call with the graphs that they capture.
 
 AOTAutograd sees plain tensors of full size and keeps handling mutation and aliasing; what it gets back takes
-and
-returns sharded tensors.
+and returns sharded tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.fx import GraphModule, Node
 from .annotations import Source, set_source, source_of
 from .mesh import Mesh
 from .pipeline import Parallel, lower, parallelize
+from .processes import ProcessRuntime, require_same
 from .program import Program, shards_of
 from .runtime import Runtime
 from .tensor import ShardedTensor
@@ -41,7 +41,7 @@ class Session:
     """
 
     mesh: Mesh
-    runtime: Runtime
+    runtime: Runtime | ProcessRuntime
     topology: Topology = field(default_factory=Topology)
     graphs: int = 0
     newest: Parallel | None = None
@@ -104,6 +104,7 @@ class _Planning:
         session, known = self.session, settle_sources(lowered, self.sources)
         parallel = parallelize(lowered.graph, known, session.mesh.size, session.topology)
         self.parallel = session.newest = parallel
+        require_same(session.mesh, "the graphs or plans", _plan_text(session.mesh, parallel))
         for op, count in parallel.whole_ops.items():
             session.whole_ops[op] = session.whole_ops.get(op, 0) + count
         self._distribute(parallel)
@@ -143,6 +144,12 @@ class _Lowering(_Planning):
     def _finish(self, lowered: GraphModule, kept: Collection[int] = ()) -> Callable[..., Any]:
         modules = lower(lowered.graph, self.session.mesh, lowered)
         return Program(lowered.graph, modules, self.session.runtime, kept)
+
+
+def _plan_text(mesh: Mesh, parallel: Parallel) -> Iterator[bytes]:
+    """What processes that run one graph together must agree on."""
+    if mesh.group is not None:
+        yield str(parallel).encode()
 
 
 class Planned(Exception):

@@ -15,6 +15,7 @@ import torch
 
 from .backend import Planned, Session
 from .errors import InputError, ModelError
+from .processes import bytes_of_tensors, require_same
 from .tensor import ShardedTensor, gather_tree
 from .torch_compiler import BackendCompilerFailed, capturing, dynamic_sizes, mark_dynamic_sizes
 
@@ -35,6 +36,7 @@ class Entry:
         self.model, self.forward, self.session = model, forward, session
         self._device = session.mesh.devices[session.mesh.owned[0]]
         self._compiled = _compiled(forward, session.compile)
+        self._calls = 0
 
     @functools.cached_property
     def _settings(self) -> AbstractContextManager[Any]:
@@ -44,6 +46,8 @@ class Entry:
         """What `forward` returns, in plain tensors."""
         if not _lie_on(self._device, (args, kwargs)):
             self._refuse(args, kwargs)
+        if self.session.mesh.group is not None:
+            self._require_same_inputs((args, kwargs))
         _mark_dynamic((*args, *kwargs.values()))
         with self._settings:
             result = _call(self._compiled, args, kwargs)
@@ -108,6 +112,13 @@ class Entry:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         name = type(self.model).__name__
         raise ModelError(f"a compiled {name} cannot be pickled; save tpfx.full_state_dict(model) instead")
+
+    def _require_same_inputs(self, given: Any) -> None:
+        """Compare the processes' inputs, at the first calls and less and less often later: it takes time."""
+        self._calls += 1
+        if self._calls < 8 or self._calls.bit_count() == 1:
+            tensors = [tensor for _, tensor in _tensors(list(given), "") if type(tensor) is torch.Tensor]
+            require_same(self.session.mesh, "the inputs", bytes_of_tensors(tensors))
 
     def _warn_of_no_graph(self) -> None:
         name = type(self.model).__name__

@@ -18,6 +18,7 @@ from .layout import unseen
 from .mesh import Mesh
 from .parts import take
 from .partwise import Column, everywhere, made_of, on_each, spread
+from .processes import from_all
 from .tensor import ShardedTensor
 
 aten = torch.ops.aten
@@ -74,7 +75,8 @@ def _on_parts(func: Any, _: tuple[()], values: Values) -> Any:
     call = functools.partial(_call, func, list(columns))
     results = on_each(mesh, call, columns.values())
     if found is not None:
-        found.copy_(functools.reduce(torch.maximum, [one.to(found.device) for one in columns["found_inf"]]))
+        verdicts = torch.stack([one.to(found.device) for one in columns["found_inf"]])
+        found.copy_(torch.amax(from_all(verdicts, mesh)))
     if not func._schema.returns:
         return None
     pieces = zip(*results, strict=True)
@@ -117,11 +119,26 @@ def by_reduction(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     owner = args[0]
     if joined is None or not _divided(owner) or not _to_a_number(func, args, kwargs):
         return None
+    if not owner.placement:
+        return func(owner.shards[0], *args[1:], **kwargs)
     parts = own_parts(owner)
-    if not parts:
+    if parts is None:
+        return None
+    if owner.mesh.group is None:
+        parts = [part for part in parts if part.numel()]
+    elif not _has_a_value_of_nothing(func, args):  # for all processes alike, whatever they have
         return None
     numbers = on_each(owner.mesh, func, [parts, *([arg] * len(parts) for arg in args[1:])], kwargs)
-    return joined(torch.stack([number.to(owner.device) for number in numbers]), *args[1:])
+    if not numbers:
+        return None
+    return joined(from_all(torch.stack([one.to(owner.device) for one in numbers]), owner.mesh), *args[1:])
+
+
+def _has_a_value_of_nothing(func: Any, args: Sequence[Any]) -> bool:
+    """Whether a reduction of no elements changes nothing when it is joined with others."""
+    if func is aten.linalg_vector_norm.default:
+        return len(args) < 2 or args[1] != float("inf")
+    return func in (aten.all.default, aten.any.default)
 
 
 def _to_a_number(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -133,17 +150,14 @@ def _to_a_number(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> b
     return plain and isinstance(order, (int, float)) and order > 0
 
 
-def own_parts(tensor: ShardedTensor) -> list[torch.Tensor]:
-    """What each rank holds that no earlier rank does, where that is not nothing; [] if it cannot be said."""
+def own_parts(tensor: ShardedTensor) -> list[torch.Tensor] | None:
+    """Of a split tensor, what each owned rank has that no earlier one does; None if that cannot be said."""
     assert tensor.shards is not None and tensor.placement is not None
-    if not tensor.placement:
-        return [tensor.shards[0]] if tensor.numel() else []
-    if len(tensor.placement.dims) > 1 or tensor.placement.unfolding:
-        return []
+    if len(tensor.placement.dims) != 1 or tensor.placement.unfolding:
+        return None
     ((dim, owned),) = tensor.placement.dims
     own = zip(tensor.mesh.owned, tensor.shards, strict=True)
-    parts = [take(part, ((dim, (unseen(owned, rank),)),), 0) for rank, part in own]
-    return [part for part in parts if part.numel()]
+    return [take(part, ((dim, (unseen(owned, rank),)),), 0) for rank, part in own]
 
 
 def _norm(norms: torch.Tensor, order: float = 2) -> torch.Tensor:

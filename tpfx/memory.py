@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .layout import Shards
+from .layout import Shards, SplitDims
 from .mesh import Mesh
-from .parts import take
+from .parts import gather_shards, join, take
 
 
 class Undivided:
@@ -49,6 +49,16 @@ def split_among(whole: torch.Tensor, layout: Shards, mesh: Mesh) -> tuple[torch.
     """The part of each owned rank, in memory of its own, on its device."""
     with torch.inference_mode(False), torch.no_grad():
         return tuple(_own(take(whole, layout.dims, rank), whole, mesh.devices[rank]) for rank in mesh.owned)
+
+
+def whole_of(
+    parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int], mesh: Mesh
+) -> torch.Tensor:
+    """The whole of a divided tensor, on the device of the first part: from this process, or from all."""
+    if mesh.group is None:
+        return join(parts, dims, shape)
+    (rank,) = mesh.owned
+    return gather_shards(parts[0], dims, shape, rank, mesh.size, mesh.group_name(rank), ())
 
 
 def _own(part: torch.Tensor, whole: torch.Tensor, device: torch.device) -> torch.Tensor:

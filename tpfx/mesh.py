@@ -8,16 +8,19 @@ mesh.group_name(1)       # the name under which rank 1's collectives find their 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from tpfx.errors import DeviceError
 
-__all__ = ["DeviceSpec", "Mesh", "parse_devices"]
+__all__ = ["THREADS", "DeviceSpec", "Mesh", "parse_devices"]
 
 DeviceSpec = str | torch.device | int
 
 _serials = itertools.count()
+
+THREADS = "tpfx:"  # what the names of groups of rank threads begin with
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +28,15 @@ class Mesh:
     """The devices of ranks 0..n-1, the ranks that this process owns, and the group name of every rank.
 
     `owned` defaults to all ranks (one process drives all devices); a process under torchrun owns one.
-    `names` defaults to names that no other mesh of this process has.
+    `names` defaults to names that no other mesh of this process has. Where the ranks are processes, `group`
+    is theirs, and `replicas`, if any, the group over which gradients are averaged.
     """
 
     devices: tuple[torch.device, ...]
     owned: tuple[int, ...] = ()
     names: tuple[str, ...] = field(default=(), repr=False)
+    group: Any = field(default=None, repr=False)
+    replicas: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.devices:
@@ -39,7 +45,7 @@ class Mesh:
             object.__setattr__(self, "owned", tuple(range(self.size)))
         if not self.names:
             serial = next(_serials)
-            object.__setattr__(self, "names", tuple(f"tpfx:{serial}:{rank}" for rank in range(self.size)))
+            object.__setattr__(self, "names", tuple(f"{THREADS}{serial}:{rank}" for rank in range(self.size)))
         if len(self.names) != self.size or not all(0 <= rank < self.size for rank in self.owned):
             raise DeviceError(
                 f"a mesh of {self.size} devices needs {self.size} group names and ranks in "

@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .layout import (
-    Pieces,
-    SplitDims,
-    Unfolding,
-)
+from .layout import Pieces, SplitDims, Unfolding
+from .mesh import THREADS
 
 aten = torch.ops.aten
 c10d = torch.ops._c10d_functional
@@ -168,11 +165,16 @@ def local_shape(shape: Sequence[int], dims: SplitDims, rank: int) -> list[int]:
 
 
 def draw(rank: int, group: str, op: Any, named: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The results of an op that draws random numbers: rank 0 calls it, the others make room for them."""
+    """The results of an op that draws random numbers, those of rank 0.
+
+    Rank threads share the caller's generator: only rank 0 draws, the others make room. Processes have one
+    each, which all of them advance.
+    """
     schema = op._schema.arguments
     args = [named[argument.name] for argument in schema if not argument.kwarg_only]
     kwargs = {argument.name: named[argument.name] for argument in schema if argument.kwarg_only}
-    made = tree_leaves(op(*args, **kwargs)) if rank == 0 else _room_for(op, args, kwargs)
+    draws = rank == 0 or not group.startswith(THREADS)
+    made = tree_leaves(op(*args, **kwargs)) if draws else _room_for(op, args, kwargs)
     return [c10d.wait_tensor(c10d.broadcast(result, 0, group)) for result in made]
 
 

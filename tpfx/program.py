@@ -14,10 +14,10 @@ from torch.fx import Graph, GraphModule, Node
 
 from .annotations import Source, dims_of, is_joined, layout_of, source_of
 from .layout import Layout, Partial, Shards, Split, concrete, unfold
-from .memory import split_among
+from .memory import split_among, whole_of
 from .mesh import Mesh
 from .names import module_path
-from .parts import join
+from .processes import ProcessRuntime
 from .rules import is_tensor
 from .runtime import Runtime, node_of
 from .tensor import ShardedTensor
@@ -40,7 +40,11 @@ class Program:
     _boxed_call = True  # AOTAutograd hands over the list, so that nothing holds on to the arguments
 
     def __init__(
-        self, graph: Graph, modules: Sequence[GraphModule], runtime: Runtime, kept: Collection[int] = ()
+        self,
+        graph: Graph,
+        modules: Sequence[GraphModule],
+        runtime: Runtime | ProcessRuntime,
+        kept: Collection[int] = (),
     ) -> None:
         self.runtime, self.mesh = runtime, runtime.mesh
         self.forwards: list[Callable[..., Any]] = [module.forward for module in modules]
@@ -130,7 +134,8 @@ class _Input:
         """Bring what the ranks wrote to a plain argument."""
         if isinstance(arg, torch.Tensor) and not isinstance(arg, ShardedTensor):
             with torch.no_grad():
-                arg.copy_(join(parts, self.layout.dims, arg.shape) if self.layout else parts[0])
+                whole = whole_of(parts, self.layout.dims, arg.shape, self.mesh) if self.layout else parts[0]
+                arg.copy_(whole)
 
 
 def _output(node: Any, mesh: Mesh, kept: bool) -> Callable[[list[Any]], Any]:
@@ -150,7 +155,7 @@ def _output(node: Any, mesh: Mesh, kept: bool) -> Callable[[list[Any]], Any]:
         kept = kept or (len(set(mesh.devices)) > 1 and any(user.op != "output" for user in node.users))
         return partial(_shard, layout, fixed, dynamic, mesh) if kept else partial(_plain, dynamic)
     if is_joined(node):
-        return partial(_join, layout, fixed)
+        return partial(_join, layout, fixed, mesh)
     return partial(_shard, layout, fixed, dynamic, mesh)
 
 
@@ -168,8 +173,8 @@ def _shape(fixed: dict[int, int], result: torch.Tensor) -> list[int]:
     return [fixed.get(index, extent) for index, extent in enumerate(result.shape)]
 
 
-def _join(layout: Shards, fixed: dict[int, int], results: list[torch.Tensor]) -> torch.Tensor:
-    return join(results, layout.dims, _shape(fixed, results[0]))
+def _join(layout: Shards, fixed: dict[int, int], mesh: Mesh, results: list[torch.Tensor]) -> torch.Tensor:
+    return whole_of(results, layout.dims, _shape(fixed, results[0]), mesh)
 
 
 def _shard(

@@ -48,7 +48,7 @@ class Report:
     def of(model: torch.nn.Module, session: Session) -> Report:
         """Take stock of a model."""
         held = {id(value): value for value in (*model.parameters(), *model.buffers())}
-        resident = [0] * len(session.mesh.owned)
+        resident = [0] * session.mesh.size
         for value in held.values():
             for rank, size in enumerate(_resident(value)):
                 resident[rank] += size
@@ -70,7 +70,7 @@ class Report:
         return dump(self.parallel) if self.parallel else ""
 
     def __str__(self) -> str:
-        console = Console(width=100, record=True, file=None, force_terminal=False)
+        console = Console(width=100, force_terminal=False, force_jupyter=False, color_system=None)
         with console.capture() as capture:
             console.print(self._bytes_table())
             console.print(self._message_table())

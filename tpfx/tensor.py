@@ -10,6 +10,7 @@ every part by itself do so, anything else gathers and runs whole. Compiled graph
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,9 +19,9 @@ from torch.utils._pytree import tree_map_only
 
 from .errors import ShardingError
 from .layout import Shards
-from .memory import Undivided, contiguous_strides, probe_of, same_memory, split_among
+from .memory import Undivided, contiguous_strides, probe_of, same_memory, split_among, whole_of
 from .mesh import Mesh
-from .parts import join, take
+from .parts import local_shape, take
 from .torch_compiler import (
     dynamic_sizes,
     make_wrapper_subclass,
@@ -114,14 +115,13 @@ class ShardedTensor(torch.Tensor):
 
     @property
     def resident_bytes(self) -> tuple[int, ...]:
-        """Bytes on each owned rank; one without a placement is where it was, maybe on the first."""
-        whole = self._whole
-        if self._parts is not None:
-            return tuple(part.numel() * part.element_size() for part in self._parts)
-        size = (
-            whole.numel() * whole.element_size() if whole is not None and whole.device == self.device else 0
-        )
-        return (size, *[0] * (len(self._mesh.owned) - 1))
+        """Bytes on each rank; what has no placement is where it was, maybe on the first of this process."""
+        whole, ranks = self._whole, range(self._mesh.size)
+        if self._parts is not None and self.placement is not None:
+            shapes = [local_shape(self.shape, self.placement.dims, rank) for rank in ranks]
+            return tuple(math.prod(shape) * self.element_size() for shape in shapes)
+        size = whole.nbytes if whole is not None and whole.device == self.device else 0
+        return tuple(size if self._mesh.group or rank == 0 else 0 for rank in ranks)
 
     @property
     def _whole(self) -> torch.Tensor | None:
@@ -153,7 +153,8 @@ class ShardedTensor(torch.Tensor):
                 raise ShardingError(f"{self!r} belongs to a compiled graph, and cannot be gathered")
             if not self.placement:
                 return self._parts[0].to(target)
-            return join([part.to(target) for part in self._parts], self.placement.dims, self.shape)
+            parts = self._parts if self._mesh.group else [part.to(target) for part in self._parts]
+            return whole_of(parts, self.placement.dims, self.shape, self._mesh).to(target)
 
     def distribute(self, layout: Shards) -> None:
         """Give a tensor without a placement one: each rank has its part, and the whole is let go."""

@@ -1,0 +1,193 @@
+"""One process per rank, as under torchrun: the mesh of a torch.distributed group, and what its processes must
+have in common.
+
+    torchrun --nproc-per-node 2 script.py       # in it: tpfx.compile(model)
+
+The graphs are those of rank threads; their functional collectives run on the process group. All processes run
+the same program on the same inputs, and every one gets the whole outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from .errors import CollectiveError, DeviceError, TpfxError
+from .mesh import Mesh
+from .runtime import node_of
+from .torch_private import below_autograd
+
+T = TypeVar("T")
+
+c10d = torch.ops._c10d_functional
+
+
+def launched() -> bool:
+    """Whether this process is one of several that torchrun started, or has joined others by itself."""
+    return dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())
+
+
+def world_mesh(timeout: float) -> Mesh:
+    """The mesh of all processes, one rank each; joins them if that has not been done.
+
+    Args:
+        timeout: seconds after which a collective gives up, where the group is made here.
+    """
+    if not dist.is_initialized():
+        device = _own_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
+        )
+    assert dist.group.WORLD is not None
+    return _mesh(dist.group.WORLD, _own_device(), None)
+
+
+def mesh_of(given: DeviceMesh) -> Mesh:
+    """The mesh of a DeviceMesh of one dimension, or of the dimension "tp" of one of two.
+
+    Over the other dimension of two, gradients are averaged: each of its ranks has a part of the batch.
+
+    Raises:
+        DeviceError: it has more dimensions, or none of two is called "tp".
+    """
+    names = given.mesh_dim_names or ()
+    if given.ndim == 1:
+        return _mesh(given.get_group(), _own_device(given.device_type), None)
+    if given.ndim != 2 or "tp" not in names:
+        raise DeviceError(
+            f"a DeviceMesh of {given.ndim} dimensions named {names or 'nothing'}; pass one of one dimension, "
+            'or of two of which one is called "tp", such as init_device_mesh("cuda", (2, 4), '
+            'mesh_dim_names=("dp", "tp"))'
+        )
+    other = next(name for name in names if name != "tp")
+    return _mesh(given.get_group("tp"), _own_device(given.device_type), given.get_group(other))
+
+
+def _own_device(kind: str | None = None) -> torch.device:
+    """The GPU of this process's local rank, or the CPU where there is none."""
+    if (kind or "cuda") == "cuda" and torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+        return torch.device("cuda", local % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def _mesh(group: dist.ProcessGroup, device: torch.device, replicas: dist.ProcessGroup | None) -> Mesh:
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    if rank < 0:
+        raise DeviceError(f"process {dist.get_rank()} is not in the group that the model is split over")
+    devices: list[Any] = [None] * size
+    dist.all_gather_object(devices, str(device), group)
+    mesh = Mesh(
+        tuple(map(torch.device, devices)), (rank,), (group.group_name,) * size, group, replicas=replicas
+    )
+    _share_random_state(mesh)
+    return mesh
+
+
+def _share_random_state(mesh: Mesh) -> None:
+    """Every process draws the numbers of the first from here on, whatever it has been seeded with."""
+    states: list[Any] = [torch.get_rng_state()]
+    gpu = mesh.devices[mesh.owned[0]].type == "cuda"
+    if gpu:
+        states.append(torch.cuda.get_rng_state())
+    dist.broadcast_object_list(states, group=mesh.group, group_src=0)
+    torch.set_rng_state(states[0])
+    if gpu:
+        torch.cuda.set_rng_state(states[1])
+
+
+def require_same(mesh: Mesh, what: str, parts: Iterable[bytes]) -> None:
+    """Stop all ranks where something differs between processes that must be the same; free in one process.
+
+    Raises:
+        CollectiveError: on every rank.
+    """
+    if mesh.group is None:
+        return
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    digests: list[Any] = [None] * mesh.size
+    dist.all_gather_object(digests, digest.hexdigest(), mesh.group)
+    others = [rank for rank, found in enumerate(digests) if found != digests[0]]
+    if others:
+        raise CollectiveError(
+            f"{what} of rank(s) {', '.join(map(str, others))} differ from those of rank 0: all processes "
+            "that a model is split over must run the same program on the same inputs"
+        )
+
+
+def from_all(numbers: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """The numbers of all ranks, from those of the ranks that this process owns."""
+    if mesh.group is None:
+        return numbers
+    name = mesh.group_name(mesh.owned[0])
+    found: torch.Tensor = c10d.wait_tensor(c10d.all_gather_into_tensor(numbers.contiguous(), mesh.size, name))
+    return found
+
+
+def bytes_of_tensors(tensors: Iterable[torch.Tensor]) -> Iterable[bytes]:
+    """What `require_same` compares of inputs."""
+    for tensor in tensors:
+        yield f"{tensor.dtype} {list(tensor.shape)}".encode()
+        yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def average_gradients(model: torch.nn.Module, mesh: Mesh) -> None:
+    """Average every gradient over the replicas as soon as it is there: data parallel training."""
+    group, size = mesh.replicas, dist.get_world_size(mesh.replicas)
+
+    def average(weight: torch.Tensor) -> None:
+        parts: Sequence[Any] = getattr(weight.grad, "shards", None) or (weight.grad,)
+        for part in parts:
+            dist.all_reduce(part, group=group)
+            part.div_(size)
+
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.register_post_accumulate_grad_hook(average)
+
+
+class ProcessRuntime:
+    """Runs the graph of the one rank that this process owns, where it is called.
+
+    Args:
+        mesh: of a process group.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+
+    def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Run the one call.
+
+        Raises:
+            Exception: what it raises, with a note naming the rank and the node. Where a collective fails,
+                since another process has ended or is late, that is the group's own error.
+        """
+        if len(calls) != 1:
+            raise TpfxError(f"{len(calls)} calls for the one rank of this process; pass one")
+        rank = self.mesh.owned[0]
+        device = self.mesh.devices[rank]
+        try:
+            with torch.autocast(device.type, enabled=False):
+                if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+                    return [calls[0]()]
+                with below_autograd():
+                    return [calls[0]()]
+        except Exception as error:
+            node = node_of(error.__traceback__)
+            error.add_note(f"on rank {rank} ({device})" + (f", in node {node}" if node else ""))
+            raise
+
+    def close(self) -> None:
+        """Nothing to end: the group is the caller's."""
