@@ -3,7 +3,7 @@
 >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
 """
 
-from .api import compile, full_state_dict, report
+from .api import compile, full_state_dict, load, report
 from .custom import register_rule
 from .errors import (
     AlreadyCompiledError,
@@ -42,6 +42,7 @@ __all__ = [
     "check_rule",
     "compile",
     "full_state_dict",
+    "load",
     "register_rule",
     "report",
 ]

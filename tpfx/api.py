@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from .backend import Session
+from .checkpoints import Checkpoint, Stored, reading, weights_in
 from .entry import Entry, Inputs
 from .errors import AlreadyCompiledError, InputError, ModelError
 from .mesh import DeviceSpec, Mesh, parse_devices
@@ -22,6 +25,7 @@ from .weights import (
     check_weights,
     full_state_dict,
     load_into_place,
+    read_rest,
     restore_weights,
     save_whole,
     shard_weights,
@@ -70,14 +74,72 @@ def compile(
 
     >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
     """
-    _check(model, example_inputs)
+    return _compile(model, devices, example_inputs, topology, timeout, {})
+
+
+def load(
+    model: M,
+    checkpoint: str | Path,
+    devices: int | Sequence[DeviceSpec] | DeviceMesh | None = None,
+    *,
+    example_inputs: Inputs | None = None,
+    topology: Topology | None = None,
+    timeout: float = 300.0,
+    progress: bool | None = None,
+) -> M:
+    """Split a model without contents over several devices, and read its weights from safetensors files.
+
+    It is planned first; then each rank reads only its own slices, so that neither the host nor a device ever
+    holds the whole. If anything fails, the model is left as it was.
+
+    Args:
+        model: with parameters on the meta device, as `accelerate.init_empty_weights()` makes it. Those that
+            have contents keep them.
+        checkpoint: a safetensors file, or a folder with model.safetensors or model.safetensors.index.json.
+        devices: as `compile` takes them; likewise `topology` and `timeout`.
+        example_inputs: as `compile` takes them; needed unless the model brings its own.
+        progress: whether a bar on stderr shows the bytes read; None where stderr is a terminal.
+
+    Returns:
+        The same model, as `compile` returns it.
+
+    Raises:
+        ModelError: the files lack weights, or have them in other shapes, or are no safetensors.
+        InputError: there is no example to plan with.
+        Exception: as `compile`.
+
+    >>> model = tpfx.load(model, "Llama-3.1-8B", ["cuda:0", "cuda:1"])
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(f"tpfx.load takes an nn.Module, got {type(model).__name__}")
+    if hasattr(model, "tie_weights"):  # of transformers; made without contents, it may have lost its ties
+        model.tie_weights()
+    show = sys.stderr.isatty() if progress is None else progress
+    with reading(show) as progressed:
+        stored = weights_in(model, Checkpoint(checkpoint, progressed.tell))
+        progressed.expect(model, stored)
+        return _compile(model, devices, example_inputs, topology, timeout, stored)
+
+
+def _compile(
+    model: M,
+    devices: Any,
+    example_inputs: Inputs | None,
+    topology: Topology | None,
+    timeout: float,
+    stored: Mapping[int, Stored],
+) -> M:
+    _check(model, example_inputs, stored)
     mesh = _mesh(devices, timeout)
     runtime = Runtime(mesh, timeout) if mesh.group is None else ProcessRuntime(mesh)
     session = Session(mesh, runtime, topology or Topology())
-    slots = shard_weights(model, mesh)
+    slots = shard_weights(model, mesh, stored)
     try:
         entry = Entry(model, model.forward, session)
         _plan(entry, example_inputs)
+        if stored:
+            _require_a_plan(model, session)
+            read_rest(slots)
     except BaseException:
         restore_weights(slots)
         session.runtime.close()
@@ -122,7 +184,15 @@ def _install(model: torch.nn.Module, entry: Entry) -> None:
         vars(model)["save_pretrained"] = functools.wraps(save)(functools.partial(save_whole, model, save))
 
 
-def _check(model: Any, example_inputs: Any) -> None:
+def _require_a_plan(model: torch.nn.Module, session: Session) -> None:
+    if session.newest is None:
+        raise InputError(
+            f"{type(model).__name__} cannot be planned before it is read, since it brings no inputs of its "
+            "own that it runs with; pass example_inputs"
+        )
+
+
+def _check(model: Any, example_inputs: Any, stored: Collection[int]) -> None:
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"tpfx.compile takes an nn.Module, got {type(model).__name__}")
     entry = _entry(model)
@@ -131,7 +201,7 @@ def _check(model: Any, example_inputs: Any) -> None:
         raise AlreadyCompiledError(
             f"this model is compiled already, for {names}; load it anew to split it otherwise"
         )
-    check_weights(model)
+    check_weights(model, stored)
     if example_inputs is not None and not isinstance(example_inputs, (tuple, list, Mapping)):
         raise InputError(
             f"example_inputs is a {type(example_inputs).__name__}; pass a tuple of arguments, such as (x,), "
@@ -164,4 +234,4 @@ def _own_inputs(model: torch.nn.Module, device: torch.device) -> dict[str, Any] 
     }
 
 
-__all__ = ["compile", "full_state_dict", "report"]
+__all__ = ["compile", "full_state_dict", "load", "report"]

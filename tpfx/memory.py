@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,16 +12,40 @@ from .layout import Shards, SplitDims
 from .mesh import Mesh
 from .parts import gather_shards, join, take
 
+if TYPE_CHECKING:
+    from .checkpoints import Stored
+
 
 class Undivided:
-    """A whole tensor until a graph divides it, shared by every alias of it; afterwards what it became."""
+    """A whole tensor until a graph divides it, shared by every alias of it; afterwards what it became.
 
-    __slots__ = ("parts", "placement", "whole")
+    It may be `stored` in a file, and be without contents itself.
+    """
 
-    def __init__(self, whole: torch.Tensor) -> None:
+    __slots__ = ("parts", "placement", "stored", "whole")
+
+    def __init__(self, whole: torch.Tensor, stored: Stored | None = None) -> None:
         self.whole: torch.Tensor | None = whole
+        self.stored = stored
         self.parts: tuple[torch.Tensor, ...] | None = None
         self.placement: Shards | None = None
+
+    def divide(self, layout: Shards, mesh: Mesh) -> None:
+        """Give each owned rank its part, and let the whole go."""
+        assert self.whole is not None, "it is divided already"
+        if self.stored is None:
+            self.parts = split_among(self.whole, layout, mesh)
+        else:
+            stored, dtype = self.stored, self.whole.dtype
+            self.parts = tuple(
+                stored.part(layout.dims, rank, dtype).to(mesh.devices[rank]) for rank in mesh.owned
+            )
+        self.placement, self.whole = layout, None
+
+    def read(self) -> None:
+        """Take the contents of what no graph has divided from its file."""
+        if self.stored is not None and self.whole is not None:
+            self.whole, self.stored = self.stored.part((), 0, self.whole.dtype), None
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

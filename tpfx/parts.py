@@ -88,6 +88,23 @@ def take(whole: torch.Tensor, dims: SplitDims, rank: int) -> torch.Tensor:
     return whole
 
 
+def take_slices(stored: Any, dims: SplitDims, rank: int, count: int) -> torch.Tensor:
+    """A rank's part of a tensor of `count` dimensions that is in a file and gives what it is indexed by."""
+    if not count or not dims:
+        return stored[...]  # type: ignore[no-any-return]
+
+    def read(chosen: dict[int, slice], rest: SplitDims) -> torch.Tensor:
+        if not rest:
+            return stored[tuple(chosen.get(dim, slice(None)) for dim in range(count))]  # type: ignore[no-any-return]
+        (dim, owned), *more = rest
+        parts = [read(chosen | {dim: slice(start, stop)}, tuple(more)) for start, stop in owned[rank]]
+        if not parts:
+            return read(chosen | {dim: slice(0, 1)}, tuple(more)).narrow(dim, 0, 0)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+    return read({}, dims)
+
+
 def take_unfolded(whole: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
     """`take`, of a tensor some of whose dimensions are products of a size that varies."""
     return _fold(take(_unfold(whole, unfolding), dims, rank), unfolding)

@@ -117,7 +117,14 @@ def require_same(mesh: Mesh, what: str, parts: Iterable[bytes]) -> None:
     for part in parts:
         digest.update(part)
     digests: list[Any] = [None] * mesh.size
-    dist.all_gather_object(digests, digest.hexdigest(), mesh.group)
+    try:
+        dist.all_gather_object(digests, digest.hexdigest(), mesh.group)
+    except Exception as error:
+        rank = mesh.owned[0]
+        error.add_note(
+            f"on rank {rank} ({mesh.devices[rank]}), comparing {what} with those of the other ranks"
+        )
+        raise
     others = [rank for rank, found in enumerate(digests) if found != digests[0]]
     if others:
         raise CollectiveError(

@@ -71,7 +71,11 @@ class Program:
         del calls
         for at, arg, parts in written:
             self.inputs[at].write_back(arg, parts)
-        return [give([result[index] for result in results]) for index, give in enumerate(self.outputs)]
+        try:
+            return [give([result[index] for result in results]) for index, give in enumerate(self.outputs)]
+        except Exception as error:  # of processes one may be gone
+            error.add_note(f"on rank {self.mesh.owned[0]}, gathering the graph's results")
+            raise
 
     def _note_place(self, error: Exception) -> None:
         """Say to which module and source line the node belongs in which a rank failed."""

@@ -49,6 +49,7 @@ class ShardedTensor(torch.Tensor):
     _behind: tuple[ShardedTensor, Callable[[torch.Tensor], torch.Tensor]] | None
     placement: Shards | None
     qualified_name: str | None
+    hollow: torch.Tensor | None  # while a model is read from a file: what it stands for, without contents
     probe: torch.Tensor
 
     __torch_function__ = without_torch_function
@@ -79,6 +80,7 @@ class ShardedTensor(torch.Tensor):
         self._behind = None
         self.placement = layout
         self.qualified_name = None
+        self.hollow = None
         self.probe = like if mesh is None else probe_of(device, like.dtype)
         return self
 
@@ -160,8 +162,7 @@ class ShardedTensor(torch.Tensor):
         """Give a tensor without a placement one: each rank has its part, and the whole is let go."""
         assert self._whole is not None and self._cell is not None, "the tensor has a placement already"
         cell = self._cell
-        cell.parts, cell.placement = split_among(self._whole, layout, self._mesh), layout
-        cell.whole = None
+        cell.divide(layout, self._mesh)
         self._parts, self.placement, self._cell = cell.parts, layout, None
 
     def store(self, whole: torch.Tensor) -> None:

@@ -6,45 +6,23 @@ restore_weights(slots)                 # the model is what it was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
 
+from .checkpoints import Stored
 from .errors import AlreadyCompiledError, ModelError
 from .mesh import Mesh
 from .optimizers import forget_successor, succeed
+from .slots import Slot, slots_of
 from .tensor import ShardedTensor
 from .torch_compiler import is_traceable_wrapper_subclass
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A place in a module where a parameter or buffer is kept."""
-
-    table: dict[str, Any]
-    key: str
-    name: str
-
-    @property
-    def value(self) -> Any:
-        """What is there now."""
-        return self.table[self.key]
-
-
-def slots_of(model: torch.nn.Module) -> Iterator[Slot]:
-    """Every place of a parameter or buffer, with its qualified name; tied ones have several."""
-    for prefix, module in model.named_modules():
-        for table in (module._parameters, module._buffers):
-            for key, value in table.items():
-                if value is not None:
-                    yield Slot(table, key, f"{prefix}.{key}" if prefix else key)
-
-
-def check_weights(model: torch.nn.Module) -> None:
-    """Refuse what cannot be divided, before anything is changed.
+def check_weights(model: torch.nn.Module, stored: Collection[int] = ()) -> None:
+    """Refuse what cannot be divided, before anything is changed; `stored` are those that a file has.
 
     Raises:
         AlreadyCompiledError: a part of the model has been compiled.
@@ -62,9 +40,10 @@ def check_weights(model: torch.nn.Module) -> None:
             )
         if is_lazy(value):
             raise ModelError(f"{slot.name} has no shape yet; call the model once before it is compiled")
-        if value.is_meta:
+        if value.is_meta and id(value) not in stored:
             raise ModelError(
-                f"{slot.name} is on the meta device, without contents; load the weights before compiling"
+                f"{slot.name} is on the meta device, without contents; load the weights before compiling, or "
+                "let tpfx.load(model, checkpoint) read them"
             )
         if is_traceable_wrapper_subclass(value):
             raise ModelError(
@@ -73,20 +52,28 @@ def check_weights(model: torch.nn.Module) -> None:
             )
 
 
-def shard_weights(model: torch.nn.Module, mesh: Mesh) -> list[Slot]:
-    """Put a ShardedTensor in the place of every parameter and buffer; tied ones stay tied."""
+def shard_weights(
+    model: torch.nn.Module, mesh: Mesh, stored: Mapping[int, Stored] | None = None
+) -> list[Slot]:
+    """Put a ShardedTensor in the place of every parameter and buffer; tied ones stay tied.
+
+    `stored` says, by identity, which have no contents and where those are.
+    """
     made: dict[int, ShardedTensor] = {}
     slots = list(slots_of(model))
     for slot in slots:
         value = slot.value
         if id(value) not in made:
-            made[id(value)] = _sharded(value, slot.name, mesh)
+            made[id(value)] = _sharded(value, slot.name, mesh, (stored or {}).get(id(value)))
         slot.table[slot.key] = made[id(value)]
     return slots
 
 
-def _sharded(value: torch.Tensor, name: str, mesh: Mesh) -> ShardedTensor:
+def _sharded(value: torch.Tensor, name: str, mesh: Mesh, stored: Stored | None) -> ShardedTensor:
     sharded = ShardedTensor(mesh, value, whole=value, requires_grad=value.requires_grad)
+    if stored is not None:
+        assert sharded._cell is not None
+        sharded._cell.stored, sharded.hollow = stored, value
     sharded.qualified_name = name
     _mark_like(sharded, value)
     succeed(value, sharded)
@@ -113,7 +100,18 @@ def restore_weights(slots: list[Slot]) -> None:
         forget_successor(originals[id(sharded)])
 
 
+def read_rest(slots: list[Slot]) -> None:
+    """Read what no graph has divided."""
+    for slot in slots:
+        sharded = slot.value
+        if sharded._whole is not None:
+            sharded._cell.read()
+        sharded.hollow = None
+
+
 def _original(sharded: ShardedTensor) -> torch.Tensor:
+    if sharded.hollow is not None:
+        return sharded.hollow
     if sharded._whole is not None:
         return sharded._whole
     whole = sharded.full()

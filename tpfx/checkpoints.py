@@ -1,0 +1,156 @@
+"""Weights from safetensors files: a model without contents is planned, then each rank reads its slices.
+
+with accelerate.init_empty_weights():
+    model = AutoModelForCausalLM.from_config(config)
+model = tpfx.load(model, "folder", ["cuda:0", "cuda:1"])
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from safetensors import safe_open
+
+from .errors import ModelError
+from .layout import SplitDims
+from .parts import take_slices
+from .slots import slots_of
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass
+class Stored:
+    """A tensor in a file, of which any part can be read by itself."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    read_bytes: Callable[[int], None]
+
+    def part(self, dims: SplitDims, rank: int, dtype: torch.dtype) -> torch.Tensor:
+        """A rank's part. The file is opened for this alone: what is mapped of it would count as resident."""
+        with safe_open(self.file, framework="pt") as opened:
+            part: torch.Tensor = take_slices(opened.get_slice(self.key), dims, rank, len(self.shape))
+            made = part.to(dtype, copy=True).contiguous()
+        self.read_bytes(made.nbytes)
+        return made
+
+
+class Checkpoint:
+    """The tensors of a safetensors file, or of a folder with one or with an index of several.
+
+    Raises:
+        ModelError: there is no such file, or it is of another kind.
+    """
+
+    def __init__(self, path: str | Path, read_bytes: Callable[[int], None] = lambda size: None) -> None:
+        self.path = Path(path)
+        self.tensors: dict[str, Stored] = {}
+        for file in _files(self.path):
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    shape = tuple(opened.get_slice(key).get_shape())
+                    self.tensors[key] = Stored(file, key, shape, read_bytes)
+
+    def find(self, names: list[str], prefix: str) -> Stored | None:
+        """The tensor of one of these names, with or without the prefix of a transformers base model."""
+        for name in names:
+            bare = name.removeprefix(prefix)
+            for key in (name, bare, prefix + name):
+                if key in self.tensors:
+                    return self.tensors[key]
+        return None
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        if (path / INDEX).exists():
+            named = json.loads((path / INDEX).read_text())["weight_map"]
+            return [path / name for name in sorted(set(named.values()))]
+        if (path / SINGLE).exists():
+            return [path / SINGLE]
+    elif path.suffix == ".safetensors" and path.exists():
+        return [path]
+    found = sorted(file.name for file in path.iterdir())[:8] if path.is_dir() else []
+    has = f"it has {', '.join(found) or 'no files'}" if path.is_dir() else "there is no such safetensors file"
+    raise ModelError(
+        f"{path} holds no weights that can be read: {has}. tpfx.load reads {SINGLE}, or {INDEX} and the "
+        "files that it names; other kinds, such as pytorch_model.bin, can be loaded and saved again as "
+        "safetensors: AutoModel.from_pretrained(folder).save_pretrained(folder)"
+    )
+
+
+def weights_in(model: torch.nn.Module, checkpoint: Checkpoint) -> dict[int, Stored]:
+    """For each parameter and persistent buffer without contents, by identity, where it is stored.
+
+    Raises:
+        ModelError: some are not in the checkpoint, or of another shape, or buffers that no checkpoint has.
+    """
+    prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
+    names: dict[int, list[str]] = {}
+    values: dict[int, torch.Tensor] = {}
+    for slot in slots_of(model):
+        if slot.value.is_meta:
+            names.setdefault(id(slot.value), []).append(slot.name)
+            values[id(slot.value)] = slot.value
+    found = {key: checkpoint.find(own, prefix if prefix != "." else "") for key, own in names.items()}
+    missing = [names[key][0] for key, stored in found.items() if stored is None]
+    if missing:
+        raise ModelError(_missing(missing, names, model, checkpoint))
+    for key, stored in found.items():
+        if stored is not None and stored.shape != tuple(values[key].shape):
+            raise ModelError(
+                f"{names[key][0]} is {list(values[key].shape)} in the model and {list(stored.shape)} in "
+                f"{stored.file}: this checkpoint belongs to a model of other sizes"
+            )
+    return {key: stored for key, stored in found.items() if stored is not None}
+
+
+def _missing(
+    missing: list[str], names: Mapping[int, list[str]], model: torch.nn.Module, checkpoint: Checkpoint
+) -> str:
+    saved = set(model.state_dict())
+    computed = [name for name in missing if name not in saved]
+    if computed:
+        return (
+            f"{', '.join(computed[:5])} have no contents, and no checkpoint has them: make the model with "
+            "accelerate.init_empty_weights(), which leaves such buffers as they are, not on the meta device"
+        )
+    return (
+        f"{len(missing)} of {len(names)} weights are not in {checkpoint.path}: {', '.join(missing[:5])}; "
+        f"it has {', '.join(sorted(checkpoint.tensors)[:5])}, …"
+    )
+
+
+@dataclass
+class Reading:
+    """How much has been read, of how much."""
+
+    progress: Progress
+    task: TaskID
+
+    def tell(self, size: int) -> None:
+        """So many bytes more."""
+        self.progress.advance(self.task, size)
+
+    def expect(self, model: torch.nn.Module, stored: Mapping[int, Stored]) -> None:
+        """All bytes that there are to read."""
+        weights = {id(slot.value): slot.value for slot in slots_of(model)}
+        self.progress.update(self.task, total=sum(weights[key].nbytes for key in stored))
+
+
+@contextmanager
+def reading(show: bool) -> Iterator[Reading]:
+    """A progress bar on stderr."""
+    columns = (TextColumn("reading weights"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
+        yield Reading(progress, progress.add_task("", total=None))

@@ -1,0 +1,32 @@
+"""The places in a model's modules where parameters and buffers are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in a module where a parameter or buffer is kept."""
+
+    table: dict[str, Any]
+    key: str
+    name: str
+
+    @property
+    def value(self) -> Any:
+        """What is there now."""
+        return self.table[self.key]
+
+
+def slots_of(model: torch.nn.Module) -> Iterator[Slot]:
+    """Every place of a parameter or buffer, with its qualified name; tied ones have several."""
+    for prefix, module in model.named_modules():
+        for table in (module._parameters, module._buffers):
+            for key, value in table.items():
+                if value is not None:
+                    yield Slot(table, key, f"{prefix}.{key}" if prefix else key)
