@@ -113,7 +113,7 @@ def load(
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"tpfx.load takes an nn.Module, got {type(model).__name__}")
     if hasattr(model, "tie_weights"):  # of transformers; made without contents, it may have lost its ties
-        model.tie_weights()
+        model.tie_weights()  # type: ignore[operator]
     show = sys.stderr.isatty() if progress is None else progress
     with reading(show) as progressed:
         stored = weights_in(model, Checkpoint(checkpoint, progressed.tell))

@@ -240,6 +240,14 @@ def count_below(intervals: Pieces, offset: int) -> int:
     return sum(max(0, min(stop, offset) - start) for start, stop in intervals)
 
 
+def minus(intervals: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
+    """What of some intervals lies in none of the others."""
+    left = list(intervals)
+    for low, high in others:
+        left = [(a, b) for x, y in left for a, b in ((x, min(y, low)), (max(x, high), y)) if a < b]
+    return left
+
+
 @functools.cache
 def unseen(owned: tuple[Pieces, ...], rank: int) -> Pieces:
     """Which intervals of a rank's part no earlier rank holds, counted within the part."""
@@ -247,9 +255,7 @@ def unseen(owned: tuple[Pieces, ...], rank: int) -> Pieces:
     found: list[Interval] = []
     offset = 0
     for start, stop in owned[rank]:
-        left = [(start, stop)]
-        for low, high in earlier:
-            left = [(a, b) for x, y in left for a, b in ((x, min(y, low)), (max(x, high), y)) if a < b]
+        left = minus([(start, stop)], earlier)
         found += [(a - start + offset, b - start + offset) for a, b in left]
         offset += stop - start
     return _join(found)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from .distributed_checkpoint import box_at, boxes_of, write_items
 from .errors import ShardingError
 from .layout import Shards
 from .memory import Undivided, contiguous_strides, probe_of, same_memory, split_among, whole_of
@@ -260,6 +261,18 @@ class ShardedTensor(torch.Tensor):
         if isinstance(self, torch.nn.Parameter):
             whole = torch.nn.Parameter(whole, self.requires_grad)
         return whole.__reduce_ex__(protocol)
+
+    def __create_write_items__(self, name: str, _: Any) -> list[Any]:
+        """What torch.distributed.checkpoint writes."""
+        return write_items(name, self)
+
+    def __create_chunk_list__(self) -> list[Any]:
+        """What torch.distributed.checkpoint reads."""
+        return [box.chunk for box in boxes_of(self)]
+
+    def __get_tensor_shard__(self, index: Any) -> torch.Tensor:
+        """The memory that torch.distributed.checkpoint reads from or writes to."""
+        return box_at(self, index)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         name = "" if self.qualified_name is None else f"{self.qualified_name}, "
