@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -153,8 +154,11 @@ def test_optimizers(split: nn.Module, name: str) -> None:
     same_weights(plain, split)
 
 
-def test_an_optimizer_given_before_compile_takes_over_the_sharded_weights() -> None:
+@pytest.mark.parametrize("held", ["strongly", "weakly"])
+def test_an_optimizer_given_before_compile_takes_over_the_sharded_weights(held: str) -> None:
+    """The weights become sharded themselves; one that something refers to weakly is replaced instead."""
     plain, model = Net().train(), Net().train()
+    weak = [weakref.ref(weight) for weight in model.parameters()] if held == "weakly" else []
     sides = [(each, torch.optim.AdamW(each.parameters(), lr=0.01)) for each in (plain, model)]
     for each, optimizer in sides:
         steps(each, optimizer, 2)  # so that there is state already
@@ -169,6 +173,20 @@ def test_an_optimizer_given_before_compile_takes_over_the_sharded_weights() -> N
     )
     assert all(isinstance(state["exp_avg"], ShardedTensor) for state in optimizer.state.values())
     assert len(optimizer.state) == len(list(model.parameters()))
+    assert len(weak) in (0, len(optimizer.state))
+
+
+def test_a_list_of_weights_made_before_compile_is_of_sharded_ones_afterwards() -> None:
+    model = Net().train()
+    weights, bias = list(model.parameters()), model.up.bias
+    tpfx.compile(model, CPUS)
+    model(X).square().sum().backward()
+    assert all(one is two for one, two in zip(weights, model.parameters(), strict=True))
+    assert bias is model.up.bias and isinstance(bias, ShardedTensor)
+    assert float(torch.nn.utils.clip_grad_norm_(weights, 1.0)) > 1.0
+    torch.testing.assert_close(
+        torch.nn.utils.get_total_norm([weight.grad for weight in weights]), torch.tensor(1.0)
+    )
 
 
 def test_a_failed_compile_leaves_the_optimizer_alone() -> None:

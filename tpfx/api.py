@@ -16,8 +16,9 @@ from .backend import Session
 from .checkpoints import Checkpoint, Stored, reading, weights_in
 from .entry import Entry, Inputs
 from .errors import AlreadyCompiledError, InputError, ModelError
-from .mesh import DeviceSpec, Mesh, parse_devices
-from .processes import ProcessRuntime, average_gradients, launched, mesh_of, world_mesh
+from .mesh import DeviceSpec
+from .plugin import session_of
+from .processes import ProcessRuntime, average_gradients, mesh_from
 from .report import Report
 from .runtime import Runtime
 from .topology import Topology
@@ -130,7 +131,7 @@ def _compile(
     stored: Mapping[int, Stored],
 ) -> M:
     _check(model, example_inputs, stored)
-    mesh = _mesh(devices, timeout)
+    mesh = mesh_from(devices, timeout)
     runtime = Runtime(mesh, timeout) if mesh.group is None else ProcessRuntime(mesh)
     session = Session(mesh, runtime, topology or Topology())
     slots = shard_weights(model, mesh, stored)
@@ -150,13 +151,6 @@ def _compile(
     return model
 
 
-def _mesh(devices: Any, timeout: float) -> Mesh:
-    """The ranks of one process, or of several."""
-    if isinstance(devices, DeviceMesh):
-        return mesh_of(devices)
-    return world_mesh(timeout) if devices is None and launched() else Mesh(parse_devices(devices))
-
-
 def report(model: torch.nn.Module) -> Report:
     """What was done to a compiled model: bytes on each device, messages, graphs, ops that run whole.
 
@@ -164,9 +158,10 @@ def report(model: torch.nn.Module) -> Report:
         ModelError: the model is not compiled.
     """
     entry = _entry(model)
-    if entry is None:
+    session = session_of(model) if entry is None else entry.session
+    if session is None:
         raise ModelError("this model is not compiled; call tpfx.compile(model, devices) first")
-    return Report.of(model, entry.session)
+    return Report.of(model, session)
 
 
 def _entry(model: torch.nn.Module) -> Entry | None:

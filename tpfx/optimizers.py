@@ -18,18 +18,20 @@ from .torch_compiler import allow_foreach
 _SUCCESSOR = "_tpfx_successor"
 
 
-def succeed(original: torch.Tensor, sharded: ShardedTensor) -> None:
-    """Remember which ShardedTensor has taken a weight's place."""
-    setattr(original, _SUCCESSOR, weakref.ref(sharded))
+def succeed(original: torch.Tensor, successor: torch.Tensor) -> None:
+    """Remember which tensor has taken a weight's place in the model."""
+    setattr(original, _SUCCESSOR, weakref.ref(successor))
 
 
-def forget_successor(original: torch.Tensor) -> None:
-    """The weight is in its own place again."""
-    if hasattr(original, _SUCCESSOR):
+def forget_successor(original: torch.Tensor) -> bool:
+    """The weight is in its own place again; whether it had a successor."""
+    found = hasattr(original, _SUCCESSOR)
+    if found:
         delattr(original, _SUCCESSOR)
+    return found
 
 
-def _adopt(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def adopt(optimizer: Optimizer, *_: Any) -> None:
     """Before a step: take the sharded weights for those that an optimizer was given, and divide its state."""
     for group in optimizer.param_groups:
         weights = group["params"]
@@ -53,5 +55,5 @@ def _divide(state: dict[str, Any], weight: ShardedTensor) -> None:
             state[key].distribute(weight.placement)
 
 
-register_optimizer_step_pre_hook(_adopt)
+register_optimizer_step_pre_hook(adopt)
 allow_foreach(ShardedTensor)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from .errors import CollectiveError, DeviceError, TpfxError
-from .mesh import Mesh
+from .mesh import Mesh, parse_devices
 from .runtime import node_of
 from .torch_private import below_autograd
 
@@ -32,6 +32,13 @@ c10d = torch.ops._c10d_functional
 def launched() -> bool:
     """Whether this process is one of several that torchrun started, or has joined others by itself."""
     return dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())
+
+
+def mesh_from(devices: Any, timeout: float) -> Mesh:
+    """The ranks that a user asks for, of this process or of several."""
+    if isinstance(devices, DeviceMesh):
+        return mesh_of(devices)
+    return world_mesh(timeout) if devices is None and launched() else Mesh(parse_devices(devices))
 
 
 def world_mesh(timeout: float) -> Mesh:

@@ -6,11 +6,13 @@ restore_weights(slots)                 # the model is what it was
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
+from torch.utils import swap_tensors
 
 from .checkpoints import Stored
 from .errors import AlreadyCompiledError, ModelError
@@ -19,6 +21,8 @@ from .optimizers import forget_successor, succeed
 from .slots import Slot, slots_of
 from .tensor import ShardedTensor
 from .torch_compiler import is_traceable_wrapper_subclass
+
+log = logging.getLogger("tpfx")
 
 
 def check_weights(model: torch.nn.Module, stored: Collection[int] = ()) -> None:
@@ -64,19 +68,35 @@ def shard_weights(
     for slot in slots:
         value = slot.value
         if id(value) not in made:
-            made[id(value)] = _sharded(value, slot.name, mesh, (stored or {}).get(id(value)))
+            sharded = sharded_weight(value, slot.name, mesh, (stored or {}).get(id(value)))
+            made[id(value)] = _take_place(value, sharded)
         slot.table[slot.key] = made[id(value)]
     return slots
 
 
-def _sharded(value: torch.Tensor, name: str, mesh: Mesh, stored: Stored | None) -> ShardedTensor:
+def _take_place(value: torch.Tensor, sharded: ShardedTensor) -> ShardedTensor:
+    """Make the very object that a weight is the sharded one, so that whoever has it, has the sharded one: an
+    optimizer, a list of parameters. Where something refers to it weakly that cannot be."""
+    try:
+        swap_tensors(value, sharded)
+    except RuntimeError as problem:
+        log.debug("%s is replaced: %s", sharded.qualified_name, problem)
+        succeed(value, sharded)
+        return sharded
+    assert isinstance(value, ShardedTensor) and value._cell is not None
+    value._cell.whole = sharded  # which is the plain one now
+    value.hollow = None if value.hollow is None else sharded
+    return value
+
+
+def sharded_weight(value: torch.Tensor, name: str, mesh: Mesh, stored: Stored | None = None) -> ShardedTensor:
+    """What takes the place of a parameter or buffer; undivided until a graph decides."""
     sharded = ShardedTensor(mesh, value, whole=value, requires_grad=value.requires_grad)
     if stored is not None:
         assert sharded._cell is not None
         sharded._cell.stored, sharded.hollow = stored, value
     sharded.qualified_name = name
     _mark_like(sharded, value)
-    succeed(value, sharded)
     return sharded
 
 
@@ -95,9 +115,8 @@ def restore_weights(slots: list[Slot]) -> None:
     for slot in slots:
         sharded = slot.value
         if id(sharded) not in originals:
-            originals[id(sharded)] = _original(sharded)
+            originals[id(sharded)] = _put_back(sharded, _original(sharded))
         slot.table[slot.key] = originals[id(sharded)]
-        forget_successor(originals[id(sharded)])
 
 
 def read_rest(slots: list[Slot]) -> None:
@@ -107,6 +126,19 @@ def read_rest(slots: list[Slot]) -> None:
         if sharded._whole is not None:
             sharded._cell.read()
         sharded.hollow = None
+
+
+def _put_back(sharded: ShardedTensor, original: torch.Tensor) -> torch.Tensor:
+    """Make the object that took a weight's place the weight again; the original where they are two."""
+    if forget_successor(original):
+        return original
+    try:
+        swap_tensors(sharded, original)
+    except RuntimeError as problem:
+        log.debug("%s is put back as another object: %s", sharded.qualified_name, problem)
+        succeed(sharded, original)
+        return original
+    return sharded
 
 
 def _original(sharded: ShardedTensor) -> torch.Tensor:

@@ -1,0 +1,125 @@
+"""What `torch.compile(model, backend="tpfx")` calls: the same compiler by torch's own door.
+
+    model = torch.compile(model, backend="tpfx", options={"devices": ["cuda:0", "cuda:1"]})
+
+The first graph that captures a weight divides it: a ShardedTensor takes its place in the model.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from .backend import Session
+from .errors import DeviceError, TpfxError
+from .mesh import Mesh
+from .optimizers import adopt, succeed
+from .processes import ProcessRuntime, mesh_from
+from .runtime import Runtime
+from .slots import Slot
+from .topology import Topology
+from .weights import restore_weights, sharded_weight
+
+OPTIONS = ("devices", "topology", "timeout")
+
+_sessions: dict[Any, Session] = {}
+
+
+def backend(
+    module: GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """Compile one of Dynamo's graphs for several devices.
+
+    Args:
+        module: the graph.
+        example_inputs: its inputs, the weights among them.
+        options: `devices`, `topology` and `timeout`, as `tpfx.compile` takes them.
+
+    Raises:
+        TpfxError: an option is unknown.
+        DeviceError: the devices do not make a mesh.
+    """
+    session = session_for(options or {})
+    placeholders = module.graph.find_nodes(op="placeholder")
+    slots = _shard(placeholders, example_inputs, session.mesh)
+    made = {id(original): slot.value for slot, original in slots}
+    inputs = [made.get(id(value), value) for value in example_inputs]
+    try:
+        return session.compile(module, inputs)
+    except BaseException:
+        restore_weights([slot for slot, _ in slots])
+        raise
+
+
+def session_for(options: Mapping[str, Any]) -> Session:
+    """What all graphs that are compiled for the same devices share.
+
+    Raises:
+        TpfxError: an option is unknown.
+    """
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise TpfxError(
+            f"options={{{unknown[0]!r}: …}} is unknown to backend='tpfx'; it takes {', '.join(OPTIONS)}"
+        )
+    devices, topology, timeout = (
+        options.get("devices"),
+        options.get("topology"),
+        options.get("timeout", 300.0),
+    )
+    key = (tuple(devices) if isinstance(devices, (list, tuple)) else devices, topology, timeout)
+    try:
+        found = _sessions.get(key)
+    except TypeError as problem:
+        raise DeviceError(
+            f"devices={devices!r}: pass a list of devices, an int, or a DeviceMesh"
+        ) from problem
+    if found is None:
+        mesh = mesh_from(devices, timeout)
+        runtime = Runtime(mesh, timeout) if mesh.group is None else ProcessRuntime(mesh)
+        found = _sessions[key] = Session(mesh, runtime, topology or Topology())
+    return found
+
+
+def session_of(model: torch.nn.Module) -> Session | None:
+    """The session that has divided a model's weights, if one has."""
+    meshes = {value.mesh for value in model.parameters() if hasattr(value, "mesh")}
+    return next((session for session in _sessions.values() if session.mesh in meshes), None)
+
+
+def _shard(
+    placeholders: Sequence[Node], inputs: Sequence[Any], mesh: Mesh
+) -> list[tuple[Slot, torch.Tensor]]:
+    """Put ShardedTensors in the place of those inputs that modules hold as parameters or buffers."""
+    plain = {
+        id(value): (value, _name_of(node))
+        for node, value in zip(placeholders, inputs, strict=True)
+        if type(value) in (torch.Tensor, torch.nn.Parameter)
+    }
+    made: dict[int, Any] = {}
+    slots = []
+    for module in [one for one in gc.get_objects() if issubclass(type(one), torch.nn.Module)]:
+        for table in (vars(module).get("_parameters", {}), vars(module).get("_buffers", {})):
+            for key, value in list(table.items()):
+                if id(value) not in plain:
+                    continue
+                if id(value) not in made:
+                    made[id(value)] = sharded_weight(value, plain[id(value)][1], mesh)
+                    succeed(value, made[id(value)])
+                table[key] = made[id(value)]
+                slots.append((Slot(table, key, plain[id(value)][1]), value))
+    for optimizer in [one for one in gc.get_objects() if issubclass(type(one), torch.optim.Optimizer)]:
+        adopt(optimizer)  # now, since Dynamo guards on the types of weights that something keeps alive
+    return slots
+
+
+def _name_of(node: Node) -> str:
+    """The qualified name of a weight: what it is indexed by, from the model on."""
+    source = getattr(node.meta.get("grapharg"), "source", None)
+    keys = re.findall(r"\['([^']*)'\]", getattr(source, "name", "") or "")
+    return ".".join(keys[1:]) or node.name
