@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 import time
@@ -152,3 +153,81 @@ def test_an_error_in_the_model_itself_passes_through(probe: Probe) -> None:
     _, model = compiled(probe)
     with torch.no_grad(), pytest.raises(TypeError):
         model(IDS, IDS)
+
+
+@pytest.fixture
+def backward_probe() -> Iterator[tuple[Probe, Callable[[Tensor], Tensor]]]:
+    """A custom op that no rule knows, called in the backward pass; and the op whose gradient it makes."""
+    serial = next(_serials)
+
+    @torch.library.custom_op(f"tpfx_faults::back{serial}", mutates_args=())
+    def back(x: Tensor) -> Tensor:
+        for rank, act in made.on_rank.items():
+            if threading.current_thread().name.startswith(f"tpfx rank {rank} "):
+                act()
+        return x * 2
+
+    @torch.library.custom_op(f"tpfx_faults::there{serial}", mutates_args=())
+    def there(x: Tensor) -> Tensor:
+        return x * 2
+
+    for op in (back, there):
+        op.register_fake(torch.empty_like)
+    there.register_autograd(lambda _, gradient: back(gradient))
+    made = Probe(f"tpfx_faults::back{serial}", back)
+    yield made, there
+    made.on_rank.clear()
+
+
+def step(model: nn.Module) -> list[Tensor]:
+    """The gradients of one step."""
+    model.zero_grad()
+    model(IDS).square().sum().backward()
+    gradients = [weight.grad for weight in model.parameters()]
+    return [
+        one.full() if isinstance(one, tpfx.ShardedTensor) else one for one in gradients if one is not None
+    ]
+
+
+def test_an_error_in_backward_on_one_rank(
+    backward_probe: tuple[Probe, Callable[[Tensor], Tensor]],
+) -> None:
+    """It is the caller's, with the rank and the node; the others do not hang, and the next step is right."""
+    probe, op = backward_probe
+    torch.manual_seed(0)
+    reference = Faulty(op)
+    torch.manual_seed(0)
+    model = tpfx.compile(Faulty(op), CPUS, timeout=20.0)
+    torch.testing.assert_close(step(model), step(reference))
+
+    def fail() -> None:
+        raise ZeroDivisionError("on purpose")
+
+    probe.on_rank[1] = fail
+    start = time.monotonic()
+    with pytest.raises(ZeroDivisionError, match="on purpose") as caught:
+        step(model)
+    assert time.monotonic() - start < 15.0
+    assert any("on rank 1 (cpu), in node back" in note for note in caught.value.__notes__)
+    probe.on_rank.clear()
+    torch.testing.assert_close(step(model), step(reference))
+
+
+def test_a_nan_on_one_rank_is_in_the_loss_the_gradients_and_the_norm() -> None:
+    def double(x: Tensor) -> Tensor:
+        return x * 2
+
+    torch.manual_seed(0)
+    reference = Faulty(double)
+    model = tpfx.compile(copy.deepcopy(reference), CPUS)
+    step(model)
+    weight = model.up.weight
+    assert isinstance(weight, tpfx.ShardedTensor) and weight.placement and weight.shards is not None
+    with torch.no_grad():
+        weight.shards[1][0, 0] = float("nan")
+        reference.up.weight.copy_(weight.full())
+    assert reference.up.weight.isnan().sum() == 1
+    for mine, theirs in zip(step(model), step(reference), strict=True):
+        assert torch.equal(mine.isnan(), theirs.isnan())
+    with pytest.raises(RuntimeError, match="non-finite"):
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
