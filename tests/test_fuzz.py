@@ -104,6 +104,14 @@ CASES: dict[str, tuple[tuple[Step, ...], int, int, int, int, bool]] = {
         10,
         False,
     ),
+    "a view of an input, with an offset and sizes that vary": (
+        (("cut", 0, 4, 2, 2), ("attention", 0, 0, 0, 1)),
+        2,
+        1,
+        2,
+        6,
+        False,
+    ),
 }
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import tpfx
 from benchmarks.zoo import largest_error
+from tpfx.strides import relaid
 
 
 def split(model: nn.Module, devices: int, **options: Any) -> nn.Module:
@@ -258,3 +259,55 @@ def test_random_numbers_of_every_kind() -> None:
             torch.manual_seed(3)
             results.append(each(x))
     assert largest_error(*results) < 1e-5
+
+
+class Views(nn.Module):
+    """Results that are views of the input, of every kind, beside one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 24), nn.Linear(24, 6)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pairs = x.view(x.shape[0], x.shape[1], 3, 2)
+        views = (pairs.select(2, 2), x[:, 1:], x.transpose(0, 1), x[:, :, None].expand(-1, -1, 2, -1), pairs)
+        return self.down(torch.relu(self.up(pairs.flatten(2)))), *views
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_views_of_an_input_with_sizes_that_vary(train: bool) -> None:
+    plain = Views()
+    other = split(plain, 2)
+    for shape in ((2, 3, 6), (4, 5, 6)):
+        x = torch.randn(shape)
+        sides = []
+        for model in (plain, other):
+            own = x.clone().requires_grad_(train)
+            with torch.set_grad_enabled(train):
+                results = model(own)
+                if train:
+                    sum(result.square().sum() for result in results).backward()
+            sides.append([*results, own.grad])
+        for left, right in zip(*sides, strict=True):
+            assert (left is None) == (right is None)
+            if left is not None:
+                torch.testing.assert_close(whole(right), left)
+    with torch.no_grad():
+        x = torch.randn(2, 3, 6)
+        before = x.clone()
+        other(x)[2].zero_()
+        assert torch.equal(x[:, 1:], torch.zeros(2, 2, 6)) and torch.equal(x[:, :1], before[:, :1])
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    return value.full() if isinstance(value, tpfx.ShardedTensor) else value
+
+
+@pytest.mark.parametrize(
+    ("stride", "offset"), [((6, 3, 1), 0), ((1, 2, 4), 0), ((12, 6, 1), 4), ((3, 0, 1), 2), ((60, 9, 2), 1)]
+)
+def test_relaid_has_the_numbers_and_lies_as_told(stride: tuple[int, ...], offset: int) -> None:
+    tensor = torch.randn(2, 2, 3)
+    tensor = tensor[:, :1].expand(2, 2, 3) if 0 in stride else tensor
+    made = relaid(tensor, stride, offset)
+    assert torch.equal(made, tensor) and (made.stride(), made.storage_offset()) == (stride, offset)

@@ -259,6 +259,26 @@ def test_an_op_of_a_library_stands_for_one_overload() -> None:
         assert torch_compiler.overload_of(op) is None
 
 
+def test_results_that_stand_for_views_are_known() -> None:
+    from torch._functorch import aot_autograd
+
+    found = []
+
+    def compiler(module: torch.fx.GraphModule, _: Any) -> Any:
+        found.append(torch_compiler.aliased_outputs())
+        return aot_autograd.make_boxed_func(module.forward)
+
+    def backend(module: torch.fx.GraphModule, inputs: Any) -> Any:
+        return torch_compiler.aot_module_simplified(module, inputs, compiler, inference_compiler=compiler)
+
+    def function(x: torch.Tensor) -> Any:
+        return x + 1, x[:, 1:], x
+
+    torch.compile(function, backend=backend)(torch.ones(2, 3))
+    assert found == [frozenset({1})]
+    assert torch_compiler.aliased_outputs() == frozenset()
+
+
 def test_foreach_is_allowed_for_a_kind_of_tensor() -> None:
     """Without it, clipping and optimizers fall back to a loop, in silence; on CPU, clipping shows it."""
     from torch.optim.optimizer import _foreach_supported_types as first
@@ -283,6 +303,7 @@ def test_no_private_name_is_unpinned() -> None:
         "BackendCompilerFailed",
         "FakeTensor",
         "FakeTensorMode",
+        "aliased_outputs",
         "allow_foreach",
         "aot_module_simplified",
         "capturing",

@@ -19,9 +19,15 @@ from .pipeline import Parallel, lower, parallelize
 from .processes import ProcessRuntime, require_same
 from .program import Program, shards_of
 from .runtime import Runtime
+from .strides import Strides
 from .tensor import ShardedTensor
 from .topology import Topology
-from .torch_compiler import min_cut_rematerialization_partition, skip_frames, unset_fake_temporarily
+from .torch_compiler import (
+    aliased_outputs,
+    min_cut_rematerialization_partition,
+    skip_frames,
+    unset_fake_temporarily,
+)
 from .trace import mark_gradients, settle_sources, trace
 
 skip_frames(__package__)
@@ -73,14 +79,18 @@ class _Planning:
     sources: Sequence[Source]
     example_inputs: Sequence[Any]
     parallel: Parallel | None = None
+    backwards: bool = False
+    captured: list[Any] = field(default_factory=list)  # the results as they were before any pass
 
     def inference(self, lowered: GraphModule) -> Callable[..., Any]:
         """Plan a graph without gradients."""
+        self.captured = _results(lowered)
         self._parallelize(lowered)
         return self._finish(lowered)
 
     def partition(self, joint: GraphModule, results: int, **options: Any) -> tuple[GraphModule, GraphModule]:
         """Plan forward and backward as one, then part them; what is cheap to compute again is not saved."""
+        self.captured = _results(joint)[:results]
         with unset_fake_temporarily():
             mark_gradients(joint.graph, results)
             parallel = self._parallelize(joint)
@@ -97,6 +107,7 @@ class _Planning:
 
     def backward(self, lowered: GraphModule) -> Callable[..., Any]:
         """The backward part: its results are the gradients of the inputs, laid out as those."""
+        self.backwards = True
         held = [at for at, source in enumerate(self.sources) if source.kind != "input"]
         return self._finish(lowered, held)
 
@@ -143,7 +154,16 @@ class _Lowering(_Planning):
 
     def _finish(self, lowered: GraphModule, kept: Collection[int] = ()) -> Callable[..., Any]:
         modules = lower(lowered.graph, self.session.mesh, lowered)
-        return Program(lowered.graph, modules, self.session.runtime, kept)
+        placeholders = lowered.graph.find_nodes(op="placeholder")
+        views = frozenset() if self.backwards else aliased_outputs()
+        exact = {at: Strides(self.captured[at], placeholders) for at in views}
+        return Program(lowered.graph, modules, self.session.runtime, kept, exact)
+
+
+def _results(lowered: GraphModule) -> list[Any]:
+    """The fake values that a graph returns."""
+    returned: Sequence[Any] = lowered.graph.output_node().args[0]  # type: ignore[assignment]
+    return [value.meta.get("val") if isinstance(value, Node) else value for value in returned]
 
 
 def _plan_text(mesh: Mesh, parallel: Parallel) -> Iterator[bytes]:

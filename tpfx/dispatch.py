@@ -19,6 +19,7 @@ from .foreach import by_list, by_reduction, over_lists
 from .layout import Shards
 from .partwise import Columns, everywhere, gathered_for, made_of, on_each, spread
 from .shapes import bounds
+from .strides import relaid
 from .tensor import ShardedTensor
 
 aten = torch.ops.aten
@@ -193,6 +194,10 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: Shard
     """Views that are made anew of the whole whenever they are looked at."""
 
     def again(whole: torch.Tensor, index: int | None = None) -> torch.Tensor:
+        if (
+            func is aten.as_strided.default
+        ):  # it looks through the shape, at how the whole would lie in memory
+            whole = relaid(whole, owner.stride(), owner.storage_offset())
         views = func(whole, *args[1:], **kwargs)
         return views if index is None else views[index]  # type: ignore[no-any-return]
 

@@ -5,7 +5,7 @@ This is the hot path: what can be decided when the graph is compiled is decided 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from .names import module_path
 from .processes import ProcessRuntime
 from .rules import is_tensor
 from .runtime import Runtime, node_of
+from .strides import Strides, relaid
 from .tensor import ShardedTensor
 from .torch_compiler import mark_dynamic_sizes
 
@@ -35,7 +36,8 @@ def shards_of(node: Node) -> Shards:
 
 class Program:
     """One graph, lowered for the ranks that this process owns. Called with a list of arguments, which it
-    empties. `kept` are the results that stay sharded tensors even where every rank has all of them."""
+    empties. `kept` are the results that stay sharded tensors even where every rank has all of them, `exact`
+    those of which AOTAutograd reads strides and offset."""
 
     _boxed_call = True  # AOTAutograd hands over the list, so that nothing holds on to the arguments
 
@@ -45,6 +47,7 @@ class Program:
         modules: Sequence[GraphModule],
         runtime: Runtime | ProcessRuntime,
         kept: Collection[int] = (),
+        exact: Mapping[int, Strides] | None = None,
     ) -> None:
         self.runtime, self.mesh = runtime, runtime.mesh
         self.forwards: list[Callable[..., Any]] = [module.forward for module in modules]
@@ -53,11 +56,13 @@ class Program:
         self.mutated = [at for at, given in enumerate(self.inputs) if given.source.mutated]
         returned: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
         self.outputs = [_output(value, self.mesh, at in kept) for at, value in enumerate(returned)]
+        self.exact = dict(exact or {})
 
     def __call__(self, args: list[Any]) -> list[Any]:
         """Run the graph on every rank; the arguments are let go as soon as the ranks have theirs."""
         columns = [take(arg) for take, arg in zip(self.inputs, args, strict=True)]
         written = [(at, args[at], columns[at]) for at in self.mutated]
+        lie = {at: strides(args) for at, strides in self.exact.items()}
         args.clear()
         rows = list(zip(*columns, strict=True)) or [()] * len(self.forwards)
         del columns
@@ -72,10 +77,13 @@ class Program:
         for at, arg, parts in written:
             self.inputs[at].write_back(arg, parts)
         try:
-            return [give([result[index] for result in results]) for index, give in enumerate(self.outputs)]
+            made = [give([result[index] for result in results]) for index, give in enumerate(self.outputs)]
         except Exception as error:  # of processes one may be gone
             error.add_note(f"on rank {self.mesh.owned[0]}, gathering the graph's results")
             raise
+        for at, (stride, offset) in lie.items():
+            made[at] = _lying(made[at], stride, offset)
+        return made
 
     def _note_place(self, error: Exception) -> None:
         """Say to which module and source line the node belongs in which a rank failed."""
@@ -161,6 +169,13 @@ def _output(node: Any, mesh: Mesh, kept: bool) -> Callable[[list[Any]], Any]:
     if is_joined(node):
         return partial(_join, layout, fixed, mesh)
     return partial(_shard, layout, fixed, dynamic, mesh)
+
+
+def _lying(result: torch.Tensor, stride: Sequence[int], offset: int) -> torch.Tensor:
+    """A result of which strides and offset count."""
+    if isinstance(result, ShardedTensor):
+        return result.lying(stride, offset)
+    return relaid(result, stride, offset)
 
 
 def _first(results: list[Any]) -> Any:

@@ -66,6 +66,7 @@ class ShardedTensor(torch.Tensor):
         layout: Shards | None = None,
         whole: torch.Tensor | None = None,
         stride: Sequence[int] | None = None,
+        storage_offset: int = 0,
         requires_grad: bool = False,
     ) -> ShardedTensor:
         shape = tuple(like.shape if shape is None else shape)
@@ -73,7 +74,13 @@ class ShardedTensor(torch.Tensor):
             stride = whole.stride() if whole is not None else contiguous_strides(shape)
         device = like.device if mesh is None else mesh.devices[mesh.owned[0]]
         self: ShardedTensor = make_wrapper_subclass(
-            cls, shape, strides=stride, dtype=like.dtype, device=device, requires_grad=requires_grad
+            cls,
+            shape,
+            strides=stride,
+            storage_offset=storage_offset,
+            dtype=like.dtype,
+            device=device,
+            requires_grad=requires_grad,
         )
         self._mesh = mesh
         self._parts = None if parts is None else tuple(parts)
@@ -182,11 +189,24 @@ class ShardedTensor(torch.Tensor):
                 for rank, part in zip(self._mesh.owned, self._parts, strict=True):
                     part.copy_(take(whole, self.placement.dims, rank))
 
+    def lying(self, stride: Sequence[int], offset: int) -> ShardedTensor:
+        """An alias with other strides and another offset, as they would be if it were not divided."""
+        return self._alias(stride, offset)
+
     def alias(self) -> ShardedTensor:
         """The same tensor, for another holder: what one writes or divides, the other sees."""
+        return self._alias(self.stride(), self.storage_offset())
+
+    def _alias(self, stride: Sequence[int], offset: Any) -> ShardedTensor:
         undecided = self._whole
         made = ShardedTensor(
-            self._mesh, self.probe, self.shape, parts=self._parts, layout=self.placement, stride=self.stride()
+            self._mesh,
+            self.probe,
+            self.shape,
+            parts=self._parts,
+            layout=self.placement,
+            stride=stride,
+            storage_offset=offset,
         )
         made._cell = self._cell if undecided is not None else None
         made._behind, made.qualified_name = self._behind, self.qualified_name

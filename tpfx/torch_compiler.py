@@ -11,6 +11,7 @@ from torch._dynamo import trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._functorch import aot_autograd as _aot
 from torch._functorch import partitioners as _partitioners
+from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
@@ -22,6 +23,7 @@ __all__ = [
     "BackendCompilerFailed",
     "FakeTensor",
     "FakeTensorMode",
+    "aliased_outputs",
     "allow_foreach",
     "aot_module_simplified",
     "capturing",
@@ -51,6 +53,23 @@ without_torch_function: Any = torch._C._disabled_torch_function_impl
 
 # `tensor.data = other`, which a subclass may have overridden: `other`'s sizes, dtype and memory.
 set_data: Any = vars(torch._C.TensorBase)["data"].__set__
+
+
+def aliased_outputs() -> frozenset[int]:
+    """Which results of the forward graph that AOTAutograd now has compiled stand for views of an input, or of
+    another result: it makes the view itself, with their sizes, strides and offset."""
+    context = TracingContext.try_get()
+    known = None if context is None else context.fw_metadata
+    if known is None:
+        return frozenset()
+    first = known.num_mutated_inp_runtime_indices
+    views = {
+        first + at
+        for at, info in enumerate(known.output_info)
+        if info.output_type.name.startswith("alias_of")
+    }
+    bases = first + len(known.output_info)
+    return frozenset(views | set(range(bases, bases + known.num_intermediate_bases)))
 
 
 def allow_foreach(kind: type[torch.Tensor]) -> None:
