@@ -92,17 +92,18 @@ def take_slices(stored: Any, dims: SplitDims, rank: int, count: int) -> torch.Te
     """A rank's part of a tensor of `count` dimensions that is in a file and gives what it is indexed by."""
     if not count or not dims:
         return stored[...]  # type: ignore[no-any-return]
+    return _read(stored, (slice(None),) * count, dims, rank)
 
-    def read(chosen: dict[int, slice], rest: SplitDims) -> torch.Tensor:
-        if not rest:
-            return stored[tuple(chosen.get(dim, slice(None)) for dim in range(count))]  # type: ignore[no-any-return]
-        (dim, owned), *more = rest
-        parts = [read(chosen | {dim: slice(start, stop)}, tuple(more)) for start, stop in owned[rank]]
-        if not parts:
-            return read(chosen | {dim: slice(0, 1)}, tuple(more)).narrow(dim, 0, 0)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
-    return read({}, dims)
+def _read(stored: Any, chosen: tuple[slice, ...], dims: SplitDims, rank: int) -> torch.Tensor:
+    if not dims:
+        return stored[chosen]  # type: ignore[no-any-return]
+    (dim, owned), *rest = dims
+    before, after = chosen[:dim], chosen[dim + 1 :]
+    parts = [_read(stored, (*before, slice(*own), *after), tuple(rest), rank) for own in owned[rank]]
+    if not parts:
+        return _read(stored, (*before, slice(0, 1), *after), tuple(rest), rank).narrow(dim, 0, 0)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def take_unfolded(whole: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
