@@ -111,7 +111,7 @@ def whole(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().full() if isinstance(weight, ShardedTensor) else weight.detach()
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.slow), "gpt2"])
 def test_adapters_are_trained_saved_and_merged(name: str, tmp_path: Path) -> None:
     plain, split = adapted(name), tpfx.compile(adapted(name), CPUS)
     given = inputs(plain)

@@ -311,3 +311,40 @@ def test_relaid_has_the_numbers_and_lies_as_told(stride: tuple[int, ...], offset
     tensor = tensor[:, :1].expand(2, 2, 3) if 0 in stride else tensor
     made = relaid(tensor, stride, offset)
     assert torch.equal(made, tensor) and (made.stride(), made.storage_offset()) == (stride, offset)
+
+
+class Folded(nn.Module):
+    """A result of a graph, before a break, in which a batch that varies and split heads are one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.o = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = x.shape
+        heads = self.q(x).view(batch, length, 4, 8).transpose(1, 2).reshape(batch * 4, length, 8)
+        heads = heads / heads.norm(dim=-1, keepdim=True)
+        if self.training:  # planned in one piece, so that the heads are split
+            torch._dynamo.graph_break()
+        mixed = (heads @ heads.transpose(1, 2) @ heads).reshape(batch, 4, length, 8)
+        return self.o(mixed.transpose(1, 2).reshape(batch, length, 32))
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("train", [False, True])
+def test_a_split_inside_of_a_dimension_that_varies_is_joined_for_the_caller(
+    train: bool, devices: int
+) -> None:
+    plain = Folded().train()
+    other = split(plain, devices, example_inputs=(torch.randn(2, 5, 16),))
+    assert other.get_parameter("q.weight").placement
+    for batch in (2, 3):
+        x = torch.randn(batch, 5, 16)
+        with torch.set_grad_enabled(train):
+            results = [model(x) for model in (plain, other)]
+        torch.testing.assert_close(whole(results[1]), results[0])
+        if train:
+            for result in results:
+                result.square().sum().backward()
+            for one, two in zip(plain.parameters(), other.parameters(), strict=True):
+                torch.testing.assert_close(whole(two.grad), one.grad)

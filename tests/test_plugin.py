@@ -32,8 +32,8 @@ def test_it_is_registered() -> None:
     ("task", "arch", "devices"),
     [
         ("causal", "qwen3_moe", 2),
-        ("causal", "mamba", 2),
-        ("masked", "bert", 2),
+        pytest.param("causal", "mamba", 2, marks=pytest.mark.slow),
+        pytest.param("masked", "bert", 2, marks=pytest.mark.slow),
         ("seq2seq", "t5", 2),
         ("image", "vit", 2),
     ],

@@ -35,8 +35,8 @@ def test_architecture(task: str, arch: str, devices: int) -> None:
         assert outcome.split >= SPLIT
 
 
-# Routers whose gradient comes by way of sums that the forward part saves; a scan; convolutions; two stacks.
-TRAINED = [("causal", "deepseek_v2"), ("causal", "mamba"), ("image", "mobilenet_v1"), ("seq2seq", "bart")]
+# Routers whose gradient comes by way of sums that the forward part saves; convolutions.
+TRAINED = [("causal", "deepseek_v2"), ("image", "mobilenet_v1")]
 
 
 @pytest.mark.parametrize(

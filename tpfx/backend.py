@@ -79,6 +79,7 @@ class _Planning:
     sources: Sequence[Source]
     example_inputs: Sequence[Any]
     parallel: Parallel | None = None
+    joint: bool = False
     backwards: bool = False
     captured: list[Any] = field(default_factory=list)  # the results as they were before any pass
 
@@ -90,7 +91,7 @@ class _Planning:
 
     def partition(self, joint: GraphModule, results: int, **options: Any) -> tuple[GraphModule, GraphModule]:
         """Plan forward and backward as one, then part them; what is cheap to compute again is not saved."""
-        self.captured = _results(joint)[:results]
+        self.captured, self.joint = _results(joint)[:results], True
         with unset_fake_temporarily():
             mark_gradients(joint.graph, results)
             parallel = self._parallelize(joint)
@@ -157,7 +158,8 @@ class _Lowering(_Planning):
         placeholders = lowered.graph.find_nodes(op="placeholder")
         views = frozenset() if self.backwards else aliased_outputs()
         exact = {at: Strides(self.captured[at], placeholders) for at in views}
-        return Program(lowered.graph, modules, self.session.runtime, kept, exact)
+        seen = None if self.backwards or not self.joint else len(self.captured)
+        return Program(lowered.graph, modules, self.session.runtime, kept, exact, seen)
 
 
 def _results(lowered: GraphModule) -> list[Any]:

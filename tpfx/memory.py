@@ -10,7 +10,7 @@ import torch
 
 from .layout import Shards, SplitDims
 from .mesh import Mesh
-from .parts import gather_shards, join, take
+from .parts import gather_shards, join, join_unfolded, take, whole_shape
 
 if TYPE_CHECKING:
     from .checkpoints import Stored
@@ -74,6 +74,18 @@ def split_among(whole: torch.Tensor, layout: Shards, mesh: Mesh) -> tuple[torch.
     """The part of each owned rank, in memory of its own, on its device."""
     with torch.inference_mode(False), torch.no_grad():
         return tuple(_own(take(whole, layout.dims, rank), whole, mesh.devices[rank]) for rank in mesh.owned)
+
+
+def folded_whole_of(parts: Sequence[torch.Tensor], layout: Shards, mesh: Mesh) -> torch.Tensor:
+    """The same, where the split goes through a dimension of a varying size."""
+    if mesh.group is None:
+        return join_unfolded(parts, layout.dims, layout.unfolding)
+    (rank,) = mesh.owned
+    count = max(dim for dim, _ in layout.dims) + 1
+    shape = whole_shape([-1] * count, layout.dims)
+    return gather_shards(
+        parts[0], layout.dims, shape, rank, mesh.size, mesh.group_name(rank), layout.unfolding
+    )
 
 
 def whole_of(

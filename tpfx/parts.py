@@ -152,11 +152,7 @@ def gather_shards(
     unfolding: Unfolding,
 ) -> torch.Tensor:
     """The whole tensor on every rank; shards of unequal size are padded for the message."""
-    if unfolding:
-        own = {dim: sum(stop - start for start, stop in owned[rank]) for dim, owned in dims}
-        for dim, sizes in unfolding:
-            first = dim + sum(len(others) - 1 for other, others in unfolding if other < dim)
-            part = part.unflatten(dim, [own.get(first + at, size) for at, size in enumerate(sizes)])
+    part = _unfold_part(part, dims, rank, unfolding)
     shape = [extent if index not in dict(dims) else shape[index] for index, extent in enumerate(part.shape)]
     shapes = [local_shape(shape, dims, each) for each in range(ranks)]
     counts = [math.prod(each) for each in shapes]
@@ -172,6 +168,28 @@ def gather_shards(
         for each, (count, size) in enumerate(zip(counts, shapes, strict=True))
     ]
     return _fold(join(parts, dims, shape), unfolding)
+
+
+def _unfold_part(part: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
+    """A rank's part with dimensions of a varying size taken apart, the split factors as large as it holds."""
+    own = {dim: sum(stop - start for start, stop in owned[rank]) for dim, owned in dims}
+    for dim, sizes in unfolding:
+        first = dim + sum(len(others) - 1 for other, others in unfolding if other < dim)
+        part = part.unflatten(dim, [own.get(first + at, size) for at, size in enumerate(sizes)])
+    return part
+
+
+def join_unfolded(parts: Sequence[torch.Tensor], dims: SplitDims, unfolding: Unfolding) -> torch.Tensor:
+    """`join`, of a tensor some of whose dimensions are products of a size that varies."""
+    apart = [_unfold_part(part, dims, rank, unfolding) for rank, part in enumerate(parts)]
+    shape = whole_shape(apart[0].shape, dims)
+    return _fold(join(apart, dims, shape), unfolding)
+
+
+def whole_shape(shape: Sequence[int], dims: SplitDims) -> list[int]:
+    """The shape of a whole tensor, from that of a part: somebody holds the end of each split dimension."""
+    ends = {dim: max(stop for pieces in owned for _, stop in pieces) for dim, owned in dims}
+    return [ends.get(dim, extent) for dim, extent in enumerate(shape)]
 
 
 def local_shape(shape: Sequence[int], dims: SplitDims, rank: int) -> list[int]:

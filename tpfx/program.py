@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from .annotations import Source, dims_of, is_joined, layout_of, source_of
 from .layout import Layout, Partial, Shards, Split, concrete, unfold
-from .memory import split_among, whole_of
+from .memory import folded_whole_of, split_among, whole_of
 from .mesh import Mesh
 from .names import module_path
 from .processes import ProcessRuntime
@@ -37,7 +37,8 @@ def shards_of(node: Node) -> Shards:
 class Program:
     """One graph, lowered for the ranks that this process owns. Called with a list of arguments, which it
     empties. `kept` are the results that stay sharded tensors even where every rank has all of them, `exact`
-    those of which AOTAutograd reads strides and offset."""
+    those of which AOTAutograd reads strides and offset, and those from `seen` on are for the backward part
+    alone."""
 
     _boxed_call = True  # AOTAutograd hands over the list, so that nothing holds on to the arguments
 
@@ -48,6 +49,7 @@ class Program:
         runtime: Runtime | ProcessRuntime,
         kept: Collection[int] = (),
         exact: Mapping[int, Strides] | None = None,
+        seen: int | None = None,
     ) -> None:
         self.runtime, self.mesh = runtime, runtime.mesh
         self.forwards: list[Callable[..., Any]] = [module.forward for module in modules]
@@ -55,7 +57,8 @@ class Program:
         self.inputs = [_Input(node, self.mesh) for node in graph.find_nodes(op="placeholder")]
         self.mutated = [at for at, given in enumerate(self.inputs) if given.source.mutated]
         returned: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
-        self.outputs = [_output(value, self.mesh, at in kept) for at, value in enumerate(returned)]
+        seen = len(returned) if seen is None else seen
+        self.outputs = [_output(value, self.mesh, at in kept, at < seen) for at, value in enumerate(returned)]
         self.exact = dict(exact or {})
 
     def __call__(self, args: list[Any]) -> list[Any]:
@@ -150,7 +153,7 @@ class _Input:
                 arg.copy_(whole)
 
 
-def _output(node: Any, mesh: Mesh, kept: bool) -> Callable[[list[Any]], Any]:
+def _output(node: Any, mesh: Mesh, kept: bool, seen: bool) -> Callable[[list[Any]], Any]:
     """How the ranks' results become one."""
     if not is_tensor(node):
         return _first
@@ -166,7 +169,9 @@ def _output(node: Any, mesh: Mesh, kept: bool) -> Callable[[list[Any]], Any]:
         # again.
         kept = kept or (len(set(mesh.devices)) > 1 and any(user.op != "output" for user in node.users))
         return partial(_shard, layout, fixed, dynamic, mesh) if kept else partial(_plain, dynamic)
-    if is_joined(node):
+    if layout.unfolding and seen:  # only the backward part could use its shards
+        return partial(_join_folded, layout, mesh)
+    if is_joined(node) and not layout.unfolding:
         return partial(_join, layout, fixed, mesh)
     return partial(_shard, layout, fixed, dynamic, mesh)
 
@@ -194,6 +199,10 @@ def _shape(fixed: dict[int, int], result: torch.Tensor) -> list[int]:
 
 def _join(layout: Shards, fixed: dict[int, int], mesh: Mesh, results: list[torch.Tensor]) -> torch.Tensor:
     return whole_of(results, layout.dims, _shape(fixed, results[0]), mesh)
+
+
+def _join_folded(layout: Shards, mesh: Mesh, results: list[torch.Tensor]) -> torch.Tensor:
+    return folded_whole_of(results, layout, mesh)
 
 
 def _shard(
