@@ -5,44 +5,39 @@
     print(plan_offline(model, 8))                                 # the parallel graph, as text
 
 The model may be on any device, meta too; its parameters are replaced by fake tensors for as long as it runs.
-Code between two graphs runs eagerly, on fake tensors.
+Code between two graphs runs eagerly, on fake tensors. What is captured is a phase: "prefill", one call in
+inference; "decode", the call after it, of one token, with what the first has kept (keys, values, states); or
+"train", forward and backward as one joint graph.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
-from .annotations import Source
+from .annotations import Source, is_joined
 from .errors import InputError, ModelError, TpfxError
 from .layout import Shards
 from .pipeline import Parallel, parallelize
 from .program import shards_of
+from .recording import PHASES, Captured, Phase, Recorder, copied
+from .rules import is_tensor
 from .topology import Topology
-from .torch_compiler import FakeTensorMode, mark_dynamic_sizes, unset_fake_temporarily
-from .trace import settle_sources, trace
+from .torch_compiler import (
+    FakeTensorMode,
+    mark_dynamic_sizes,
+    unset_fake_temporarily,
+)
+from .trace import mark_gradients
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
-
-
-@dataclass
-class Captured:
-    """One graph of a model, as AOTAutograd gives it.
-
-    Attributes:
-        module: the ATen graph, with fake tensors under `val`.
-        sources: what each of the graph's inputs is, in order.
-    """
-
-    module: GraphModule
-    sources: list[Source]
 
 
 def plan_offline(
@@ -79,15 +74,25 @@ def plan_offline(
 def plan_graphs(
     captured: Sequence[Captured], devices: int, topology: Topology | None = None
 ) -> list[Parallel]:
-    """Plan graphs of one model, in the order of capture: a parameter keeps its layout in later ones."""
+    """Plan graphs of one model, in the order of capture: a parameter keeps its layout in later ones, and so
+    does what one graph keeps for another. The captured graphs stay as they are.
+
+    Raises:
+        InputError: fewer than one device.
+    """
     if devices < 1:
         raise InputError(f"cannot split a model over {devices} devices; name at least 1")
     pinned: dict[str, Shards] = {}
-    plans = []
+    plans: list[Parallel] = []
     for one in captured:
-        sources = [replace(source, pinned=pinned.get(source.name)) for source in one.sources]
+        sources = [
+            replace(source, pinned=pinned.get(source.name))
+            if at not in one.kept
+            else _kept(source, plans[one.kept[at][0]], one.kept[at][1])
+            for at, source in enumerate(one.sources)
+        ]
         with unset_fake_temporarily():
-            parallel = parallelize(one.module.graph, sources, devices, topology)
+            parallel = _planned(one, sources, devices, topology)
         plans.append(parallel)
         for node, source in zip(parallel.graph.find_nodes(op="placeholder"), sources, strict=True):
             if source.kind in ("parameter", "buffer"):
@@ -95,26 +100,88 @@ def plan_graphs(
     return plans
 
 
-def capture(model: torch.nn.Module, inputs: Inputs | None = None, *, symbolic: bool = True) -> list[Captured]:
-    """The graphs of one call of a model, in order, on fake CPU tensors and in inference mode of the model.
+def _planned(one: Captured, sources: list[Source], devices: int, topology: Topology | None) -> Parallel:
+    module = copied(one.module)
+    if one.joint is None:
+        return parallelize(module.graph, sources, devices, topology)
+    mark_gradients(module.graph, one.joint.results)
+    parallel = parallelize(module.graph, sources, devices, topology)
+    forward, backward = one.joint.parts(module)
+    first = {node.name for node in forward.graph.nodes}
+    parallel.backward = frozenset(node.name for node in backward.graph.nodes) - first
+    return parallel
 
-    Args and errors are those of `plan_offline`.
+
+def _kept(source: Source, earlier: Parallel, result: int) -> Source:
+    """An input that an earlier graph has made: a tensor that is split inside, or a plain one."""
+    node: Any = earlier.graph.output_node().args[0][result]  # type: ignore[index]
+    layout = shards_of(node) if is_tensor(node) and not is_joined(node) else Shards()
+    return replace(source, kind="state", pinned=layout) if layout else source
+
+
+def capture(
+    model: torch.nn.Module, inputs: Inputs | None = None, *, symbolic: bool = True, phase: Phase = "prefill"
+) -> list[Captured]:
+    """The graphs of one call of a model, in order, on fake CPU tensors.
+
+    Args:
+        model: as `plan_offline` takes it; likewise `inputs` and `symbolic`.
+        phase: "prefill" and "decode" are captured in inference mode of the model; "decode" gives the graphs
+            of both calls. "train" captures joint graphs, with the model in training mode.
+
+    Raises:
+        ModelError: the model cannot be captured.
+        InputError: no inputs, or of the wrong kind; or a decode step of a model that keeps nothing for it.
     """
+    if phase not in PHASES:
+        raise InputError(f"{phase} is not a phase; it is one of {', '.join(PHASES)}")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     args, kwargs = _call(model, inputs)
     args, kwargs = tree_map_only(
         torch.Tensor, lambda value: _fake_input(value, mode, symbolic), (args, kwargs)
     )
-    captured: list[Captured] = []
-    with _without_weights(model, mode) as sources, torch.no_grad():
-        backend = _recorder(sources, captured)
+    train = phase == "train"
+    recorder = Recorder({}, symbolic, "train" if train else "prefill")
+    with _without_weights(model, mode, train) as recorder.sources, torch.set_grad_enabled(train):
+        step = torch.compile(_fresh(model.forward), backend=recorder.backend)
         try:
-            torch.compile(_fresh(model.forward), backend=backend)(*args, **kwargs)
+            result = step(*args, **kwargs)
+            if phase == "decode":
+                named = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+                following = _next_call(model, named, result, mode, symbolic)
+                recorder.phase = "decode"
+                step(**following)
         except Exception as error:
             raise _explained(model, error) from error
-    if not captured:
+    if not recorder.captured:
         raise ModelError(f"{type(model).__name__} computes nothing with tensors: there is no graph to split")
-    return captured
+    return recorder.captured
+
+
+def _next_call(
+    model: torch.nn.Module, named: Mapping[str, Any], result: Any, mode: FakeTensorMode, symbolic: bool
+) -> dict[str, Any]:
+    """The arguments of a decode step: one token, and what the call before has returned for it.
+
+    Results whose names are also parameters of `forward` are what a model keeps: `past_key_values`,
+    `cache_params`, `state`. An encoder's result is handed on as `encoder_outputs`.
+    """
+    takes = inspect.signature(model.forward).parameters
+    given = dict(result) if isinstance(result, Mapping) else {}
+    kept = {name: value for name, value in given.items() if name in takes and value is not None}
+    tokens = "decoder_input_ids" if "decoder_input_ids" in takes else "input_ids"
+    if not kept or tokens not in named:
+        raise InputError(
+            f"{type(model).__name__} has no decode step: its forward returns nothing that it also takes, "
+            "such as past_key_values"
+        )
+    with mode:
+        kept[tokens] = torch.zeros(named[tokens].shape[0], 1, dtype=torch.int64)
+    if symbolic:
+        mark_dynamic_sizes(kept[tokens], {0})
+    if "encoder_outputs" in takes and given.get("encoder_last_hidden_state") is not None:
+        kept["encoder_outputs"] = (given["encoder_last_hidden_state"],)
+    return kept | {name: named[name] for name in ("use_cache",) if name in named}
 
 
 def _explained(model: torch.nn.Module, error: Exception) -> TpfxError:
@@ -126,81 +193,34 @@ def _explained(model: torch.nn.Module, error: Exception) -> TpfxError:
     return ModelError(f"{type(model).__name__} cannot be captured: {type(cause).__name__}: {reason}")
 
 
-def _recorder(sources: Mapping[int, Source], captured: list[Captured]) -> Callable[..., Any]:
-    """A backend of Dynamo that keeps the graphs, and runs them as they are; `sources` by ids of tensors."""
-
-    def backend(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        placeholders = module.graph.find_nodes(op="placeholder")
-        known = [
-            sources.get(id(value), Source("input", node.name))
-            for node, value in zip(placeholders, example_inputs, strict=True)
-        ]
-
-        recorder = _Recorder(known, captured)
-        return trace(module, recorder, [node.meta["example_value"] for node in placeholders])
-
-    return backend
-
-
-@dataclass
-class _Recorder:
-    """Keeps the graphs that AOTAutograd makes of one of Dynamo's, and runs them as they are."""
-
-    sources: list[Source]
-    captured: list[Captured]
-
-    def inference(self, lowered: GraphModule) -> Callable[..., Any]:
-        """Keep a graph without gradients."""
-        self.captured.append(Captured(lowered, settle_sources(lowered, self.sources)))
-        return _boxed(lowered)
-
-    def partition(self, joint: GraphModule, results: int, **_: Any) -> tuple[GraphModule, GraphModule]:
-        """Not reached: gradients are off."""
-        raise TpfxError("a graph with gradients was captured where none is wanted")
-
-    def forward(self, lowered: GraphModule) -> Callable[..., Any]:
-        """Keep a graph."""
-        return self.inference(lowered)
-
-    def backward(self, lowered: GraphModule) -> Callable[..., Any]:
-        """Not reached either."""
-        return self.inference(lowered)
-
-
-def _boxed(lowered: GraphModule) -> Callable[..., Any]:
-    def run(args: list[Any]) -> Any:
-        return lowered(*args)
-
-    run._boxed_call = True  # type: ignore[attr-defined]
-    return run
-
-
 def _fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The same method with code of its own: what Dynamo remembers of a capture goes when the capture does."""
     function = getattr(forward, "__func__", None)
     if not isinstance(function, FunctionType):
         return forward
-    copy = FunctionType(
+    fresh = FunctionType(
         function.__code__.replace(),
         function.__globals__,
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return MethodType(copy, forward.__self__)  # type: ignore[attr-defined]
+    fresh.__kwdefaults__ = function.__kwdefaults__
+    return MethodType(fresh, forward.__self__)  # type: ignore[attr-defined]
 
 
 # Fake tensors in the place of real ones.
 
 
 @contextmanager
-def _without_weights(model: torch.nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, Source]]:
+def _without_weights(
+    model: torch.nn.Module, mode: FakeTensorMode, train: bool
+) -> Iterator[dict[int, Source]]:
     """Fake parameters and buffers, tied ones tied, while this lasts; gives what each is by its id."""
     made: dict[int, torch.Tensor] = {}
     sources: dict[int, Source] = {}
     before: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    training = [module for module in model.modules() if module.training]
+    training = {module: module.training for module in model.modules()}
     try:
         for prefix, module in model.named_modules():
             for table, kind in ((module._parameters, "parameter"), (module._buffers, "buffer")):
@@ -212,13 +232,13 @@ def _without_weights(model: torch.nn.Module, mode: FakeTensorMode) -> Iterator[d
                         fake = made[id(value)] = _fake(value, mode)
                         sources[id(fake)] = Source(kind, f"{prefix}.{name}" if prefix else name)
                     table[name] = made[id(value)]
-        model.eval()
+        model.train(train)
         yield sources
     finally:
         for table, values in before:
             table.update(values)
-        for module in training:
-            module.training = True
+        for module, was in training.items():
+            module.training = was
 
 
 def _fake(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
