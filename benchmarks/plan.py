@@ -28,7 +28,7 @@ from tpfx import pipeline
 from tpfx.annotations import set_source
 from tpfx.capture import Captured, capture
 from tpfx.mesh import Mesh, parse_devices
-from tpfx.pipeline import Context, Parallel, lower
+from tpfx.pipeline import Context, lower
 from tpfx.topology import Topology
 
 from .samples import over_linear, stage_table
@@ -72,11 +72,9 @@ def plan(one: Captured, devices: int) -> dict[str, float]:
     for run in pipeline.PASSES:
         with _clock(seconds, _name(run)):
             run(one.module.graph, context)
-    assert context.solution is not None
-    parallel = Parallel(one.module.graph, context.solution, devices)
     mesh = Mesh(parse_devices(["cpu"] * devices))
     with _clock(seconds, "localize, codegen"):
-        lower(parallel.graph, mesh, one.module)
+        lower(one.module.graph, mesh, one.module)
     return seconds
 
 

@@ -12,11 +12,13 @@ from .errors import (
     DeviceError,
     InputError,
     ModelError,
+    PlanError,
     RuleError,
     ShardingError,
     TpfxError,
 )
 from .pipeline import Collective
+from .plan import Plan, plan
 from .report import Report
 from .tensor import ShardedTensor
 from .topology import Topology
@@ -32,6 +34,8 @@ __all__ = [
     "DeviceError",
     "InputError",
     "ModelError",
+    "Plan",
+    "PlanError",
     "Report",
     "RuleError",
     "ShardedTensor",
@@ -43,6 +47,7 @@ __all__ = [
     "compile",
     "full_state_dict",
     "load",
+    "plan",
     "register_rule",
     "report",
 ]

@@ -17,10 +17,12 @@ from .checkpoints import Checkpoint, Stored, reading, weights_in
 from .entry import Entry, Inputs
 from .errors import AlreadyCompiledError, InputError, ModelError
 from .mesh import DeviceSpec
+from .plan import Plan
 from .plugin import session_of
 from .processes import ProcessRuntime, average_gradients, mesh_from
 from .report import Report
 from .runtime import Runtime
+from .slots import Slot
 from .topology import Topology
 from .weights import (
     check_weights,
@@ -42,6 +44,7 @@ def compile(
     devices: int | Sequence[DeviceSpec] | DeviceMesh | None = None,
     *,
     example_inputs: Inputs | None = None,
+    plan: Plan | str | Path | None = None,
     topology: Topology | None = None,
     timeout: float = 300.0,
 ) -> M:
@@ -59,7 +62,10 @@ def compile(
         example_inputs: arguments (a tuple) or keyword arguments (a dict) of one call, on the first device.
             With them the weights are divided at once; a transformers model brings its own; otherwise at the
             first call.
-        topology: what messages and arithmetic cost, for the chooser.
+        plan: what `tpfx.plan` or `tpfx plan` made, or the file that it is in: the weights are divided as it
+            says, and a graph that it has is carried out as it says. For any other graph, such as that of
+            another kind of device, the cheapest way with these weights is chosen.
+        topology: what messages and arithmetic cost, for the chooser; the plan's where there is one.
         timeout: seconds that a rank waits for the others before `CollectiveTimeout`, or that of a process
             group that is made here.
 
@@ -71,11 +77,12 @@ def compile(
         AlreadyCompiledError: the model has been compiled before.
         ModelError: the model is no module, or has no parameters, or some that cannot be divided.
         InputError: the example inputs are no tuple and no dict, or lie on other devices.
+        PlanError: the plan cannot be read, or is for another model, number of devices or version of tpfx.
         Exception: what the model's forward raises with the example inputs.
 
     >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
     """
-    return _compile(model, devices, example_inputs, topology, timeout, {})
+    return _compile(model, devices, example_inputs, plan, topology, timeout, {})
 
 
 def load(
@@ -84,6 +91,7 @@ def load(
     devices: int | Sequence[DeviceSpec] | DeviceMesh | None = None,
     *,
     example_inputs: Inputs | None = None,
+    plan: Plan | str | Path | None = None,
     topology: Topology | None = None,
     timeout: float = 300.0,
     progress: bool | None = None,
@@ -97,7 +105,7 @@ def load(
         model: with parameters on the meta device, as `accelerate.init_empty_weights()` makes it. Those that
             have contents keep them.
         checkpoint: a safetensors file, or a folder with model.safetensors or model.safetensors.index.json.
-        devices: as `compile` takes them; likewise `topology` and `timeout`.
+        devices: as `compile` takes them; likewise `plan`, `topology` and `timeout`.
         example_inputs: as `compile` takes them; needed unless the model brings its own.
         progress: whether a bar on stderr shows the bytes read; None where stderr is a terminal.
 
@@ -119,23 +127,30 @@ def load(
     with reading(show) as progressed:
         stored = weights_in(model, Checkpoint(checkpoint, progressed.tell))
         progressed.expect(model, stored)
-        return _compile(model, devices, example_inputs, topology, timeout, stored)
+        return _compile(model, devices, example_inputs, plan, topology, timeout, stored)
 
 
 def _compile(
     model: M,
     devices: Any,
     example_inputs: Inputs | None,
+    plan: Plan | str | Path | None,
     topology: Topology | None,
     timeout: float,
     stored: Mapping[int, Stored],
 ) -> M:
     _check(model, example_inputs, stored)
+    made = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     mesh = mesh_from(devices, timeout)
+    if made is not None:
+        made.require(model, mesh.size)
+        topology = topology or made.topology
     runtime = Runtime(mesh, timeout) if mesh.group is None else ProcessRuntime(mesh)
     session = Session(mesh, runtime, topology or Topology())
     slots = shard_weights(model, mesh, stored)
     try:
+        if made is not None:
+            _follow(made, slots, session)
         entry = Entry(model, model.forward, session)
         _plan(entry, example_inputs)
         if stored:
@@ -149,6 +164,15 @@ def _compile(
     if mesh.replicas is not None:
         average_gradients(model, mesh)
     return model
+
+
+def _follow(plan: Plan, slots: Sequence[Slot], session: Session) -> None:
+    """Divide the weights as a plan says, and have its graphs carried out as it says."""
+    session.planned = {graph.fingerprint: graph for graph in plan.graphs}
+    for slot in slots:
+        planned = plan.weights.get(slot.name)
+        if planned is not None and planned.shards is not None and slot.value.placement is None:
+            slot.value.distribute(planned.shards)
 
 
 def report(model: torch.nn.Module) -> Report:

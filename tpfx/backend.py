@@ -6,7 +6,7 @@ and returns sharded tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from .annotations import Source, set_source, source_of
 from .mesh import Mesh
-from .pipeline import Parallel, lower, parallelize
+from .pipeline import Decided, Parallel, lower, parallelize
 from .processes import ProcessRuntime, require_same
 from .program import Program, shards_of
 from .runtime import Runtime
@@ -44,6 +44,7 @@ class Session:
         graphs: how many graphs have been compiled.
         newest: the newest parallel graph, or that of the plan while nothing has run.
         whole_ops: ops that ran whole for want of a rule, in all graphs.
+        planned: how a plan would have graphs carried out, by their fingerprints.
     """
 
     mesh: Mesh
@@ -52,6 +53,7 @@ class Session:
     graphs: int = 0
     newest: Parallel | None = None
     whole_ops: dict[str, int] = field(default_factory=dict)
+    planned: Mapping[str, Decided] = field(default_factory=dict)
 
     def compile(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Dynamo's backend: plan a graph, write one for each rank, return what runs them."""
@@ -114,7 +116,7 @@ class _Planning:
 
     def _parallelize(self, lowered: GraphModule) -> Parallel:
         session, known = self.session, settle_sources(lowered, self.sources)
-        parallel = parallelize(lowered.graph, known, session.mesh.size, session.topology)
+        parallel = parallelize(lowered.graph, known, session.mesh.size, session.topology, session.planned)
         self.parallel = session.newest = parallel
         require_same(session.mesh, "the graphs or plans", _plan_text(session.mesh, parallel))
         for op, count in parallel.whole_ops.items():

@@ -10,6 +10,7 @@ __all__ = [
     "DeviceError",
     "InputError",
     "ModelError",
+    "PlanError",
     "RankAborted",
     "RuleError",
     "ShardingError",
@@ -35,6 +36,10 @@ class ModelError(TpfxError):
 
 class InputError(TpfxError, ValueError):
     """The inputs of a call do not fit the compiled model, for instance they are on the wrong device."""
+
+
+class PlanError(InputError):
+    """A plan cannot be read, or is for another model, number of devices or version of tpfx."""
 
 
 class ShardingError(TpfxError):

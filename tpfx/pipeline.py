@@ -8,9 +8,9 @@ Everything works on fake tensors: no weights are needed to plan.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from .annotations import Source, bound_of, bytes_of, is_joined, layout_of, set_joined, set_source
 from .collectives import MESSAGES
 from .elimination import Solution
+from .fingerprint import fingerprint
 from .layout import Replicate, Split
 from .mesh import Mesh
 from .ops import is_random, rule_for
@@ -28,6 +29,7 @@ from .passes.infer_axes import infer_axes
 from .passes.insert import insert
 from .passes.localize import localize
 from .passes.normalize import normalize
+from .passes.recall import recall
 from .passes.simplify import simplify
 from .passes.verify import verify
 from .pins import recognise
@@ -41,25 +43,51 @@ class Context:
     Attributes:
         ranks: how many devices.
         topology: what messages and arithmetic cost.
+        planned: choices made before, by the fingerprints of the graphs that they are for.
         splits: the splits that are considered.
+        fingerprint: that of the graph, as inference leaves it.
         solution: what the chooser proved.
     """
 
     ranks: int
     topology: Topology = field(default_factory=Topology)
+    planned: Mapping[str, Decided] = field(default_factory=dict)
     splits: Splits | None = None
+    fingerprint: str = ""
     solution: Solution | None = None
+
+
+class Decided(Protocol):
+    """What an earlier run chose for a graph, as `recall` takes it, and what it proved of the choice."""
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """One for each op."""
+
+    @property
+    def units(self) -> dict[int, list[int]]:
+        """How the splits in use are divided."""
+
+    @property
+    def solution(self) -> Solution:
+        """What the chooser proved."""
 
 
 def _infer(graph: Graph, context: Context) -> None:
     infer_axes(graph)
     context.splits = Splits(graph, context.ranks)
+    context.fingerprint = fingerprint(graph)
 
 
 def _choose(graph: Graph, context: Context) -> None:
     assert context.splits is not None
     recognise(graph, context.splits)
-    context.solution = choose(graph, context.ranks, context.topology, context.splits)
+    decided = context.planned.get(context.fingerprint)
+    if decided is None:
+        context.solution = choose(graph, context.ranks, context.topology, context.splits)
+    else:
+        recall(graph, context.splits, decided.choices, decided.units)
+        context.solution = decided.solution
 
 
 PASSES: tuple[Callable[[Graph, Context], None], ...] = (
@@ -99,11 +127,17 @@ class Parallel:
         solution: the chooser's solution: its cost in seconds, and whether it is proven optimal.
         whole_ops: ops that run whole for want of a rule, and how often.
         backward: the names of the nodes that run in the backward pass.
+        splits: the splits that were considered.
+        fingerprint: tells the graph from others, whatever their sizes that vary.
+        recalled: whether it was planned by what an earlier plan says.
     """
 
     graph: Graph
     solution: Solution
     ranks: int
+    splits: Splits
+    fingerprint: str
+    recalled: bool = False
     whole_ops: dict[str, int] = field(default_factory=dict)
     backward: frozenset[str] = frozenset()
 
@@ -132,7 +166,11 @@ class Parallel:
 
 
 def parallelize(
-    graph: Graph, sources: Sequence[Source], ranks: int, topology: Topology | None = None
+    graph: Graph,
+    sources: Sequence[Source],
+    ranks: int,
+    topology: Topology | None = None,
+    planned: Mapping[str, Decided] | None = None,
 ) -> Parallel:
     """Plan a captured graph in place.
 
@@ -141,14 +179,20 @@ def parallelize(
         sources: what each of the graph's inputs is, in order.
         ranks: how many devices.
         topology: what messages cost.
+        planned: choices made before, by fingerprint: a graph that has some is not solved again.
+
+    Raises:
+        PlanError: choices made before are not of this graph.
     """
-    context = Context(ranks, topology or Topology())
+    context = Context(ranks, topology or Topology(), planned or {})
     infer_structures(graph, sources, context)
     for run in PASSES[PASSES.index(_infer) + 1 :]:
         run(graph, context)
     graph.lint()
-    assert context.solution is not None
-    parallel = Parallel(graph, context.solution, ranks, _whole_ops(graph))
+    assert context.solution is not None and context.splits is not None
+    recalled = context.fingerprint in context.planned
+    parallel = Parallel(graph, context.solution, ranks, context.splits, context.fingerprint, recalled)
+    parallel.whole_ops = _whole_ops(graph)
     for node in parallel.outputs():
         if isinstance(layout_of(node), Split) and returned_whole(node):
             set_joined(node)

@@ -77,6 +77,13 @@ def choose(graph: Graph, ranks: int, topology: Topology, splits: Splits) -> Solu
     return solution
 
 
+def is_decided(node: Node) -> bool:
+    """Whether there is anything to choose for a node: whatever is, or makes, a tensor."""
+    if node.op == "placeholder" or is_getitem(node):
+        return is_tensor(node)
+    return node.op == "get_attr" or bound_of(node) is not None
+
+
 class Problem:
     """The variables and tables of one graph."""
 
@@ -107,14 +114,14 @@ class Problem:
         return PRICE * message / small
 
     def _states(self, node: Node, pending: frozenset[Node]) -> list[State]:
+        if not is_decided(node):
+            return []
         if node.op == "placeholder":
-            return list(self._input_states(node)) if is_tensor(node) else []
+            return list(self._input_states(node))
         if is_getitem(node):
-            return list(self._item_states(node)) if is_tensor(node) else []
+            return list(self._item_states(node))
         if node.op == "get_attr":
             return [State(Choice("whole", (), (REPLICATE,)), REPLICATE, False, 0.0)]
-        if bound_of(node) is None:
-            return []
         return [
             state for choice in options(node, self.splits, pending) for state in self._op_states(node, choice)
         ]

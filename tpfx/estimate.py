@@ -1,0 +1,210 @@
+"""What one run of a planned graph would take on each rank: memory beside the weights, and time.
+
+The sizes are those of the inputs that the graph was captured with. Memory is counted in the order of the
+graph, each value from the op that makes it to its last use; an allocator may need more. Time is that of
+arithmetic, memory and messages one after the other, as the topology has them; nothing overlaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch.fx import Node
+
+from .annotations import (
+    Choice,
+    bound_of,
+    choice_of,
+    dims_of,
+    elements,
+    hint_of,
+    is_getitem,
+    is_joined,
+    layout_of,
+    size_of,
+    source_of,
+    tensors_of,
+)
+from .axes import find, same
+from .collectives import shard
+from .layout import Layout, Split, local_size
+from .pipeline import Collective, Parallel
+from .rules import Bound, Dims, is_tensor, tensor_nodes
+from .topology import Topology
+
+aten = torch.ops.aten
+
+# What only looks at another value, where that lies as it should.
+_VIEWS = (aten.reshape.default, aten.contiguous.default)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one run of a graph takes.
+
+    Attributes:
+        tokens: token ids that are put in; samples, where no ids are.
+        kept: bytes on each rank that a later call takes: keys, values, states.
+        activations: bytes on each rank of what is computed, when they are most.
+        compute: seconds of arithmetic and memory on the rank that takes longest.
+        messages: seconds of messages.
+    """
+
+    tokens: int
+    kept: list[int]
+    activations: list[int]
+    compute: float
+    messages: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.compute + self.messages
+
+
+def estimate(parallel: Parallel, topology: Topology) -> Estimate:
+    """What one run of a planned graph takes, on a topology."""
+    run = _Run(parallel)
+    ranks = range(parallel.ranks)
+    return Estimate(
+        tokens=_tokens(parallel),
+        kept=[run.kept(rank) for rank in ranks],
+        activations=[run.peak(rank) for rank in ranks],
+        compute=max(run.seconds(topology, rank) for rank in ranks),
+        messages=sum(seconds_of(message, topology, parallel.ranks) for message in parallel.collectives()),
+    )
+
+
+def seconds_of(message: Collective, topology: Topology, ranks: int) -> float:
+    """How long a message takes."""
+    if ranks == 1:
+        return 0.0
+    cost = {"all_reduce": topology.all_reduce, "all_gather": topology.all_gather, "gather": topology.gather}
+    return cost[message.kind](message.bytes, ranks)
+
+
+class _Run:
+    """One planned graph, with numbers in the place of sizes that vary."""
+
+    def __init__(self, parallel: Parallel) -> None:
+        self.parallel = parallel
+        self.nodes: list[Node] = list(parallel.graph.nodes)
+        self.hints = _hints(self.nodes)
+        self._sizes: dict[tuple[Node, int], int] = {}
+
+    def bytes(self, node: Node, rank: int) -> int:
+        """Those of a tensor on a rank."""
+        if (node, rank) not in self._sizes:
+            count = self._elements(dims_of(node), layout_of(node), rank)
+            self._sizes[node, rank] = count * int(node.meta["val"].element_size())
+        return self._sizes[node, rank]
+
+    def _elements(self, dims: Dims, layout: Layout, rank: int) -> int:
+        count = 1
+        for dim in dims:
+            count *= self._number(
+                local_size(dim, layout, rank) if isinstance(layout, Split) else find(dim).size
+            )
+        return count
+
+    def _number(self, size: int | sympy.Expr) -> int:
+        return size if isinstance(size, int) else int(size.xreplace(self.hints))
+
+    def kept(self, rank: int) -> int:
+        """Bytes of results that a later call takes: those that the graph itself uses too."""
+        return sum(self.bytes(node, rank) for node in self._kept_nodes())
+
+    def _kept_nodes(self) -> list[Node]:
+        own = [node for node in self.parallel.outputs() if is_tensor(node) and node.op != "placeholder"]
+        used = [node for node in own if any(user.op != "output" for user in node.users)]
+        return list(dict.fromkeys(node for node in used if not is_joined(node)))
+
+    def peak(self, rank: int) -> int:
+        """The most bytes that live at once, weights, inputs and what is kept not counted."""
+        owners = self._owners()
+        uncounted = {owners.get(node, node) for node in self._kept_nodes()}
+        last: dict[Node, int] = {}
+        for at, node in enumerate(self.nodes):
+            for operand in node.all_input_nodes:
+                if operand in owners:
+                    last[owners[operand]] = at
+        living = most = 0
+        ends: dict[int, list[Node]] = {}
+        for at, node in enumerate(self.nodes):
+            if owners.get(node) is node and node not in uncounted:
+                living += self.bytes(node, rank)
+                most = max(most, living)
+                ends.setdefault(last.get(node, at), []).append(node)
+            living -= sum(self.bytes(gone, rank) for gone in ends.pop(at, ()))
+        return most
+
+    def _owners(self) -> dict[Node, Node]:
+        """For each computed tensor, the node that made its memory; views have that of what they look at."""
+        owners: dict[Node, Node] = {}
+        for node in self.nodes:
+            if node.op != "call_function" or not is_tensor(node):
+                continue
+            if not _is_view(node):
+                owners[node] = node
+            elif (below := next(iter(tensor_nodes(node)), None)) in owners:
+                owners[node] = owners[below]
+        return owners
+
+    def seconds(self, topology: Topology, rank: int) -> float:
+        """Arithmetic and memory on a rank."""
+        return sum(self._op_seconds(node, topology, rank) for node in self.nodes)
+
+    def _op_seconds(self, node: Node, topology: Topology, rank: int) -> float:
+        bound, choice = bound_of(node), choice_of(node)
+        if bound is None or choice is None or is_getitem(node) or _is_view(node):
+            return 0.0
+        made = [
+            self._elements(dims, layout, rank)
+            for dims, layout in zip(bound.results, choice.results, strict=True)
+        ]
+        moved = sum(self.bytes(operand, rank) for operand in tensor_nodes(node))
+        moved += sum(n * v.element_size() for n, v in zip(made, tensors_of(node), strict=True))
+        return topology.launch + topology.op(self._flops(bound, choice, max(made, default=0), rank), moved)
+
+    def _flops(self, bound: Bound, choice: Choice, made: int, rank: int) -> float:
+        """Those of an op that multiplies operands and sums, once for each dimension that it sums over."""
+        split = next((layout for layout in choice.operands if isinstance(layout, Split)), None)
+        summed = [
+            self._number(local_size(dim, split, rank) if split else find(dim).size)
+            for dim in bound.contracted
+            if sum(any(same(dim, other) for other in dims) for dims in bound.operands) > 1
+        ]
+        return 2.0 * made * max(summed, default=0) * len(summed)
+
+
+def _is_view(node: Node) -> bool:
+    target = node.target
+    if target in _VIEWS or target is shard:
+        return True
+    return isinstance(target, torch._ops.OpOverload) and bool(target.is_view)
+
+
+def _hints(nodes: Iterable[Node]) -> dict[sympy.Symbol, int]:
+    """What the symbols in the sizes of a graph's inputs were when it was captured."""
+    found: dict[sympy.Symbol, int] = {}
+    for node in nodes:
+        value = node.meta.get("val")
+        for extent in value.shape if isinstance(value, torch.Tensor) else [value]:
+            size = size_of(extent) if isinstance(extent, torch.SymInt) else 0
+            if isinstance(size, sympy.Symbol):
+                found[size] = hint_of(extent)
+    return found
+
+
+def _tokens(parallel: Parallel) -> int:
+    """How many token ids go in; of a model of something else, the first size of its first input."""
+    inputs = [
+        node.meta["val"]
+        for node in parallel.graph.find_nodes(op="placeholder")
+        if source_of(node).kind == "input" and is_tensor(node) and node.meta["val"].dim()
+    ]
+    ids = next((elements(value) for value in inputs if value.dtype == torch.int64 and value.dim() == 2), None)
+    return ids if ids is not None else next((hint_of(value.shape[0]) for value in inputs), 1)

@@ -1,0 +1,72 @@
+"""What tells one graph from another: its ops, their arguments and its weights, but no sizes that vary.
+
+fingerprint(graph)        # '4f0c…': the same in every process, for every batch and length left open
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Graph, Node
+
+from .annotations import size_of, source_of
+
+
+def fingerprint(graph: Graph) -> str:
+    """A digest of a graph whose inputs have sources; 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for line in _lines(graph):
+        digest.update(line.encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:32]
+
+
+def _lines(graph: Graph) -> Iterator[str]:
+    numbers: dict[Node, int] = {}
+    symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+    for node in graph.nodes:
+        yield f"{_what(node)}{_arguments(node, numbers)} {_types(node.meta.get('val'), symbols)}"
+        numbers[node] = len(numbers)
+
+
+def _what(node: Node) -> str:
+    """What a node does; its own name says nothing, but a weight's does."""
+    if node.op != "placeholder":
+        return "output" if node.op == "output" else str(node.target)
+    source = source_of(node)
+    name = source.name if source.kind in ("parameter", "buffer") else ""
+    return f"{source.kind} {name} {source.mutated}"
+
+
+def _arguments(node: Node, numbers: dict[Node, int]) -> str:
+    def text(value: Any) -> str:
+        if isinstance(value, Node):
+            return f"%{numbers[value]}"
+        if isinstance(value, (list, tuple)):
+            return f"[{', '.join(map(text, value))}]"
+        return str(value)
+
+    named = (f"{name}={text(value)}" for name, value in sorted(node.kwargs.items()))
+    return f"({', '.join((*map(text, node.args), *named))})" if node.op != "placeholder" else ""
+
+
+def _types(value: Any, symbols: dict[sympy.Symbol, sympy.Symbol]) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_types(item, symbols) for item in value)
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}[{', '.join(_size(extent, symbols) for extent in value.shape)}]"
+    return _size(value, symbols) if isinstance(value, torch.SymInt) else type(value).__name__
+
+
+def _size(extent: Any, symbols: dict[sympy.Symbol, sympy.Symbol]) -> str:
+    """A size, with its symbols numbered in the order in which they occur."""
+    size = size_of(extent)
+    if isinstance(size, int):
+        return str(size)
+    for symbol in sorted(size.free_symbols, key=str):
+        symbols.setdefault(symbol, sympy.Symbol(f"s{len(symbols)}", integer=True, positive=True))
+    return str(size.xreplace(symbols))

@@ -1,0 +1,108 @@
+"""Give every op the choice that a plan has for it, instead of choosing.
+
+    split 0 1 -> 0     an op whose first operand and result are in split 0, its second operand in split 1
+    pending + * -> +   addends in, addends out; *: whole on every rank
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch.fx import Graph, Node
+
+from ..annotations import Choice, choice_of, set_choice, set_layout
+from ..errors import PlanError
+from ..layout import Layout, Partial, Replicate, Split
+from ..options import Splits
+from ..rules import is_tensor
+from .choose import is_decided
+
+REPLICATE = Replicate()
+
+
+def recall(graph: Graph, splits: Splits, choices: Sequence[str], units: Mapping[int, Sequence[int]]) -> None:
+    """Record choices, as `remember` gives them, and divide their splits; chosen before for an equal graph.
+
+    Raises:
+        PlanError: the choices are not of this graph.
+    """
+    known = list(splits)
+    for number, sizes in units.items():
+        if number >= len(known) or len(sizes) != splits.ranks or not _divided(known[number], sizes):
+            raise PlanError(
+                f"the plan divides split {number} as {list(sizes)}, which this model does not allow"
+            )
+    nodes = [node for node in graph.nodes if is_decided(node)]
+    if len(nodes) != len(choices):
+        raise PlanError(f"the plan decides {len(choices)} ops of a graph that has {len(nodes)}")
+    for node, text in zip(nodes, choices, strict=True):
+        choice = _parsed(text, known)
+        set_choice(node, choice)
+        if is_tensor(node):
+            set_layout(node, choice.results[0])
+
+
+def remember(graph: Graph, splits: Splits) -> tuple[dict[Node, str], dict[int, list[int]]]:
+    """The choices of a planned graph by node, and for each split in use how many units every rank has."""
+    numbers = {split: number for number, split in enumerate(splits)}
+    choices: dict[Node, str] = {}
+    used: dict[int, list[int]] = {}
+    for node in graph.nodes:
+        choice = choice_of(node)
+        if choice is None:
+            continue
+        held = (*choice.operands, *choice.results)
+        choices[node] = (
+            f"{choice.kind} {_texts(choice.operands, numbers)} -> {_texts(choice.results, numbers)}"
+        )
+        for layout in held:
+            if isinstance(layout, Split):
+                used.setdefault(numbers[layout], _units(layout))
+    return choices, used
+
+
+def _texts(layouts: Sequence[Layout], numbers: dict[Split, int]) -> str:
+    return " ".join(_text(layout, numbers) for layout in layouts)
+
+
+def _text(layout: Layout, numbers: dict[Split, int]) -> str:
+    match layout:
+        case Replicate():
+            return "*"
+        case Partial():
+            return "+" if layout.op == "sum" else f"+{layout.op}"
+        case Split():
+            return str(numbers[layout])
+
+
+def _parsed(text: str, splits: Sequence[Split]) -> Choice:
+    before, arrow, after = text.partition("->")
+    kind, *operands = before.split() or [""]
+    try:
+        sides = [tuple(_layout(word, splits) for word in words) for words in (operands, after.split())]
+    except (ValueError, IndexError):
+        arrow = ""
+    if not arrow or not kind:
+        raise PlanError(f"the plan has a choice that cannot be read: {text!r}")
+    return Choice(kind, *sides)
+
+
+def _layout(word: str, splits: Sequence[Split]) -> Layout:
+    if word == "*":
+        return REPLICATE
+    return Partial(word[1:] or "sum") if word.startswith("+") else splits[int(word)]
+
+
+def _units(split: Split) -> list[int]:
+    return [math.prod(stop - start for start, stop in box.values()) for box in split.boxes]
+
+
+def _divided(split: Split, sizes: Sequence[int]) -> bool:
+    """Divide a split, or see whether it is divided so already."""
+    if split.boxes:
+        return _units(split) == list(sizes)
+    if not split.fits(sizes):
+        return False
+    split.divide(sizes)
+    return True

@@ -1,0 +1,126 @@
+"""Plans as tables: one plan, or one model on several numbers of devices side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from .columns import bytes_text
+from .plan import GraphPlan, Plan
+
+
+def summary(plan: Plan) -> str:
+    """A plan's memory, messages and time."""
+    return rendered(_memory_table(plan), _run_table(plan))
+
+
+def comparison(plans: Sequence[Plan]) -> str:
+    """Plans for different numbers of devices, a column each: where does it stop paying?"""
+    table = Table(title=f"{plans[0].model} on more devices", title_justify="left")
+    table.add_column("")
+    for plan in plans:
+        table.add_column(f"{plan.devices} devices", justify="right")
+    table.add_row("weights, most on a device", *(bytes_text(max(plan.bytes_per_device)) for plan in plans))
+    for at, graph in enumerate(plans[0].graphs):
+        table.add_section()
+        runs = [plan.graphs[at] for plan in plans]
+        table.add_row(
+            f"{graph.phase}: kept for later calls", *(bytes_text(max(r.estimate.kept)) for r in runs)
+        )
+        table.add_row("activations, at most", *(bytes_text(max(run.estimate.activations)) for run in runs))
+        table.add_row("messages", *(str(len(run.collectives)) for run in runs))
+        table.add_row("their bytes", *(bytes_text(_sent(run)) for run in runs))
+        table.add_row("time, predicted", *(seconds_text(run.estimate.seconds) for run in runs))
+        table.add_row("of it messages", *(f"{_share(run):.0%}" for run in runs))
+        spent = [run.estimate.seconds * plan.devices for run, plan in zip(runs, plans, strict=True)]
+        table.add_row("time × devices, over the first", *(f"{each / spent[0]:.2f}" for each in spent))
+    return rendered(table)
+
+
+def rendered(*parts: RenderableType) -> str:
+    """Tables as plain text, the same on every terminal."""
+    console = Console(width=110, force_terminal=False, force_jupyter=False, color_system=None)
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def seconds_text(seconds: float) -> str:
+    """0.0123 as 12.3 ms
+
+    >>> seconds_text(0.0123)
+    '12.3 ms'
+    """
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def _memory_table(plan: Plan) -> Table:
+    table = Table(title=f"{plan.model} on {plan.devices} devices", title_justify="left")
+    table.add_column("rank", justify="right")
+    table.add_column("weights", justify="right")
+    table.add_column("of the whole", justify="right")
+    for graph in plan.graphs:
+        table.add_column(f"{graph.phase}: kept", justify="right")
+        table.add_column("activations", justify="right")
+    for rank, size in enumerate(plan.bytes_per_device):
+        memory = [
+            bytes_text(held[rank])
+            for graph in plan.graphs
+            for held in (graph.estimate.kept, graph.estimate.activations)
+        ]
+        table.add_row(str(rank), bytes_text(size), f"{size / max(1, plan.total_bytes):.1%}", *memory)
+    table.add_section()
+    table.add_row("", bytes_text(plan.total_bytes), "unsharded")
+    return table
+
+
+def _run_table(plan: Plan) -> Table:
+    table = Table(title="one run of each graph", title_justify="left")
+    for heading in ("phase", "tokens", "messages", "bytes", "a token", "a layer", "time", "in messages"):
+        table.add_column(heading, justify="left" if heading in ("phase", "messages") else "right")
+    table.add_column("cheapest")
+    for graph in plan.graphs:
+        sent, tokens, layers = _sent(graph), graph.estimate.tokens, _layers(graph)
+        counts = Counter(message.kind for message in graph.collectives)
+        table.add_row(
+            graph.phase,
+            f"{tokens:,}",
+            ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none",
+            bytes_text(sent),
+            bytes_text(sent // max(1, tokens)),
+            bytes_text(_sent_in_layers(graph) // layers) if layers else "–",
+            seconds_text(graph.estimate.seconds),
+            f"{_share(graph):.0%}",
+            "proven" if graph.optimal else "not proven",
+        )
+    return table
+
+
+def _sent(graph: GraphPlan) -> int:
+    return sum(message.bytes for message in graph.collectives)
+
+
+def _share(graph: GraphPlan) -> float:
+    return graph.estimate.messages / graph.estimate.seconds if graph.estimate.seconds else 0.0
+
+
+def _layer(name: str) -> str:
+    """The part of a name up to its first number: layers.0"""
+    parts = name.split(".")
+    number = next((at for at, part in enumerate(parts) if part.isdigit()), None)
+    return "" if number is None else ".".join(parts[: number + 1])
+
+
+def _layers(graph: GraphPlan) -> int:
+    return len({_layer(op.name) for op in graph.ops} - {""})
+
+
+def _sent_in_layers(graph: GraphPlan) -> int:
+    return sum(message.bytes for message in graph.collectives if _layer(message.node))
