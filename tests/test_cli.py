@@ -91,7 +91,7 @@ ERRORS = {
         ["llama", "-n", 2, "--set", "hidden_size=wide"],
         "cannot set hidden_size in a llama config",
     ),
-    "not text": (["vit", "-n", 2], "ViTModel takes pixel_values"),
+    "not text": (["wav2vec2", "-n", 2], "takes input_values"),
 }
 
 

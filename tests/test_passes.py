@@ -11,7 +11,7 @@ import tpfx
 from tpfx.annotations import layout_of
 from tpfx.capture import plan_offline
 from tpfx.collectives import all_reduce
-from tpfx.dump import dump
+from tpfx.dump import dump_text as dump
 from tpfx.layout import Partial
 from tpfx.passes.verify import verify
 

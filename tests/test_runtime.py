@@ -214,7 +214,7 @@ def test_stuck_outside_generated_code_is_located_by_file_and_line(pair: Runtime)
 
 
 def test_keyboard_interrupt() -> None:
-    pair = Runtime(Mesh((CPU, CPU)), timeout=10.0)  # a busy machine may take its time to deliver the signal
+    pair = Runtime(Mesh((CPU, CPU)), timeout=60.0)  # a busy machine may take its time to deliver the signal
 
     def interrupt() -> None:
         main = threading.main_thread().ident

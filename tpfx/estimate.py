@@ -28,7 +28,7 @@ from .annotations import (
     source_of,
     tensors_of,
 )
-from .axes import find, same
+from .axes import find
 from .collectives import shard
 from .layout import Layout, Split, local_size
 from .pipeline import Collective, Parallel
@@ -174,8 +174,7 @@ class _Run:
         split = next((layout for layout in choice.operands if isinstance(layout, Split)), None)
         summed = [
             self._number(local_size(dim, split, rank) if split else find(dim).size)
-            for dim in bound.contracted
-            if sum(any(same(dim, other) for other in dims) for dims in bound.operands) > 1
+            for dim in bound.products()
         ]
         return 2.0 * made * max(summed, default=0) * len(summed)
 

@@ -110,6 +110,13 @@ def module_path(node: Node) -> str:
     return path.strip(".")
 
 
+def source_line(node: Node) -> str:
+    """The line of the model's code that a node comes from, as file:line; empty where it is not known."""
+    lines = str(node.meta.get("stack_trace") or "").splitlines()
+    places = re.findall(r'^\s*File "(.*)", line (\d+)', "\n".join(lines), re.MULTILINE)
+    return ":".join(places[-1]) if places else ""
+
+
 def _shared(paths: Iterable[str]) -> str:
     """The modules that all paths of several steps begin with, such that no number comes next."""
     deep = [path.split(".") for path in sorted(paths) if "." in path]

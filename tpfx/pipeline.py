@@ -155,9 +155,9 @@ class Parallel:
         return found
 
     def __str__(self) -> str:
-        from .dump import dump  # it reads this module
+        from .dump import dump_text  # it reads this module
 
-        return dump(self)
+        return dump_text(self)
 
     def outputs(self) -> list[Node]:
         """The nodes that the graph returns."""

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .dump import dump
+from .dump import dump_text
 from .pipeline import Collective, Parallel
 from .tensor import ShardedTensor
 
@@ -67,7 +67,7 @@ class Report:
 
     def dump(self) -> str:
         """The newest parallel graph as text."""
-        return dump(self.parallel) if self.parallel else ""
+        return dump_text(self.parallel) if self.parallel else ""
 
     def __str__(self) -> str:
         console = Console(width=100, force_terminal=False, force_jupyter=False, color_system=None)

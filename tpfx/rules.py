@@ -61,6 +61,14 @@ class Bound:
             self.matched.append((left, right))
         return left
 
+    def products(self) -> list[Dim]:
+        """What is summed over of products of two operands, as k in `m k, k n -> m n`."""
+        return [
+            dim
+            for dim in self.contracted
+            if sum(any(same(dim, other) for other in dims) for dims in self.operands) > 1
+        ]
+
     def settle(self) -> None:
         """Once inference is over: what could not be matched must be whole."""
         for left, right in self.matched:

@@ -41,6 +41,8 @@ SMALL = 1 / 16  # weights below this part of a small matrix cost next to nothing
 PRICE = 3.0  # holding a small weight matrix costs as much as this many of the graph's largest messages
 NEGLIGIBLE = 0.005  # matrices so small that together they have this part of the bytes do not set the price
 CARRIED = 1e-8  # seconds for each op that carries a pending sum on: of equal plans, the one that sums early
+FUSED = 1e-3  # what an op that multiplies nothing costs of its time: no message is worth dividing it for
+GROUPED = 1 / 256  # holding a unit that a group of ranks shares, a KV head say, costs this part of it
 GATHERED = 1.0  # what every rank holds of a gathered value costs as much as weights do, byte for byte
 GATHERED_WEIGHT = 4.0  # gathering a weight at every call is this much dearer than its message
 
@@ -139,9 +141,21 @@ class Problem:
         price = self.price if _is_weight(node) and pinned is None else 0.0
         price *= 0.01 if size < self.small else 1.0
         for layout in layouts:
-            share = layout.mean_share(dims_of(node), self.ranks) if isinstance(layout, Split) else 1.0
             choice = Choice("input", (), (layout,))
-            yield from self._available(node, choice, layout, price * size * share)
+            yield from self._available(node, choice, layout, price * size * self._held(node, layout))
+
+    def _held(self, node: Node, layout: Layout) -> float:
+        """The part of a weight that a rank is charged for.
+
+        Where ranks are more than the units of an axis, groups of them hold the same unit; what shares their
+        group is split among them, and at least as large, so that holding a unit again is no great harm.
+        """
+        if not isinstance(layout, Split):
+            return 1.0
+        share = layout.mean_share(dims_of(node), self.ranks)
+        if len(layout.axes) == 1:
+            return share
+        return 1 / self.ranks + GROUPED * (share - 1 / self.ranks)
 
     def _item_states(self, node: Node) -> Iterator[State]:
         producer = node.args[0]
@@ -204,7 +218,8 @@ class Problem:
         for dim in bound.contracted:
             flops *= float(size) if isinstance(size := find(dim).size, int) else 1.0
         split = [layout for layout in (*choice.operands, *choice.results) if isinstance(layout, Split)]
-        return self.topology.op(flops * (self._share(split[0]) if split else 1.0), moved)
+        seconds = self.topology.op(flops * (self._share(split[0]) if split else 1.0), moved)
+        return seconds if bound.products() else FUSED * seconds
 
     def _share(self, layout: Layout) -> float:
         return layout.share(self.ranks) if isinstance(layout, Split) else 1.0

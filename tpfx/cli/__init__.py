@@ -1,0 +1,45 @@
+"""The command line: what tpfx would do with a model, without its weights.
+
+    tpfx dump llama --devices 2 --set num_hidden_layers=2
+
+What was asked for is on standard output, progress and errors on standard error. Exit status 0: done; 1: a
+problem was found with the model; 2: the command or its input was wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..errors import InputError, TpfxError
+from .dump import dump
+from .plan import plan
+from .topology import topology
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command()(dump)
+app.command()(plan)
+app.add_typer(topology)
+
+
+@app.callback()
+def tpfx() -> None:
+    """Split PyTorch models over several devices, and see how before doing so.
+
+    No command here needs devices, and only verify runs a model: MODEL is a config.json, the name of an
+    architecture, or a function that builds one.
+
+    \b
+    tpfx plan llama --devices 8 -o plan.json     bytes, messages and time; a plan for tpfx.compile
+    tpfx dump llama --devices 8                  the parallel graph, one line an op
+    """
+
+
+def main() -> None:
+    """Run the command line; every error that tpfx raises on purpose is one line."""
+    try:
+        app()
+    except TpfxError as error:
+        print(f"tpfx: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)

@@ -1,0 +1,70 @@
+"""Arguments and options that several commands have, and what they say while they work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..errors import InputError
+
+console = Console(stderr=True, highlight=False)
+
+
+class PhaseName(StrEnum):
+    """What of a model is planned."""
+
+    prefill = "prefill"
+    decode = "decode"
+    train = "train"
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A directory with a config.json, a transformers model type (llama, gpt2), or "
+        "package.module:function that returns a model, or (model, inputs).",
+    ),
+]
+DevicesOption = Annotated[
+    int, typer.Option("--devices", "-n", metavar="N", help="How many devices to split it over.")
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the config, as often as needed."),
+]
+BatchOption = Annotated[int, typer.Option(help="Sequences, or images, in the example input.")]
+LengthOption = Annotated[int, typer.Option(help="Tokens in each sequence.")]
+TopologyOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="What messages and arithmetic cost: h100-nvlink, a100-nvlink, pcie4, or a file that "
+        "`tpfx topology measure` wrote.",
+    ),
+]
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Say on standard error what is being done, and how long it took."""
+    start = time.perf_counter()
+    with console.status(what):
+        yield
+    console.print(f"{what}: {time.perf_counter() - start:.1f} s")
+
+
+def require_devices(devices: int) -> None:
+    """Refuse fewer than one device.
+
+    Raises:
+        InputError: that is so.
+    """
+    if devices < 1:
+        raise InputError(f"--devices {devices}: it must be at least 1")

@@ -1,0 +1,141 @@
+"""`tpfx dump`: a model's graphs as they are captured, planned, or written for a rank."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from ..capture import capture, plan_graphs
+from ..dump import dump_json, dump_text, structures
+from ..errors import InputError
+from ..mesh import Mesh, parse_devices
+from ..pipeline import Context, Parallel, infer_structures, lower
+from ..recording import Captured, copied
+from .arguments import (
+    BatchOption,
+    DevicesOption,
+    LengthOption,
+    ModelArgument,
+    PhaseName,
+    SettingsOption,
+    require_devices,
+    step,
+)
+from .models import build
+
+
+class Format(StrEnum):
+    """How a graph is written."""
+
+    text = "text"
+    json = "json"
+
+
+def dump(
+    model: ModelArgument,
+    devices: DevicesOption,
+    settings: SettingsOption = None,
+    stage: Annotated[
+        str,
+        typer.Option(
+            metavar="STAGE",
+            help="captured: as PyTorch traced it; axes: the weights, and what their dimensions are made of; "
+            "parallel: with layouts and messages; rank0, rank1, …: the code that one rank runs.",
+        ),
+    ] = "parallel",
+    format: Annotated[Format, typer.Option(help="Text or JSON.")] = Format.text,
+    phase: Annotated[
+        PhaseName, typer.Option(help="One call; that and the decode step after it; or forward and backward.")
+    ] = PhaseName.prefill,
+    unfold: Annotated[bool, typer.Option("--unfold", help="Write repeated layers one by one.")] = False,
+    batch: BatchOption = 2,
+    length: LengthOption = 128,
+    symbolic: Annotated[bool, typer.Option(help="Leave batch and length open (s0, s1), or fix them.")] = True,
+) -> None:
+    """Print how a model is split: its parallel graph, one line an op.
+
+    \b
+    Each line: name, type, op. In the types, 4096/2 is a dimension divided in 2, and + marks addends:
+    every rank has one, until an all_reduce. The inputs show what a weight's dimensions are made of;
+    an axis has the same letter wherever it occurs. Layers that are alike are written once, the first
+    of them, under a heading such as layers.0–31 ×32.
+
+    \b
+    A small Llama on 2 devices, and then only what they send each other:
+      tpfx dump llama --devices 2 --set num_hidden_layers=2
+      tpfx dump llama --devices 2 --set num_hidden_layers=2 | grep -E 'all_reduce|all_gather|gathered'
+
+    \b
+    A checkpoint that does not fit on one device (only its config.json is read):
+      tpfx dump ./Llama-3.1-405B --devices 8
+
+    \b
+    Forward and backward; the code of the second device:
+      tpfx dump gpt2 --devices 2 --phase train
+      tpfx dump gpt2 --devices 2 --stage rank1
+    """
+    require_devices(devices)
+    rank = _rank_of(stage, devices)
+    with step("building the model, without weights"):
+        built = build(model, settings or [], batch, length, labels=phase == "train")
+    with step("capturing its graphs"):
+        captured = capture(built.model, built.inputs, symbolic=symbolic, phase=phase.value)
+    if stage == "captured":
+        _print([_code(one) for one in captured], format)
+        return
+    if stage == "axes":
+        _print([_axes(one, devices) for one in captured], format)
+        return
+    with step(f"planning for {devices} devices"):
+        plans = plan_graphs(captured, devices)
+    if rank is not None:
+        _print([_rank_code(plan, rank) for plan in plans], format)
+    elif format == "json":
+        print(json.dumps([dump_json(plan) for plan in plans], indent=1))
+    else:
+        _print([dump_text(plan, unfold=unfold) for plan in plans], format)
+
+
+def _rank_of(stage: str, devices: int) -> int | None:
+    """The rank that a stage is for.
+
+    Raises:
+        InputError: there is no such stage.
+    """
+    if stage in ("captured", "axes", "parallel"):
+        return None
+    found = re.fullmatch(r"rank(\d+)", stage)
+    if found is None or int(found[1]) >= devices:
+        raise InputError(f"--stage {stage}: it is captured, axes, parallel, or rank0 to rank{devices - 1}")
+    return int(found[1])
+
+
+def _print(texts: Sequence[str], format: Format) -> None:
+    if format == "json":
+        print(json.dumps([text.splitlines() for text in texts], indent=1))
+    else:
+        print("\n\n".join(texts))
+
+
+def _code(one: Captured) -> str:
+    return str(one.module.graph).strip()
+
+
+def _axes(one: Captured, devices: int) -> str:
+    module = copied(one.module)
+    infer_structures(module.graph, one.sources, Context(devices))
+    return structures(module.graph)
+
+
+def _rank_code(plan: Parallel, rank: int) -> str:
+    root = plan.graph.owning_module
+    assert root is not None
+    names = tuple(f"tp:{each}" for each in range(plan.ranks))
+    mesh = Mesh(parse_devices(["cpu"] * plan.ranks), (rank,), names)
+    (module,) = lower(plan.graph, mesh, root)
+    return str(module.code).strip()

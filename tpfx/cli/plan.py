@@ -1,0 +1,110 @@
+"""`tpfx plan`: bytes, messages and time of a split, and the plan as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..capture import capture
+from ..errors import InputError
+from ..plan import plan_of
+from ..plan_tables import comparison
+from ..recording import Phase
+from ..topology import topology_of
+from .arguments import (
+    BatchOption,
+    LengthOption,
+    ModelArgument,
+    PhaseName,
+    SettingsOption,
+    TopologyOption,
+    console,
+    require_devices,
+    step,
+)
+from .models import Built, build
+
+
+def plan(
+    model: ModelArgument,
+    devices: Annotated[
+        int | None, typer.Option("--devices", "-n", metavar="N", help="How many devices to split it over.")
+    ] = None,
+    settings: SettingsOption = None,
+    phase: Annotated[
+        PhaseName | None,
+        typer.Option(
+            help="One call; that and the decode step after it; or forward and backward. Decode where the "
+            "model has such a step, if left out.",
+        ),
+    ] = None,
+    batch: BatchOption = 1,
+    length: LengthOption = 4096,
+    topology: TopologyOption = "h100-nvlink",
+    compare: Annotated[
+        str | None, typer.Option(metavar="N,N,…", help="Print several numbers of devices side by side.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the plan to a file, and a table here."),
+    ] = None,
+) -> None:
+    """Plan a split: bytes on each device, messages, and the time they take.
+
+    Prints the plan as JSON, which tpfx.compile(model, devices, plan=FILE) takes, or, with --output, writes
+    it to a file and prints a table. Keys, values and activations are those of --batch sequences of
+    --length tokens; times are what the topology says, one after the other.
+
+    \b
+    Does it fit on 8 GPUs, with 32 sequences of 8,192 tokens?
+      tpfx plan ./Llama-3.1-405B --devices 8 --batch 32 --length 8192 -o plan.json
+
+    \b
+    Where does it stop paying?
+      tpfx plan llama --compare 1,2,4,8
+    """
+    counts = _counts(devices, compare)
+    costs = topology_of(topology)
+    with step("building the model, without weights"):
+        built = build(model, settings or [], batch, length, labels=phase == PhaseName.train)
+    with step("capturing its graphs"):
+        captured = capture(built.model, built.inputs, phase=_phase(phase, built))
+    plans = []
+    for count in counts:
+        with step(f"planning for {count} devices"):
+            plans.append(plan_of(built.model, captured, count, costs))
+    if compare is not None:
+        print(comparison(plans))
+    elif output is None:
+        print(plans[0].to_json())
+    else:
+        plans[0].save(output)
+        print(plans[0])
+        console.print(f"wrote {output}")
+
+
+def _phase(phase: PhaseName | None, built: Built) -> Phase:
+    """What to capture; where nobody says, a decode step too if the model generates."""
+    if phase is not None:
+        return phase.value
+    generates = getattr(built.model, "can_generate", None)
+    return "decode" if generates is not None and generates() else "prefill"
+
+
+def _counts(devices: int | None, compare: str | None) -> list[int]:
+    """The numbers of devices to plan for.
+
+    Raises:
+        InputError: none, or both ways of saying them, or no numbers.
+    """
+    if (devices is None) == (compare is None):
+        raise InputError("name --devices N, or --compare N,N,… for several")
+    try:
+        counts = [devices] if devices is not None else [int(word) for word in (compare or "").split(",")]
+    except ValueError:
+        raise InputError(f"--compare {compare}: write numbers of devices, such as 2,4,8") from None
+    for count in counts:
+        require_devices(count)
+    return counts

@@ -1,0 +1,216 @@
+"""The lines of a dump: what one node of a parallel graph looks like in text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Node
+
+from .annotations import (
+    bound_of,
+    bytes_of,
+    choice_of,
+    dims_of,
+    is_getitem,
+    is_joined,
+    layout_of,
+    size_of,
+    source_of,
+)
+from .axes import Concat, Dim, Size, axes, factors, find, segments, show
+from .collectives import MESSAGES
+from .columns import Row, bytes_text, dtype_text
+from .layout import Interval, Layout, Partial, Split, carries
+from .names import Names, op_name
+from .ops import is_random, rule_for
+from .rules import Bound, arguments, is_tensor
+from .shapes import FULL
+
+
+class Lines:
+    """Writes nodes of one graph, so that an axis, a symbol or a value has the same name wherever it occurs.
+
+    Attributes:
+        names: the names of the nodes.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+        self._letters: dict[Dim, str] = {}
+        self.names = Names(nodes, self.size)
+        self._name: Callable[[Node], str] = self.names.__getitem__
+
+    @contextmanager
+    def anew(self, name: Callable[[Node], str]) -> Iterator[None]:
+        """Begin with the first letter and the first symbol, and other names, for as long as this lasts."""
+        kept = self._letters, self._symbols, self._name
+        self._letters, self._symbols, self._name = {}, {}, name
+        try:
+            yield
+        finally:
+            self._letters, self._symbols, self._name = kept
+
+    def input(self, node: Node) -> Row:
+        """The line of an input."""
+        source = source_of(node)
+        comments = [", ".join(self._structure(node))] if source.kind != "input" else []
+        comments += _uneven(layout_of(node), dims_of(node))
+        comments += ["state"] if source.kind == "state" else []
+        return Row(self._name(node), self._type(node), "", tuple(filter(None, comments)))
+
+    def _structure(self, node: Node) -> list[str]:
+        """What each dimension is made of; a symbolic one by its size alone."""
+        extents = node.meta["val"].shape
+        return [
+            show([dim], self._letters)[0] if isinstance(find(dim).size, int) else self.size(extent)
+            for dim, extent in zip(dims_of(node), extents, strict=True)
+        ]
+
+    def result(self, node: Node) -> Row:
+        """The line of a result."""
+        comments: tuple[str, ...] = ()
+        if is_tensor(node) and is_joined(node):
+            comments = (f"gathered for the caller, {bytes_text(bytes_of(node.meta['val']))}",)
+        return Row(self._name(node), self._type(node), "", comments)
+
+    def op(self, node: Node) -> Row:
+        """The line of an op."""
+        if node.op == "get_attr":
+            return Row(self._name(node), self._type(node), "constant")
+        if is_getitem(node):
+            return Row(self._name(node), self._type(node), self._name(node))
+        call = f"{op_name(node)}({', '.join(self._arguments(node))})"
+        return Row(self._name(node), self._type(node), call, tuple(self._comments(node)))
+
+    def _comments(self, node: Node) -> Iterator[str]:
+        choice, bound = choice_of(node), bound_of(node)
+        if node.target in MESSAGES:
+            yield bytes_text(bytes_of(node.meta["val"]))
+        elif choice is None or bound is None:
+            return
+        elif choice.kind == "pending":
+            yield "pending"
+        elif choice.kind == "split" and not _is_view(node):
+            split = next(
+                layout for layout in (*choice.operands, *choice.results) if isinstance(layout, Split)
+            )
+            yield _role(bound, split) or f"split {' '.join(self._axes_of(split))}"
+            yield from _uneven(split, [dim for dims in (*bound.operands, *bound.results) for dim in dims])
+        elif choice.kind == "whole" and rule_for(node.target) is None:
+            yield "whole: random" if is_random(node) else "whole: no rule"
+
+    def _axes_of(self, split: Split) -> list[str]:
+        return [show([axis], self._letters)[0].partition(":")[0] for axis in split.axes]
+
+    # Types.
+
+    def _type(self, node: Node) -> str:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            return (
+                f"{len(value)} results"
+                if isinstance(value, (tuple, list))
+                else type(value).__name__.lower().removeprefix("sym")
+            )
+        layout = layout_of(node)
+        extents = [self.size(extent) for extent in value.shape]
+        if isinstance(layout, Split):
+            extents = [self._extent(d, e, layout) for d, e in zip(dims_of(node), extents, strict=True)]
+        pending = ("+" if layout.op == "sum" else f"+{layout.op}") if isinstance(layout, Partial) else ""
+        return f"{dtype_text(value.dtype)}[{', '.join(extents)}]{pending}"
+
+    def _extent(self, dim: Dim, extent: str, split: Split) -> str:
+        """A divided dimension as 512/4; one of which only parts are divided by its parts, [64/2|32]."""
+        if not carries(dim, split):
+            return extent
+        if not _mixed(dim, split):
+            return f"{extent}/{len({_intervals([dim], box) for box in split.boxes})}"
+        is_concat = isinstance(find(dim).form, Concat)
+        inside = segments(dim) if is_concat else factors(dim)
+        parts = [self._extent(part, self._size(find(part).size), split) for part in inside]
+        return f"[{'|'.join(parts)}]" if is_concat else f"({' '.join(parts)})"
+
+    def size(self, extent: Any) -> str:
+        """A size, with its symbols named s0, s1… in the order in which they occur."""
+        return self._size(size_of(extent))
+
+    def _size(self, size: Size) -> str:
+        if isinstance(size, int):
+            return str(size)
+        for symbol in sorted(size.free_symbols, key=str):
+            self._symbols.setdefault(
+                symbol, sympy.Symbol(f"s{len(self._symbols)}", integer=True, positive=True)
+            )
+        return str(size.xreplace(self._symbols))
+
+    # Arguments.
+
+    def _arguments(self, node: Node) -> Iterator[str]:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            yield from (
+                self._value(argument) for argument in node.args if not isinstance(argument, (Partial, Split))
+            )
+            return
+        known = list(arguments(node))
+        rule = rule_for(node.target)
+        for name, argument in zip(known, node.args, strict=False):
+            if rule is None or name != rule.shape:  # the type says it
+                yield self._value(argument)
+        for name, argument in node.kwargs.items():
+            if not isinstance(argument, _UNSAID) and name not in ("device", "pin_memory"):
+                yield f"{name}={self._value(argument)}"
+
+    def _value(self, argument: Any) -> str:
+        if isinstance(argument, Node):
+            return self._name(argument)
+        if isinstance(argument, (list, tuple)):
+            return "[" + ", ".join(self._value(item) for item in argument) + "]"
+        if isinstance(argument, torch.dtype):
+            return dtype_text(argument)
+        return "end" if argument == FULL else str(argument)
+
+
+_UNSAID = (torch.device, torch.layout, torch.memory_format)
+
+
+def _is_view(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target.is_view)
+
+
+def _role(bound: Bound, split: Split) -> str | None:
+    """Column or row parallel, for what multiplies two operands and sums, as in `m k, k n -> m n`."""
+    summed = bound.products()
+    if not summed:
+        return None
+    if any(carries(dim, split) for dim in summed):
+        return "row, split k"
+    return "column, split n" if carries(bound.results[0][-1], split) else None
+
+
+def _mixed(dim: Dim, split: Split) -> bool:
+    """Whether some of a dimension's parts are divided and others, laid beside them, are whole."""
+    root = find(dim)
+    if root.form is None:
+        return False
+    if isinstance(root.form, Concat):
+        return any(not carries(part, split) or _mixed(part, split) for part in segments(root))
+    return any(_mixed(part, split) for part in factors(root) if carries(part, split))
+
+
+def _uneven(layout: Layout, dims: Sequence[Dim]) -> list[str]:
+    """How many units of these dimensions each rank has, where that differs: 2+1."""
+    if not isinstance(layout, Split):
+        return []
+    held = [_intervals(dims, box) for box in layout.boxes]
+    units = [math.prod(stop - start for start, stop in intervals) for intervals in held]
+    return ["+".join(map(str, units))] if len(set(units)) > 1 else []
+
+
+def _intervals(dims: Iterable[Dim], box: dict[Dim, Interval]) -> tuple[Interval, ...]:
+    """What a rank has of the axes that occur in these dimensions."""
+    return tuple(interval for axis, interval in box.items() if any(axis in axes(dim) for dim in dims))
