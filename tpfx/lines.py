@@ -104,6 +104,10 @@ class Lines:
         elif choice.kind == "whole" and rule_for(node.target) is None:
             yield "whole: random" if is_random(node) else "whole: no rule"
 
+    def axes_text(self, split: Split) -> str:
+        """The axes of a split, with their sizes: d:2"""
+        return ", ".join(show(split.axes, self._letters))
+
     def _axes_of(self, split: Split) -> list[str]:
         return [show([axis], self._letters)[0].partition(":")[0] for axis in split.axes]
 

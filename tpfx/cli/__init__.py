@@ -14,12 +14,15 @@ import typer
 
 from ..errors import InputError, TpfxError
 from .dump import dump
+from .explain import diff, explain
 from .plan import plan
 from .topology import topology
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(dump)
 app.command()(plan)
+app.command()(explain)
+app.command()(diff)
 app.add_typer(topology)
 
 
@@ -33,6 +36,8 @@ def tpfx() -> None:
     \b
     tpfx plan llama --devices 8 -o plan.json     bytes, messages and time; a plan for tpfx.compile
     tpfx dump llama --devices 8                  the parallel graph, one line an op
+    tpfx explain llama lm_head --devices 8       why it is split so, and what else would cost
+    tpfx diff a.json b.json                      in what two plans differ
     """
 
 

@@ -1,0 +1,231 @@
+"""Why a weight or an op is split as it is: what every other way would cost, all else chosen anew around it.
+
+    print(explain(captured[0], 8, "layers.0.mlp.up_proj"))
+
+Each way is priced by solving the whole graph again with that one decision fixed, exactly as it was solved
+before. Costs are the chooser's: seconds of messages and products, and a price on resident bytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from .annotations import bound_of, bytes_of, choice_of, source_of
+from .axes import show
+from .collectives import MESSAGES
+from .columns import bytes_text
+from .elimination import Factor, Solution, minimise
+from .errors import InputError
+from .layout import Partial, Split, carries
+from .lines import Lines
+from .names import source_line
+from .ops import is_random, rule_for
+from .passes.choose import Problem, State, returned_whole
+from .pins import recognise
+from .pipeline import Context, Parallel, infer_structures
+from .plan_tables import rendered, seconds_text
+from .recording import Captured, copied
+from .topology import Topology
+
+log = logging.getLogger("tpfx")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to carry out an op, or to hold a weight.
+
+    Attributes:
+        text: what it is.
+        chosen: whether it is the one in the plan.
+        cost: seconds that the cheapest plan costs in which it is so.
+        messages: the messages of that plan: kind and count.
+    """
+
+    text: str
+    chosen: bool
+    cost: float
+    messages: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What there is to say of one weight or op; `str(explanation)` is a text.
+
+    Attributes:
+        name: as in a dump.
+        line: its line there.
+        source: the line of the model's code, file:line.
+        ways: all ways, the cheapest first.
+        forced: for each message that its value takes, who needs it and why.
+    """
+
+    name: str
+    line: str
+    source: str
+    ways: list[Way]
+    forced: list[str]
+
+    def __str__(self) -> str:
+        caption = "cost: seconds, and a price on the bytes that devices hold"
+        table = Table(title="the ways, each in the cheapest plan that has it", caption=caption)
+        table.title_justify = table.caption_justify = "left"
+        for heading in ("way", "cost", "messages"):
+            table.add_column(heading, justify="right" if heading == "cost" else "left")
+        least = self.ways[0].cost if self.ways else 0.0
+        for way in self.ways:
+            more = way.cost - least
+            cost = seconds_text(least) if way.cost == least else f"+ {seconds_text(more)}"
+            sent = ", ".join(f"{count} {kind}" for kind, count in way.messages.items()) or "none"
+            table.add_row(f"{way.text}{'  (chosen)' if way.chosen else ''}", cost, sent)
+        place = [f"  at {self.source}"] if self.source else []
+        head = [self.line, *place, *(f"  {why}" for why in self.forced)]
+        return "\n".join([*head, "", rendered(table)])
+
+
+class Explainer:
+    """Explains the decisions of one captured graph; it is solved once, and again for each other way.
+
+    Args:
+        captured: the graph.
+        parallel: what `plan_graphs` made of it.
+        topology: what it was planned with.
+    """
+
+    def __init__(self, captured: Captured, parallel: Parallel, topology: Topology | None = None) -> None:
+        self.parallel = parallel
+        module = copied(captured.module)
+        sources = [source_of(node) for node in parallel.graph.find_nodes(op="placeholder")]
+        context = Context(parallel.ranks, topology or Topology())
+        infer_structures(module.graph, sources, context)
+        assert context.splits is not None
+        recognise(module.graph, context.splits)
+        self._module = module
+        self._problem = Problem(module.graph, parallel.ranks, context.topology, context.splits)
+        self._factors = list(self._problem.factors())
+        self._sizes = [len(variable.states) for variable in self._problem.variables]
+        self._nodes = {node.name: node for node in module.graph.nodes}
+        self._lines = Lines(list(parallel.graph.nodes))
+
+    def names(self) -> dict[str, Node]:
+        """All that can be explained, by the names in dumps; weights by their full names too."""
+        found: dict[str, Node] = {}
+        for node in self.parallel.graph.nodes:
+            if node.name in self._nodes and choice_of(node) is not None:
+                found[self._lines.names[node]] = node
+                source = source_of(node) if node.op == "placeholder" else None
+                if source is not None and source.kind in ("parameter", "buffer"):
+                    found.setdefault(source.name, node)
+        return found
+
+    def explain(self, name: str) -> Explanation:
+        """Explain a weight or an op.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        known = self.names()
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else "tpfx dump --unfold shows the names"
+            raise InputError(f"the graph has no weight and no op {name}; {hint}")
+        node = known[name]
+        row = self._lines.input(node) if node.op == "placeholder" else self._lines.op(node)
+        line = f"{row.name}  {row.type}" + (f"  = {row.expression}" if row.expression else "")
+        line += f"  # {', '.join(row.comments)}" if row.comments else ""
+        ways = sorted(self._ways(node), key=lambda way: way.cost)
+        return Explanation(row.name, line, source_line(node), ways, list(self._forced(node)))
+
+    def _ways(self, node: Node) -> Iterator[Way]:
+        own = self._nodes[node.name]
+        index = self._problem.index[own]
+        states = self._problem.variables[index].states
+        kinds: dict[str, list[int]] = {}
+        for at, state in enumerate(states):
+            kinds.setdefault(self._text(state), []).append(at)
+        for text, members in kinds.items():
+            fixed = np.full(len(states), np.inf)
+            fixed[members] = 0.0
+            taken = self._base.assignment[index] in members
+            solution = self._base if taken else self._solved(Factor((index,), fixed))
+            if solution is not None:
+                yield Way(text, taken, solution.cost, self._messages(solution.assignment))
+
+    def _solved(self, *fixed: Factor) -> Solution | None:
+        """The cheapest plan; None where what is fixed contradicts all else."""
+        try:
+            return minimise(self._sizes, [*self._factors, *fixed])
+        except ValueError as contradiction:
+            log.debug("not a way: %s", contradiction)
+            return None
+
+    @functools.cached_property
+    def _base(self) -> Solution:
+        found = self._solved()
+        assert found is not None, "the graph was planned"
+        return found
+
+    def _text(self, state: State) -> str:
+        """A choice in a few words: what it is split along, or whole, or a pending sum."""
+        layouts = (*state.choice.operands, *state.choice.results)
+        split = next((layout for layout in layouts if isinstance(layout, Split)), None)
+        if state.choice.kind == "pending":
+            return "carries a pending sum on"
+        if split is None:
+            return "whole"
+        same = list(self.parallel.splits)[list(self._problem.splits).index(split)]  # with the line's letters
+        row = any(isinstance(layout, Partial) for layout in state.choice.results)
+        return f"split along {self._lines.axes_text(same)}{', a sum pending' if row else ''}"
+
+    def _messages(self, assignment: Sequence[int]) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for variable, value in zip(self._problem.variables, assignment, strict=True):
+            state = variable.states[value]
+            if state.whole:
+                counts["all_reduce" if isinstance(state.result, Partial) else "all_gather"] += 1
+            elif isinstance(state.result, Split) and returned_whole(variable.node):
+                counts["gather"] += 1
+        return dict(counts)
+
+    def _forced(self, node: Node) -> Iterator[str]:
+        """For each message that brings this value to whoever needs it whole, who that is, and why."""
+        names = self._lines.names
+        for message in node.users:
+            if message.target not in MESSAGES:
+                continue
+            layout = message.args[1]
+            size = bytes_text(bytes_of(message.meta["val"]))
+            for user in message.users:
+                who = "the caller" if user.op == "output" else names[user]
+                yield f"{MESSAGES[message.target]} ({size}) for {who}: {_reason(user, message, layout)}"
+
+
+def _reason(user: Node, value: Node, layout: Any) -> str:
+    """Why an op needs a value whole that lies split, or as addends."""
+    choice, bound = choice_of(user), bound_of(user)
+    if user.op == "output":
+        return "it takes no addends" if isinstance(layout, Partial) else "it takes it whole"
+    if bound is None or choice is None:
+        return "it moves it on"
+    if is_random(user):
+        return "it draws random numbers, on one rank for all"
+    if isinstance(user.target, OpOverload) and rule_for(user.target) is None:
+        return "it has no rule, and runs whole"
+    if isinstance(layout, Partial):
+        return "its other operands are no addends" if bound.linear else "it is not linear in it"
+    held = [dim for dim in bound.whole if isinstance(layout, Split) and carries(dim, layout)]
+    if held:
+        return f"its rule needs {', '.join(show(held))} whole"
+    return (
+        "it is split along another axis" if choice.kind == "split" else "dividing it as well would cost more"
+    )
