@@ -48,6 +48,11 @@ def dump(parallel: Parallel) -> str:
     return _Text(parallel).render()
 
 
+def names_of(parallel: Parallel) -> Names:
+    """The names under which the text lists the nodes."""
+    return _Text(parallel).names
+
+
 class _Text:
     """One graph being written."""
 
