@@ -191,6 +191,14 @@ def test_what_a_backend_raises_is_inside_of_what_dynamo_raises() -> None:
     assert caught.value.inner_exception is problem
 
 
+def test_fakes_say_so_where_they_do_not_know() -> None:
+    with torch_compiler.FakeTensorMode():
+        flags = torch.ones(3, dtype=torch.bool)
+        for unknown in (flags.nonzero, flags.sum().item):
+            with pytest.raises(torch_compiler.UNKNOWN_TO_FAKES):
+                unknown()
+
+
 def test_fake_modes_can_be_left_for_a_while() -> None:
     with torch_compiler.FakeTensorMode():
         assert isinstance(torch.ones(2), torch_compiler.FakeTensor)
@@ -300,6 +308,7 @@ def test_foreach_is_allowed_for_a_kind_of_tensor() -> None:
 def test_no_private_name_is_unpinned() -> None:
     """A name that is added to the module needs a test here, and its name below."""
     pinned = {
+        "UNKNOWN_TO_FAKES",
         "BackendCompilerFailed",
         "FakeTensor",
         "FakeTensorMode",

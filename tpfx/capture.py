@@ -27,7 +27,7 @@ from .pipeline import Parallel, parallelize
 from .program import shards_of
 from .topology import Topology
 from .torch_compiler import FakeTensorMode, mark_dynamic_sizes, unset_fake_temporarily
-from .trace import settle_sources, trace
+from .trace import boxed, settle_sources, trace
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
@@ -101,7 +101,7 @@ def capture(model: torch.nn.Module, inputs: Inputs | None = None, *, symbolic: b
     Args and errors are those of `plan_offline`.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    args, kwargs = _call(model, inputs)
+    args, kwargs = call_of(model, inputs)
     args, kwargs = tree_map_only(
         torch.Tensor, lambda value: _fake_input(value, mode, symbolic), (args, kwargs)
     )
@@ -109,15 +109,15 @@ def capture(model: torch.nn.Module, inputs: Inputs | None = None, *, symbolic: b
     with _without_weights(model, mode) as sources, torch.no_grad():
         backend = _recorder(sources, captured)
         try:
-            torch.compile(_fresh(model.forward), backend=backend)(*args, **kwargs)
+            torch.compile(fresh(model.forward), backend=backend)(*args, **kwargs)
         except Exception as error:
-            raise _explained(model, error) from error
+            raise explained(model, error) from error
     if not captured:
         raise ModelError(f"{type(model).__name__} computes nothing with tensors: there is no graph to split")
     return captured
 
 
-def _explained(model: torch.nn.Module, error: Exception) -> TpfxError:
+def explained(model: torch.nn.Module, error: Exception) -> TpfxError:
     """Why a capture failed, in one line."""
     cause = getattr(error, "inner_exception", error)
     if isinstance(cause, TpfxError):
@@ -152,7 +152,7 @@ class _Recorder:
     def inference(self, lowered: GraphModule) -> Callable[..., Any]:
         """Keep a graph without gradients."""
         self.captured.append(Captured(lowered, settle_sources(lowered, self.sources)))
-        return _boxed(lowered)
+        return boxed(lambda args: lowered(*args))
 
     def partition(self, joint: GraphModule, results: int, **_: Any) -> tuple[GraphModule, GraphModule]:
         """Not reached: gradients are off."""
@@ -167,15 +167,7 @@ class _Recorder:
         return self.inference(lowered)
 
 
-def _boxed(lowered: GraphModule) -> Callable[..., Any]:
-    def run(args: list[Any]) -> Any:
-        return lowered(*args)
-
-    run._boxed_call = True  # type: ignore[attr-defined]
-    return run
-
-
-def _fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
+def fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The same method with code of its own: what Dynamo remembers of a capture goes when the capture does."""
     function = getattr(forward, "__func__", None)
     if not isinstance(function, FunctionType):
@@ -229,7 +221,7 @@ def _fake(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     return torch.nn.Parameter(fake, value.requires_grad) if is_parameter else fake
 
 
-def _call(model: torch.nn.Module, inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_of(model: torch.nn.Module, inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments and keyword arguments of one call."""
     given = getattr(model, "dummy_inputs", None) if inputs is None else inputs
     if isinstance(given, Mapping):
@@ -244,7 +236,13 @@ def _call(model: torch.nn.Module, inputs: Inputs | None) -> tuple[tuple[Any, ...
 
 def _fake_input(value: torch.Tensor, mode: FakeTensorMode, symbolic: bool) -> torch.Tensor:
     fake = _fake(value, mode)
-    if symbolic and fake.dim():
-        text = fake.dim() == 2 or (fake.dim() == 3 and fake.is_floating_point())
-        mark_dynamic_sizes(fake, {0, 1} if text else {0})
+    if symbolic:
+        leave_sizes_open(fake)
     return fake
+
+
+def leave_sizes_open(value: torch.Tensor) -> None:
+    """Say that the sizes of an input that usually vary do so: a batch, and the length of text."""
+    if value.dim():
+        text = value.dim() == 2 or (value.dim() == 3 and value.is_floating_point())
+        mark_dynamic_sizes(value, {0, 1} if text else {0})

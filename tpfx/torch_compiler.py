@@ -12,6 +12,7 @@ from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._functorch import aot_autograd as _aot
 from torch._functorch import partitioners as _partitioners
 from torch._guards import TracingContext
+from torch._subclasses import fake_tensor as _fakes
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
@@ -20,6 +21,7 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
 
 __all__ = [
+    "UNKNOWN_TO_FAKES",
     "BackendCompilerFailed",
     "FakeTensor",
     "FakeTensorMode",
@@ -38,6 +40,13 @@ __all__ = [
     "unset_fake_temporarily",
     "without_torch_function",
 ]
+
+# What an op raises on fake tensors where its shapes depend on values, or it was never told about fakes.
+UNKNOWN_TO_FAKES = (
+    _fakes.DataDependentOutputException,
+    _fakes.DynamicOutputShapeException,
+    _fakes.UnsupportedOperatorException,
+)
 
 # AOTAutograd's compile function; its protocol of compilers is narrower than what it takes.
 aot_module_simplified: Any = _aot.aot_module_simplified
