@@ -191,6 +191,28 @@ def test_what_a_backend_raises_is_inside_of_what_dynamo_raises() -> None:
     assert caught.value.inner_exception is problem
 
 
+def test_a_function_is_captured_any_number_of_times() -> None:
+    def double(x: Tensor) -> Tensor:
+        return x * 2
+
+    captured = []
+
+    def capture(times: int) -> None:
+        for _ in range(times):
+
+            def backend(module: Any, inputs: Any) -> Any:
+                captured.append(module)
+                return module.forward
+
+            torch.compile(double, backend=backend)(torch.ones(1))
+
+    limit = torch._dynamo.config.recompile_limit
+    with torch_compiler.capturing_again():
+        capture(limit + 4)
+    assert len(captured) == limit + 4
+    assert torch._dynamo.config.recompile_limit == limit
+
+
 def test_fakes_say_so_where_they_do_not_know() -> None:
     with torch_compiler.FakeTensorMode():
         flags = torch.ones(3, dtype=torch.bool)
@@ -316,6 +338,7 @@ def test_no_private_name_is_unpinned() -> None:
         "allow_foreach",
         "aot_module_simplified",
         "capturing",
+        "capturing_again",
         "dynamic_sizes",
         "make_wrapper_subclass",
         "min_cut_rematerialization_partition",

@@ -326,6 +326,32 @@ def test_an_encoder_and_a_decoder() -> None:
     assert outcome.right, outcome
 
 
+class Layers(nn.Module):
+    """Layers that share their graphs, since each breaks in two."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = _broken(layer, x)
+        return x
+
+
+def _broken(layer: nn.Module, x: Tensor) -> Tensor:
+    x = layer(x).relu()
+    torch._dynamo.graph_break()
+    return x.sin()
+
+
+def test_a_graph_that_is_run_for_several_layers() -> None:
+    x = torch.randn(3, 64)
+    one, three = verify(Layers(1), 2, (x,)), verify(Layers(3), 2, (x,))
+    assert one.right and three.right
+    assert (three.graphs, three.nodes, three.messages) == (one.graphs, 3 * one.nodes, 3 * one.messages)
+
+
 class Cache(nn.Module):
     """Writes into an input, and uses what it wrote."""
 

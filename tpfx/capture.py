@@ -26,7 +26,12 @@ from .layout import Shards
 from .pipeline import Parallel, parallelize
 from .program import shards_of
 from .topology import Topology
-from .torch_compiler import FakeTensorMode, mark_dynamic_sizes, unset_fake_temporarily
+from .torch_compiler import (
+    FakeTensorMode,
+    capturing_again,
+    mark_dynamic_sizes,
+    unset_fake_temporarily,
+)
 from .trace import boxed, settle_sources, trace
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
@@ -106,7 +111,7 @@ def capture(model: torch.nn.Module, inputs: Inputs | None = None, *, symbolic: b
         torch.Tensor, lambda value: _fake_input(value, mode, symbolic), (args, kwargs)
     )
     captured: list[Captured] = []
-    with _without_weights(model, mode) as sources, torch.no_grad():
+    with _without_weights(model, mode) as sources, torch.no_grad(), capturing_again():
         backend = _recorder(sources, captured)
         try:
             torch.compile(fresh(model.forward), backend=backend)(*args, **kwargs)

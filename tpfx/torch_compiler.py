@@ -29,6 +29,7 @@ __all__ = [
     "allow_foreach",
     "aot_module_simplified",
     "capturing",
+    "capturing_again",
     "dynamic_sizes",
     "is_traceable_wrapper_subclass",
     "make_wrapper_subclass",
@@ -111,6 +112,15 @@ def capturing(model: torch.nn.Module) -> AbstractContextManager[Any]:
     if any(isinstance(module, torch.nn.LSTM) for module in model.modules()):
         return torch._dynamo.config.patch(allow_rnn=True)  # type: ignore[no-any-return]
     return nullcontext()
+
+
+def capturing_again() -> AbstractContextManager[Any]:
+    """For captures by a backend of their own: code may have been captured any number of times before.
+
+    Dynamo counts earlier captures of a function, by other backends too, and above a limit leaves it out.
+    """
+    patch = torch._dynamo.config.patch(recompile_limit=2**31, accumulated_recompile_limit=2**31)
+    return patch  # type: ignore[no-any-return]
 
 
 def dynamic_sizes(tensor: torch.Tensor) -> set[int] | None:

@@ -30,7 +30,12 @@ from .replay import verify_graphs
 from .runtime import Runtime
 from .tensor import ShardedTensor
 from .topology import Topology
-from .torch_compiler import capturing, min_cut_rematerialization_partition, unset_fake_temporarily
+from .torch_compiler import (
+    capturing,
+    capturing_again,
+    min_cut_rematerialization_partition,
+    unset_fake_temporarily,
+)
 from .trace import boxed, is_tangent, mark_gradients, settle_sources, trace
 
 TIMEOUT = (
@@ -44,9 +49,9 @@ class Verification:
 
     Attributes:
         devices: how many devices the model was split over.
-        graphs: how many graphs one call of it has.
-        nodes: how many of their nodes were compared, and found right.
-        messages: how many collectives the ranks carry out in them.
+        graphs: how many graphs were planned; one call may run a graph several times, for several layers.
+        nodes: how many nodes were compared in what it ran, and found right.
+        messages: how many collectives the ranks carry out in it.
         findings: what is wrong, in the order of the graphs; of differing values only the first of each graph.
     """
 
@@ -103,7 +108,12 @@ def verify(
     mesh = Mesh((torch.device("cpu"),) * devices)
     verifier = _Verifier(Verification(devices), Runtime(mesh, TIMEOUT), topology, _sources(model))
     try:
-        with _left_as_it_was(model, train), torch.set_grad_enabled(train), capturing(model):
+        with (
+            _left_as_it_was(model, train),
+            torch.set_grad_enabled(train),
+            capturing(model),
+            capturing_again(),
+        ):
             torch.compile(fresh(model.forward), backend=verifier.compile)(*args, **kwargs)
     except Exception as error:
         raise explained(model, error) from error
@@ -182,7 +192,6 @@ class _Verifier:
             if source.kind in ("parameter", "buffer"):
                 self.pinned.setdefault(source.name, shards_of(node))
         self.outcome.graphs += 1
-        self.outcome.messages += len(parallel.collectives())
         return parallel
 
 
@@ -238,8 +247,10 @@ class _Graph:
         assert self.captured is not None and self.parallel is not None
         with torch.no_grad():
             replayed = verify_graphs(self.captured, self.parallel, self.modules, args, self.verifier.runtime)
-        self.verifier.outcome.nodes += replayed.nodes
-        self.verifier.outcome.findings += replayed.findings
+        outcome = self.verifier.outcome
+        outcome.nodes += replayed.nodes
+        outcome.messages += len(self.parallel.collectives())
+        outcome.findings += [one for one in replayed.findings if one not in outcome.findings]
         return replayed.results
 
     def _tangents(self) -> Iterator[torch.Tensor]:
