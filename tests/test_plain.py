@@ -348,3 +348,35 @@ def test_a_split_inside_of_a_dimension_that_varies_is_joined_for_the_caller(
                 result.square().sum().backward()
             for one, two in zip(plain.parameters(), other.parameters(), strict=True):
                 torch.testing.assert_close(whole(two.grad), one.grad)
+
+
+class Scaled(nn.Module):
+    """A model that takes a Python number."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor, scale: float) -> torch.Tensor:
+        return self.down(torch.relu(self.up(x)) * scale)
+
+
+def test_a_number_that_varies_is_no_reason_to_run_whole() -> None:
+    plain = Scaled()
+    model = tpfx.compile(copy.deepcopy(plain), ["cpu", "cpu"])
+    for count, scale in enumerate((1.0, 2.5, -3.0), start=1):
+        x = torch.randn(4, 64)
+        torch.testing.assert_close(model(x, scale), plain(x, scale))
+        assert tpfx.report(model).graphs == count
+        assert [message.kind for message in tpfx.report(model).collectives][:1] == ["all_reduce"]
+
+
+def test_models_of_other_sizes_are_split_as_if_alone() -> None:
+    for width in (64, 128, 32, 96):
+        plain = Scaled(width)
+        model = tpfx.compile(copy.deepcopy(plain), ["cpu", "cpu"])
+        for length in (3, 5):
+            x = torch.randn(length, width)
+            with torch.no_grad():
+                torch.testing.assert_close(model(x, 0.5), plain(x, 0.5))
+        assert tpfx.report(model).graphs == 1

@@ -191,6 +191,36 @@ def test_what_a_backend_raises_is_inside_of_what_dynamo_raises() -> None:
     assert caught.value.inner_exception is problem
 
 
+def test_a_function_is_captured_any_number_of_times() -> None:
+    def double(x: Tensor) -> Tensor:
+        return x * 2
+
+    captured = []
+
+    def capture(times: int) -> None:
+        for _ in range(times):
+
+            def backend(module: Any, inputs: Any) -> Any:
+                captured.append(module)
+                return module.forward
+
+            torch.compile(double, backend=backend)(torch.ones(1))
+
+    limit = torch._dynamo.config.recompile_limit
+    with torch_compiler.capturing_again():
+        capture(limit + 4)
+    assert len(captured) == limit + 4
+    assert torch._dynamo.config.recompile_limit == limit
+
+
+def test_fakes_say_so_where_they_do_not_know() -> None:
+    with torch_compiler.FakeTensorMode():
+        flags = torch.ones(3, dtype=torch.bool)
+        for unknown in (flags.nonzero, flags.sum().item):
+            with pytest.raises(torch_compiler.UNKNOWN_TO_FAKES):
+                unknown()
+
+
 def test_fake_modes_can_be_left_for_a_while() -> None:
     with torch_compiler.FakeTensorMode():
         assert isinstance(torch.ones(2), torch_compiler.FakeTensor)
@@ -244,9 +274,43 @@ def test_a_joint_graph_is_parted_and_its_nodes_keep_their_names_and_notes() -> N
 @pytest.mark.parametrize("module", [torch.nn.LSTM(2, 3), torch.nn.Linear(2, 3)])
 def test_dynamo_captures_lstms_only_if_told_to(module: torch.nn.Module) -> None:
     assert not torch._dynamo.config.allow_rnn
-    with torch_compiler.capturing(module):
+    with torch_compiler.Settings(module):
         assert torch._dynamo.config.allow_rnn is isinstance(module, torch.nn.LSTM)
     assert not torch._dynamo.config.allow_rnn
+
+
+def test_settings_may_be_nested() -> None:
+    before = torch._dynamo.config.specialize_float, torch._dynamo.config.recompile_limit
+    settings = torch_compiler.Settings(torch.nn.Linear(2, 3))
+    with settings, settings:
+        assert torch._dynamo.config.specialize_float
+    assert (torch._dynamo.config.specialize_float, torch._dynamo.config.recompile_limit) == before
+
+
+def test_numbers_of_one_model_do_not_vary_because_another_has_others() -> None:
+    """Dynamo takes a number for one that varies when it has seen another at the same place of the code."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.scale
+
+    inputs: dict[bool, list[int]] = {}
+    for alone in (True, False):
+        torch._dynamo.reset()
+        inputs[alone] = []
+
+        def backend(module: Any, examples: Any, found: list[int] = inputs[alone]) -> Any:
+            found.append(len(examples))
+            return module.forward
+
+        for scale in (0.5, 0.25):
+            forward = Scaled(scale).forward
+            torch.compile(torch_compiler.fresh(forward) if alone else forward, backend=backend)(torch.ones(3))
+    assert inputs == {True: [1, 1], False: [1, 2]}
 
 
 def test_an_op_of_a_library_stands_for_one_overload() -> None:
@@ -300,14 +364,17 @@ def test_foreach_is_allowed_for_a_kind_of_tensor() -> None:
 def test_no_private_name_is_unpinned() -> None:
     """A name that is added to the module needs a test here, and its name below."""
     pinned = {
+        "UNKNOWN_TO_FAKES",
         "BackendCompilerFailed",
         "FakeTensor",
         "FakeTensorMode",
         "aliased_outputs",
         "allow_foreach",
         "aot_module_simplified",
-        "capturing",
+        "Settings",
+        "capturing_again",
         "dynamic_sizes",
+        "fresh",
         "make_wrapper_subclass",
         "min_cut_rematerialization_partition",
         "overload_of",

@@ -17,7 +17,7 @@ from .axes import Size
 from .layout import Layout, Replicate, Shards
 from .rules import Bound, Dims, result_tensors
 
-_DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _JOINED = (
+_DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _JOINED, _MADE_FOR, _STANDS_FOR = (
     "tpfx_dims",
     "tpfx_bound",
     "tpfx_layout",
@@ -25,6 +25,8 @@ _DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _JOINED = (
     "tpfx_source",
     "tpfx_gradients",
     "tpfx_joined",
+    "tpfx_made_for",
+    "tpfx_stands_for",
 )
 # What a node that takes the place of another has from it.
 ORIGIN = ("stack_trace", "nn_module_stack", "recompute", "ac_graph_id", "partitioner_tag")
@@ -144,6 +146,31 @@ def set_joined(node: Node) -> None:
 def is_joined(node: Node) -> bool:
     """Whether a result is split inside, and joined for the caller."""
     return bool(node.meta.get(_JOINED, False))
+
+
+def set_made_for(made: Node, name: str) -> None:
+    """Record for which node of the parallel graph a node of a rank's graph was written; copies keep it."""
+    made.meta[_MADE_FOR] = name
+
+
+def made_for(made: Node) -> str | None:
+    """The name of the node of the parallel graph for which a node of a rank's graph was written."""
+    name: str | None = made.meta.get(_MADE_FOR)
+    return name
+
+
+def add_stands_for(made: Node, name: str) -> None:
+    """Record that a node of a rank's graph is what the rank has of a node of the parallel graph."""
+    made.meta[_STANDS_FOR] = (*stands_for(made), name)
+
+
+def stands_for(made: Node) -> tuple[str, ...]:
+    """The names of the nodes of the parallel graph of which a node of a rank's graph is the rank's value.
+
+    Several, where a rank has nothing to do: `pend` on rank 0, and a sum to which a rank adds zero.
+    """
+    names: tuple[str, ...] = made.meta.get(_STANDS_FOR, ())
+    return names
 
 
 def result_index(node: Node) -> int:

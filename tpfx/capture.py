@@ -13,25 +13,26 @@ inference; "decode", the call after it, of one token, with what the first has ke
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 
 from .annotations import Source, is_joined
+from .captures import PHASES, Captured, Phase, Recorder, copied
 from .errors import InputError, ModelError, TpfxError
 from .layout import Shards
 from .pipeline import Parallel, parallelize
 from .program import shards_of
-from .recording import PHASES, Captured, Phase, Recorder, copied
 from .rules import is_tensor
 from .topology import Topology
 from .torch_compiler import (
     FakeTensorMode,
+    capturing_again,
+    fresh,
     mark_dynamic_sizes,
     unset_fake_temporarily,
 )
@@ -136,14 +137,18 @@ def capture(
     if phase not in PHASES:
         raise InputError(f"{phase} is not a phase; it is one of {', '.join(PHASES)}")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    args, kwargs = _call(model, inputs)
+    args, kwargs = call_of(model, inputs)
     args, kwargs = tree_map_only(
         torch.Tensor, lambda value: _fake_input(value, mode, symbolic), (args, kwargs)
     )
     train = phase == "train"
     recorder = Recorder({}, symbolic, "train" if train else "prefill")
-    with _without_weights(model, mode, train) as recorder.sources, torch.set_grad_enabled(train):
-        step = torch.compile(_fresh(model.forward), backend=recorder.backend)
+    with (
+        _without_weights(model, mode, train) as recorder.sources,
+        torch.set_grad_enabled(train),
+        capturing_again(),
+    ):
+        step = torch.compile(fresh(model.forward), backend=recorder.backend)
         try:
             result = step(*args, **kwargs)
             if phase == "decode":
@@ -152,7 +157,7 @@ def capture(
                 recorder.phase = "decode"
                 step(**following)
         except Exception as error:
-            raise _explained(model, error) from error
+            raise explained(model, error) from error
     if not recorder.captured:
         raise ModelError(f"{type(model).__name__} computes nothing with tensors: there is no graph to split")
     return recorder.captured
@@ -184,29 +189,13 @@ def _next_call(
     return kept | {name: named[name] for name in ("use_cache",) if name in named}
 
 
-def _explained(model: torch.nn.Module, error: Exception) -> TpfxError:
+def explained(model: torch.nn.Module, error: Exception) -> TpfxError:
     """Why a capture failed, in one line."""
     cause = getattr(error, "inner_exception", error)
     if isinstance(cause, TpfxError):
         return cause
     reason = next(iter(str(cause).strip().splitlines()), "")
     return ModelError(f"{type(model).__name__} cannot be captured: {type(cause).__name__}: {reason}")
-
-
-def _fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same method with code of its own: what Dynamo remembers of a capture goes when the capture does."""
-    function = getattr(forward, "__func__", None)
-    if not isinstance(function, FunctionType):
-        return forward
-    fresh = FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    fresh.__kwdefaults__ = function.__kwdefaults__
-    return MethodType(fresh, forward.__self__)  # type: ignore[attr-defined]
 
 
 # Fake tensors in the place of real ones.
@@ -249,7 +238,7 @@ def _fake(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     return torch.nn.Parameter(fake, value.requires_grad) if is_parameter else fake
 
 
-def _call(model: torch.nn.Module, inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_of(model: torch.nn.Module, inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments and keyword arguments of one call."""
     given = getattr(model, "dummy_inputs", None) if inputs is None else inputs
     if isinstance(given, Mapping):
@@ -264,7 +253,13 @@ def _call(model: torch.nn.Module, inputs: Inputs | None) -> tuple[tuple[Any, ...
 
 def _fake_input(value: torch.Tensor, mode: FakeTensorMode, symbolic: bool) -> torch.Tensor:
     fake = _fake(value, mode)
-    if symbolic and fake.dim():
-        text = fake.dim() == 2 or (fake.dim() == 3 and fake.is_floating_point())
-        mark_dynamic_sizes(fake, {0, 1} if text else {0})
+    if symbolic:
+        leave_sizes_open(fake)
     return fake
+
+
+def leave_sizes_open(value: torch.Tensor) -> None:
+    """Say that the sizes of an input that usually vary do so: a batch, and the length of text."""
+    if value.dim():
+        text = value.dim() == 2 or (value.dim() == 3 and value.is_floating_point())
+        mark_dynamic_sizes(value, {0, 1} if text else {0})

@@ -42,6 +42,11 @@ def dump_json(parallel: Parallel) -> dict[str, Any]:
     return _Dump(parallel).json()
 
 
+def names_of(parallel: Parallel) -> Names:
+    """The names under which the text lists the nodes."""
+    return Lines(list(parallel.graph.nodes)).names
+
+
 def structures(graph: Graph) -> str:
     """The weights of a graph after inference, and what their dimensions are made of."""
     nodes = list(graph.nodes)

@@ -7,7 +7,6 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -17,7 +16,7 @@ from .backend import Planned, Session
 from .errors import InputError, ModelError
 from .processes import bytes_of_tensors, require_same
 from .tensor import ShardedTensor, gather_tree
-from .torch_compiler import BackendCompilerFailed, capturing, dynamic_sizes, mark_dynamic_sizes
+from .torch_compiler import BackendCompilerFailed, Settings, dynamic_sizes, fresh, mark_dynamic_sizes
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
@@ -39,8 +38,8 @@ class Entry:
         self._calls = 0
 
     @functools.cached_property
-    def _settings(self) -> AbstractContextManager[Any]:
-        return capturing(self.model)
+    def _settings(self) -> Settings:
+        return Settings(self.model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `forward` returns, in plain tensors."""
@@ -173,7 +172,7 @@ def _call(compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _compiled(forward: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(forward, backend=backend, options={"guard_filter_fn": _keep_guards})
+    return torch.compile(fresh(forward), backend=backend, options={"guard_filter_fn": _keep_guards})
 
 
 def _keep_guards(entries: Sequence[Any]) -> list[bool]:

@@ -23,6 +23,7 @@ from torch.fx import Node
 
 from .annotations import bound_of, bytes_of, choice_of, source_of
 from .axes import show
+from .captures import Captured, copied
 from .collectives import MESSAGES
 from .columns import bytes_text
 from .elimination import Factor, Solution, minimise
@@ -35,7 +36,6 @@ from .passes.choose import Problem, State, returned_whole
 from .pins import recognise
 from .pipeline import Context, Parallel, infer_structures
 from .plan_tables import rendered, seconds_text
-from .recording import Captured, copied
 from .topology import Topology
 
 log = logging.getLogger("tpfx")

@@ -22,6 +22,8 @@ from .annotations import choice_of, dims_of
 from .axes import Dim, axes, find
 from .layout import (
     Split,
+    SplitDims,
+    Unfolding,
     carries,
     concrete,
     local_size,
@@ -98,13 +100,17 @@ def _dense(node: Node) -> bool:
 
 def emit_gather(local: Rank, node: Node) -> Node:
     """Bring every rank's part to every rank."""
+    where, shape, unfolding = gathering(node)
+    value = local.of(_moved(node)[0])
+    return local.call(gather_shards, value, where, shape, local.rank, local.ranks, local.group, unfolding)
+
+
+def gathering(node: Node) -> tuple[SplitDims, list[int], Unfolding]:
+    """Which intervals of which dimensions each rank sends, the whole shape, and dimensions to take apart."""
     value, split = _moved(node)
     dims, unfolding = unfold(dims_of(value), split)
     shape = [size if isinstance(size := find(dim).size, int) else -1 for dim in dims]
-    where = concrete(dims, split).dims
-    return local.call(
-        gather_shards, local.of(value), where, shape, local.rank, local.ranks, local.group, unfolding
-    )
+    return concrete(dims, split).dims, shape, unfolding
 
 
 def emit_shard(local: Rank, node: Node) -> Node:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch.fx import Node
 from .annotations import is_getitem, source_of
 from .collectives import all_gather, all_reduce, pend, shard
 from .layout import Partial
+
+_TORCH = str(Path(torch.__file__).parent)
 
 # What is added to the name of a value that is brought into another layout.
 _SUFFIXES: dict[Any, str] = {all_reduce: "sum", all_gather: "whole", shard: "part", pend: "addend"}
@@ -111,10 +114,13 @@ def module_path(node: Node) -> str:
 
 
 def source_line(node: Node) -> str:
-    """The line of the model's code that a node comes from, as file:line; empty where it is not known."""
-    lines = str(node.meta.get("stack_trace") or "").splitlines()
-    places = re.findall(r'^\s*File "(.*)", line (\d+)', "\n".join(lines), re.MULTILINE)
-    return ":".join(places[-1]) if places else ""
+    """The file and line that a node was captured from, `modeling_llama.py:112`; empty where none is known.
+
+    The innermost one outside torch: of a linear layer the line that calls it, not the one inside `nn.Linear`.
+    """
+    frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace") or ""))
+    own = [frame for frame in frames if not frame[0].startswith(_TORCH)]
+    return ":".join((own or frames)[-1]) if frames else ""
 
 
 def _shared(paths: Iterable[str]) -> str:

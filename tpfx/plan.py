@@ -36,6 +36,7 @@ import torch
 from .annotations import dims_of, source_of
 from .axes import show
 from .capture import Inputs, capture, plan_graphs
+from .captures import Captured, Phase
 from .elimination import Solution
 from .errors import InputError, PlanError
 from .estimate import Estimate, estimate
@@ -45,7 +46,6 @@ from .names import Names, op_name
 from .passes.recall import remember
 from .pipeline import Collective, Parallel
 from .program import shards_of
-from .recording import Captured, Phase
 from .slots import slots_of
 from .topology import Topology
 

@@ -1,149 +1,137 @@
-"""A backend of Dynamo that keeps the graphs it is given, and runs them as they are."""
+"""Run graphs node by node and keep every value: as captured, on whole tensors, and on a rank.
+
+reference = Reference(captured, parallel, args, state)     # runs the parallel graph, undivided
+reference.values["linear_3"]
+reference.difference(node, value, expected)                # None, or in words
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from .annotations import Source
-from .torch_compiler import mark_dynamic_sizes, min_cut_rematerialization_partition
-from .trace import settle_sources, trace
+from .annotations import stands_for
+from .collectives import all_gather, all_reduce, pend, shard
+from .comparison import TOLERANCE, difference, distance
 
-Phase = Literal["prefill", "decode", "train"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
+UNITS = 8  # in the last place: what inputs are changed by to see how much of a value is rounding errors
+MARGIN = 10.0  # times what that changes is not called a difference
+
+_MARKERS = (all_reduce, all_gather, shard, pend)
 
 
-@dataclass
-class Captured:
-    """One graph of a model, as AOTAutograd gives it.
+class Recorder(Interpreter):
+    """Runs a graph and keeps a copy of every value, by name, as it was when it was computed.
 
-    Attributes:
-        module: the ATen graph, with fake tensors under `val`.
-        sources: what each of the graph's inputs is, in order.
-        phase: in which call it was captured.
-        kept: which inputs are results of earlier graphs: their position, then the graph's and the result's.
-        joint: what parts a joint graph in forward and backward; None for a forward graph.
+    Memory that an op leaves as it is holds zeros, so that two runs can be compared.
     """
 
-    module: GraphModule
-    sources: list[Source]
-    phase: Phase = "prefill"
-    kept: dict[int, tuple[int, int]] = field(default_factory=dict)
-    joint: Joint | None = None
+    def __init__(self, module: torch.nn.Module, graph: Graph | None = None) -> None:
+        super().__init__(module, graph=graph)
+        self.values: dict[str, Any] = {}
+        self.failed: Node | None = None
+        self.error: Exception | None = None
+
+    def names(self, node: Node) -> Sequence[str]:
+        """The names under which a node's value is kept."""
+        return (node.name,)
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node and keep a copy of what it returns."""
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            self.failed, self.error = n, error
+            raise
+        if "empty" in str(n.target) and isinstance(result, torch.Tensor):
+            result.zero_()
+        if n.op != "output":
+            for name in self.names(n):
+                self.values[name] = copied(result)
+        return result
 
 
-@dataclass
-class Joint:
-    """What the min-cut partition of a joint graph needs: how many results are the model's, and its inputs."""
+class LocalRecorder(Recorder):
+    """Runs a rank's graph; what it keeps goes by the names of the parallel graph."""
 
-    results: int
-    options: dict[str, Any]
-
-    def parts(self, module: GraphModule) -> tuple[GraphModule, GraphModule]:
-        """The forward and the backward part."""
-        options = dict(self.options)
-        inputs = options.pop("inputs")
-        parts: tuple[GraphModule, GraphModule] = min_cut_rematerialization_partition(
-            module, inputs, num_fwd_outputs=self.results, **options
-        )
-        return parts
+    def names(self, node: Node) -> Sequence[str]:
+        """The nodes of the parallel graph that this one stands for."""
+        return stands_for(node)
 
 
-@dataclass
-class Recorder:
-    """A backend of Dynamo that keeps the graphs, and runs them as they are.
+class WholeRecorder(Recorder):
+    """Runs a parallel graph on whole tensors, for which its collectives are nothing to do."""
 
-    Attributes:
-        sources: what each parameter and buffer is, by the id of its fake tensor.
-        symbolic: whether sizes that vary in a result are to be open in the graph that takes it.
-        phase: the call that is being captured.
-        captured: the graphs.
-        results: which graph made a tensor, as which result, by its id; and the tensor, to keep that id.
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an op, or pass on the value that a collective moves."""
+        return args[0] if target in _MARKERS else super().call_function(target, args, kwargs)
+
+
+class Reference:
+    """The values that a split graph should have: those of its parallel graph on whole tensors.
+
+    Args:
+        root: what the graph's constants are taken from.
+        graph: the parallel graph.
+        args: its inputs, which stay as they are.
+        state: the state of the random numbers at its start.
     """
 
-    sources: dict[int, Source]
-    symbolic: bool
-    phase: Phase
-    captured: list[Captured] = field(default_factory=list)
-    results: dict[int, tuple[tuple[int, int], torch.Tensor]] = field(default_factory=dict)
+    def __init__(self, root: GraphModule, graph: Graph, args: Sequence[Any], state: torch.Tensor) -> None:
+        self._graph, self._args, self._state = graph, [copied(arg) for arg in args], state
+        self.recorder = WholeRecorder(root, graph)
 
-    def backend(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        """What Dynamo calls with a graph."""
-        placeholders = module.graph.find_nodes(op="placeholder")
-        sources = [
-            self.sources.get(id(value), Source("input", node.name))
-            for node, value in zip(placeholders, example_inputs, strict=True)
-        ]
-        kept = {at: self.results[id(v)][0] for at, v in enumerate(example_inputs) if id(v) in self.results}
-        return trace(
-            module, _Recording(self, sources, kept), [node.meta["example_value"] for node in placeholders]
-        )
+    def run(self) -> None:
+        """Compute the values; `recorder` knows where, if it raises."""
+        with drawing_from(self._state):
+            self.recorder.run(*map(copied, self._args))
 
-    def keep(self, lowered: GraphModule, values: Sequence[Any]) -> None:
-        """Remember what a graph has returned, and which sizes vary."""
-        number = next(at for at, one in enumerate(self.captured) if one.module is lowered)
-        nodes: Sequence[Any] = lowered.graph.output_node().args[0]  # type: ignore[assignment]
-        for at, (node, value) in enumerate(zip(nodes, values, strict=True)):
-            if isinstance(value, torch.Tensor):
-                self.results[id(value)] = (number, at), value
-                varying = {
-                    i for i, size in enumerate(node.meta["val"].shape) if isinstance(size, torch.SymInt)
-                }
-                if varying and self.symbolic:
-                    mark_dynamic_sizes(value, varying)
+    def __getitem__(self, name: str) -> Any:
+        return self.recorder.values[name]
 
+    def difference(self, node: Node, value: Any, expected: Any) -> str | None:
+        """How a value of a node differs from what is expected, by more than its rounding errors.
 
-@dataclass
-class _Recording:
-    """Keeps the graphs that AOTAutograd makes of one of Dynamo's."""
+        Some values are nothing but such errors, as the gradient of a bias that a norm takes away again.
+        """
+        text = difference(value, expected)
+        return text and difference(value, expected, self._noise.get(node.name, 0.0))
 
-    recorder: Recorder
-    sources: list[Source]
-    kept: dict[int, tuple[int, int]]
-
-    def inference(self, lowered: GraphModule) -> Callable[..., Any]:
-        """Keep a graph without gradients."""
-        one = Captured(lowered, settle_sources(lowered, self.sources), self.recorder.phase, self.kept)
-        self.recorder.captured.append(one)
-        return self._boxed(lowered, self.recorder.keep)
-
-    def partition(self, joint: GraphModule, results: int, **options: Any) -> tuple[GraphModule, GraphModule]:
-        """Keep a joint graph; its parts are run, or not, as they are."""
-        whole = copied(joint)
-        sources = settle_sources(joint, self.sources)
-        made = Joint(results, options)
-        self.recorder.captured.append(Captured(whole, sources, self.recorder.phase, joint=made))
-        return made.parts(joint)
-
-    def forward(self, lowered: GraphModule) -> Callable[..., Any]:
-        """The forward part of a joint graph."""
-        return self._boxed(lowered)
-
-    def backward(self, lowered: GraphModule) -> Callable[..., Any]:
-        """Its backward part."""
-        return self._boxed(lowered)
-
-    def _boxed(
-        self, lowered: GraphModule, tell: Callable[[GraphModule, Sequence[Any]], None] | None = None
-    ) -> Callable[..., Any]:
-        def run(args: list[Any]) -> Any:
-            values = lowered(*args)
-            if tell is not None:
-                tell(lowered, values)
-            return values
-
-        run._boxed_call = True  # type: ignore[attr-defined]
-        return run
+    @cached_property
+    def _noise(self) -> dict[str, float]:
+        """How far each value is off if the inputs are rounded otherwise."""
+        generator = torch.Generator().manual_seed(0)
+        other = WholeRecorder(self.recorder.module, self._graph)
+        with drawing_from(self._state):
+            other.run(*(_rounded(arg, generator) for arg in self._args))
+        return {
+            name: MARGIN * distance(value, other.values[name])
+            for name, value in self.recorder.values.items()
+            if isinstance(value, torch.Tensor) and value.dtype in TOLERANCE
+        }
 
 
-def copied(module: GraphModule) -> GraphModule:
-    """The same graph in a graph of its own, with the same fake tensors and constants."""
-    made: dict[Node, Node] = {}
-    graph = Graph()
-    for node in module.graph.nodes:
-        made[node] = graph.node_copy(node, made.__getitem__)
-    return GraphModule(module, graph)
+def copied(value: Any) -> Any:
+    """A tensor in memory of its own; anything else as it is."""
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+@contextmanager
+def drawing_from(state: torch.Tensor) -> Iterator[None]:
+    """Draw the random numbers that come after a state, and leave those of the caller as they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(state)
+        yield
+
+
+def _rounded(value: Any, generator: torch.Generator) -> Any:
+    """A tensor whose numbers are a few units in the last place larger or smaller."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return copied(value)
+    signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
+    return value + value * (signs * UNITS * torch.finfo(value.dtype).eps)

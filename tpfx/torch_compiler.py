@@ -3,7 +3,10 @@ expected of each."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import itertools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._functorch import aot_autograd as _aot
 from torch._functorch import partitioners as _partitioners
 from torch._guards import TracingContext
+from torch._subclasses import fake_tensor as _fakes
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
@@ -20,14 +24,17 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
 
 __all__ = [
+    "UNKNOWN_TO_FAKES",
     "BackendCompilerFailed",
     "FakeTensor",
     "FakeTensorMode",
+    "Settings",
     "aliased_outputs",
     "allow_foreach",
     "aot_module_simplified",
-    "capturing",
+    "capturing_again",
     "dynamic_sizes",
+    "fresh",
     "is_traceable_wrapper_subclass",
     "make_wrapper_subclass",
     "mark_dynamic_sizes",
@@ -38,6 +45,15 @@ __all__ = [
     "unset_fake_temporarily",
     "without_torch_function",
 ]
+
+_serials = itertools.count()
+
+# What an op raises on fake tensors where its shapes depend on values, or it was never told about fakes.
+UNKNOWN_TO_FAKES = (
+    _fakes.DataDependentOutputException,
+    _fakes.DynamicOutputShapeException,
+    _fakes.UnsupportedOperatorException,
+)
 
 # AOTAutograd's compile function; its protocol of compilers is narrower than what it takes.
 aot_module_simplified: Any = _aot.aot_module_simplified
@@ -93,15 +109,39 @@ def skip_frames(package: str) -> None:
     trace_rules.add(package)
 
 
-def capturing(model: torch.nn.Module) -> AbstractContextManager[Any]:
-    """What a model needs of Dynamo's settings while it runs.
+class Settings:
+    """Dynamo's settings while a compiled model is called; `config.patch` does the same and takes 45 µs.
 
-    Dynamo leaves out LSTMs by default, and with them, often, the frame around them. They are single ops, so
-    they may as well be captured; GRUs and plain RNNs would be unrolled, a graph for each length.
+    Numbers that vary from call to call are constants, each with a graph of its own: as inputs they reach
+    AOTAutograd as tensors whose values it refuses to read, and the model would run whole. The limit of graphs
+    is higher for it. LSTMs, which Dynamo leaves out by default, and often the frame around them, are single
+    ops, and may as well be captured; GRUs and plain RNNs would be unrolled, a graph for each length.
     """
-    if any(isinstance(module, torch.nn.LSTM) for module in model.modules()):
-        return torch._dynamo.config.patch(allow_rnn=True)  # type: ignore[no-any-return]
-    return nullcontext()
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._values: dict[str, Any] = {"specialize_float": True, "recompile_limit": 64}
+        if any(isinstance(module, torch.nn.LSTM) for module in model.modules()):
+            self._values["allow_rnn"] = True
+        self._before: list[dict[str, Any]] = []
+
+    def __enter__(self) -> None:
+        config = torch._dynamo.config
+        self._before.append({name: getattr(config, name) for name in self._values})
+        for name, value in self._values.items():
+            setattr(config, name, value)
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.pop().items():
+            setattr(torch._dynamo.config, name, value)
+
+
+def capturing_again() -> AbstractContextManager[Any]:
+    """For captures by a backend of their own: code may have been captured any number of times before.
+
+    Dynamo counts earlier captures of a function, by other backends too, and above a limit leaves it out.
+    """
+    patch = torch._dynamo.config.patch(recompile_limit=2**31, accumulated_recompile_limit=2**31)
+    return patch  # type: ignore[no-any-return]
 
 
 def dynamic_sizes(tensor: torch.Tensor) -> set[int] | None:
@@ -112,3 +152,23 @@ def dynamic_sizes(tensor: torch.Tensor) -> set[int] | None:
 def mark_dynamic_sizes(tensor: torch.Tensor, dims: set[int]) -> None:
     """Say that these dimensions vary from call to call; Dynamo specialises where the model asks for it."""
     tensor._dynamo_weak_dynamic_indices = dims  # type: ignore[attr-defined]
+
+
+def fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same method with code of its own, by another name.
+
+    Dynamo remembers by its code, or by the file, line and name of that, which sizes and numbers have varied
+    and how often a function was captured; and methods of all models have that in common.
+    """
+    function = getattr(forward, "__func__", None)
+    if not isinstance(function, FunctionType):
+        return forward
+    fresh = FunctionType(
+        function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(_serials)}"),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    fresh.__kwdefaults__ = function.__kwdefaults__
+    return MethodType(fresh, forward.__self__)  # type: ignore[attr-defined]

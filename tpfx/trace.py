@@ -67,6 +67,16 @@ def trace(module: GraphModule, compiler: Compiler, fakes: Sequence[Any]) -> Comp
     return compiled
 
 
+def boxed(compiled: Compiled) -> Compiled:
+    """The same, to be called with one list of arguments, as AOTAutograd is then told."""
+
+    def run(args: list[Any]) -> Any:
+        return compiled(args)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
+
+
 def settle_sources(lowered: GraphModule, sources: Sequence[Source]) -> list[Source]:
     """What the inputs of an ATen graph are: those that it writes into are state.
 
@@ -74,7 +84,7 @@ def settle_sources(lowered: GraphModule, sources: Sequence[Source]) -> list[Sour
         TpfxError: AOTAutograd made other inputs than Dynamo gave it.
     """
     placeholders = lowered.graph.find_nodes(op="placeholder")
-    inputs = [node for node in placeholders if not _is_tangent(node)]
+    inputs = [node for node in placeholders if not is_tangent(node)]
     if len(inputs) != len(sources):
         raise TpfxError(
             f"the captured graph takes {len(inputs)} inputs where the model gave {len(sources)}: it "
@@ -91,13 +101,14 @@ def settle_sources(lowered: GraphModule, sources: Sequence[Source]) -> list[Sour
 def mark_gradients(joint: Graph, results: int) -> None:
     """Record which values of a joint graph are gradients: after the results, one for each input, or none."""
     output = joint.output_node()
-    inputs = [node for node in joint.find_nodes(op="placeholder") if not _is_tangent(node)]
+    inputs = [node for node in joint.find_nodes(op="placeholder") if not is_tangent(node)]
     returned: Sequence[Any] = output.args[0]  # type: ignore[assignment]
     gradients = zip(range(results, len(returned)), inputs, strict=True)
     set_gradients(output, {at: node for at, node in gradients if isinstance(returned[at], Node)})
 
 
-def _is_tangent(node: Node) -> bool:
+def is_tangent(node: Node) -> bool:
+    """Whether an input of a joint graph is the gradient of one of its results."""
     return str(node.target).startswith("tangents")
 
 

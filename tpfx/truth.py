@@ -30,6 +30,7 @@ from .annotations import (
     size_of,
 )
 from .axes import Dim, Product, axes, factors, find, show, unify
+from .comparison import TOLERANCE
 from .errors import RuleError
 from .layout import Layout, Partial, Split, concrete
 from .notation import read
@@ -44,17 +45,6 @@ _JOIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sum": lambda addends: addends.sum(0),
     "max": lambda addends: addends.amax(0),
     "min": lambda addends: addends.amin(0),
-}
-
-
-# How far a result may be off, at worst, by the numbers that go in or come out.
-_ERROR = {
-    torch.float64: 1e-9,
-    torch.complex128: 1e-9,
-    torch.float32: 1e-4,
-    torch.complex64: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,
 }
 
 
@@ -219,7 +209,7 @@ class _Trial:
     def _close(self, who: str, part: torch.Tensor, expected: torch.Tensor) -> None:
         if not self.values:
             part, expected = torch.zeros_like(part), torch.zeros_like(expected)
-        error = max(_ERROR.get(value.dtype, 0.0) for value in (*self.inputs, expected))
+        error = max(TOLERANCE.get(value.dtype, 0.0) for value in (*self.inputs, expected))
         try:
             torch.testing.assert_close(
                 part, expected, rtol=error, atol=error, equal_nan=True, check_stride=False

@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 from ..capture import capture, plan_graphs
+from ..captures import Captured, copied
 from ..dump import dump_json, dump_text, structures
 from ..errors import InputError
 from ..mesh import Mesh, parse_devices
 from ..pipeline import Context, Parallel, infer_structures, lower
-from ..recording import Captured, copied
 from .arguments import (
     BatchOption,
     DevicesOption,

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from ..capture import capture
+from ..captures import Phase
 from ..errors import InputError
 from ..plan import plan_of
 from ..plan_tables import comparison
-from ..recording import Phase
 from ..topology import topology_of
 from .arguments import (
     BatchOption,

@@ -6,13 +6,22 @@ all_reduce(linear)   becomes   wait_tensor(_c10d_functional.all_reduce(linear, "
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from ..annotations import ORIGIN, choice_of, dims_of, is_getitem, layout_of
+from ..annotations import (
+    ORIGIN,
+    add_stands_for,
+    choice_of,
+    dims_of,
+    is_getitem,
+    layout_of,
+    set_made_for,
+)
 from ..collectives import all_gather, all_reduce, pend, shard
 from ..layout import Partial, Split
 from ..lowering import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shape, emit_shard
@@ -28,16 +37,24 @@ def localize(graph: Graph, rank: int, ranks: int, group: str) -> Graph:
     """The graph that one rank of a parallel graph runs."""
     local = Rank(Graph(), rank, ranks, group)
     for node in graph.nodes:
-        made = _emit(local, node)
-        local.made[node] = made
-        if isinstance(made, Node) and made.op != "output" and "stack_trace" not in made.meta:
-            made.meta = {
-                key: node.meta[key] for key in ORIGIN if key in node.meta
-            }
+        before = len(local.graph.nodes)
+        local.made[node] = _emit(local, node)
+        _note(local, node, before)
     _fuse_biases(local)
     # A rank may not need what it sends: collectives stay, or the others would wait for it.
     local.graph.eliminate_dead_code(is_impure_node=_must_stay)
     return local.graph
+
+
+def _note(local: Rank, node: Node, before: int) -> None:
+    """Record where what was written for a node comes from; `before` counts the nodes written earlier."""
+    for made in islice(reversed(local.graph.nodes), len(local.graph.nodes) - before):
+        if made.op != "output" and "stack_trace" not in made.meta:
+            made.meta = {key: node.meta[key] for key in ORIGIN if key in node.meta}
+        set_made_for(made, node.name)
+    made = local.made[node]
+    if isinstance(made, Node):
+        add_stands_for(made, node.name)
 
 
 def _fuse_biases(local: Rank) -> None:

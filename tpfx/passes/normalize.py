@@ -92,11 +92,9 @@ def _hoist(graph: Graph, total: Node, bias: Node) -> None:
         return
     product, back = total.args[0], users[0]
     assert isinstance(product, Node)
-    back.replace_input_with(total, product)
-    with graph.inserting_after(back):
-        late = graph.call_function(aten.add.Tensor, (back, bias))
-    late.meta = dict(back.meta)
-    back.replace_all_uses_with(late, delete_user_cb=lambda user: user is not late)
+    value = back.meta["val"]  # the view that stays keeps its meaning: the product has one of its own
+    early = _insert(graph, back, back.target, (product, *back.args[1:]), value)
+    _replace(back, _insert(graph, back, aten.add.Tensor, (early, bias), value))
     graph.erase_node(total)
 
 
