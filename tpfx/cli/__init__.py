@@ -15,14 +15,18 @@ import typer
 from ..errors import InputError, TpfxError
 from .dump import dump
 from .explain import diff, explain
+from .export import export
 from .plan import plan
 from .topology import topology
+from .verify import verify
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(dump)
 app.command()(plan)
 app.command()(explain)
 app.command()(diff)
+app.command()(verify)
+app.command()(export)
 app.add_typer(topology)
 
 
@@ -38,6 +42,8 @@ def tpfx() -> None:
     tpfx dump llama --devices 8                  the parallel graph, one line an op
     tpfx explain llama lm_head --devices 8       why it is split so, and what else would cost
     tpfx diff a.json b.json                      in what two plans differ
+    tpfx verify llama --devices 2                a small one, undivided and split, node by node
+    tpfx export llama --devices 2 --to hf-tp-plan
     """
 
 
