@@ -22,7 +22,7 @@ def comparison(plans: Sequence[Plan]) -> str:
     table = Table(title=f"{plans[0].model} on more devices", title_justify="left")
     table.add_column("")
     for plan in plans:
-        table.add_column(f"{plan.devices} devices", justify="right")
+        table.add_column(f"{plan.devices} device{'s' * (plan.devices != 1)}", justify="right")
     table.add_row("weights, most on a device", *(bytes_text(max(plan.bytes_per_device)) for plan in plans))
     for at, graph in enumerate(plans[0].graphs):
         table.add_section()
