@@ -280,11 +280,11 @@ def test_dynamo_captures_lstms_only_if_told_to(module: torch.nn.Module) -> None:
 
 
 def test_settings_may_be_nested() -> None:
-    before = torch._dynamo.config.specialize_float, torch._dynamo.config.recompile_limit
+    before = torch._dynamo.config.specialize_float
     settings = torch_compiler.Settings(torch.nn.Linear(2, 3))
     with settings, settings:
         assert torch._dynamo.config.specialize_float
-    assert (torch._dynamo.config.specialize_float, torch._dynamo.config.recompile_limit) == before
+    assert torch._dynamo.config.specialize_float == before
 
 
 def test_numbers_of_one_model_do_not_vary_because_another_has_others() -> None:

@@ -113,13 +113,13 @@ class Settings:
     """Dynamo's settings while a compiled model is called; `config.patch` does the same and takes 45 µs.
 
     Numbers that vary from call to call are constants, each with a graph of its own: as inputs they reach
-    AOTAutograd as tensors whose values it refuses to read, and the model would run whole. The limit of graphs
-    is higher for it. LSTMs, which Dynamo leaves out by default, and often the frame around them, are single
-    ops, and may as well be captured; GRUs and plain RNNs would be unrolled, a graph for each length.
+    AOTAutograd as tensors whose values it refuses to read, and the model would run whole. LSTMs, which Dynamo
+    leaves out by default, and often the frame around them, are single ops, and may as well be captured; GRUs
+    and plain RNNs would be unrolled, a graph for each length.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._values: dict[str, Any] = {"specialize_float": True, "recompile_limit": 64}
+        self._values: dict[str, Any] = {"specialize_float": True}
         if any(isinstance(module, torch.nn.LSTM) for module in model.modules()):
             self._values["allow_rnn"] = True
         self._before: list[dict[str, Any]] = []
