@@ -162,7 +162,17 @@ def plans(directory):
     """Plans for 2 and for 3 devices, written by the command line; and what it printed."""
     printed = {}
     for devices in (2, 3):
-        command = [sys.executable, "-m", "tpfx", "plan", str(directory), "-n", str(devices)]
+        command = [
+            sys.executable,
+            "-m",
+            "tpfx",
+            "plan",
+            str(directory),
+            "-n",
+            str(devices),
+            "--phase",
+            "decode",
+        ]
         done = subprocess.run(
             [*command, "--length", "16", "-o", str(directory / f"{devices}.json")],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -197,14 +207,14 @@ def test_plans_are_compared(run, plans, directory):
     assert status == 1
     assert "devices: 2 → 3" in out
     assert run("diff", directory / "2.json", directory / "2.json") == (0, "", "")
-    status, out, _ = run("plan", directory, "--compare", "1,4", "--phase", "prefill", "--length", 16)
+    status, out, _ = run("plan", directory, "--compare", "1,4", "--length", 16)
     assert status == 0
     assert "4 devices" in out
     assert "prefill: kept for later calls" in out
 
 
 def test_what_is_printed_without_a_file_is_the_plan(run, plans, directory):
-    status, out, _ = run("plan", directory, "-n", 2, "--length", 16)
+    status, out, _ = run("plan", directory, "-n", 2, "--length", 16, "--phase", "decode")
     assert status == 0
     assert out == (directory / "2.json").read_text() + "\n"
 

@@ -124,6 +124,7 @@ def test_without_weights() -> None:
     assert export(model, plan_graphs(capture(model), 2), "hf-tp-plan").plan == exported("llama").plan
 
 
+@pytest.mark.slow
 def test_tied_weights_are_tied_again() -> None:
     plan = exported("bloom", to="parallelize-module")
     assert plan.tied == [["transformer.word_embeddings.weight", "lm_head.weight"]]
@@ -145,6 +146,7 @@ def test_gpt2_has_layers_of_its_own() -> None:
     assert plan.notes == ["one all-reduce in tpfx, here one for each of transformer.wpe, transformer.wte"]
 
 
+@pytest.mark.slow
 def test_packed_weights_are_whole_in_between() -> None:
     plan = exported("phi3")
     said = reasons(plan)
@@ -156,6 +158,7 @@ def test_packed_weights_are_whole_in_between() -> None:
     assert plan.plan["model.layers.*.mlp.down_proj"] == "rowwise_split_input"
 
 
+@pytest.mark.slow
 def test_code_with_sizes_of_its_own() -> None:
     """BLOOM's q, k and v are divided by heads, but its code counts the heads itself."""
     plan = exported("bloom")
@@ -182,12 +185,14 @@ def test_uneven_heads_on_3_devices() -> None:
     assert plan.plan["model.layers.*.mlp.up_proj"] == "colwise"  # 43+43+42, as transformers divides it
 
 
+@pytest.mark.slow
 def test_uneven_parts_in_torch() -> None:
     plan = exported("llama", 3, "parallelize-module")
     assert "of one size" in reasons(plan)["mlp.up_proj"]
     assert plan.plan["model.layers.*.mlp.up_proj"] == "ColwiseParallel(output_layouts=Replicate())"
 
 
+@pytest.mark.slow
 def test_kv_heads_that_several_devices_have() -> None:
     said = reasons(exported("llama", 4))
     assert said["self_attn.q_proj"].endswith("k_proj.weight has 2 units for 4 devices: some have the same")
@@ -248,6 +253,7 @@ def test_views_that_do_not_follow_and_do_not_fail() -> None:
     assert plan.plan["o"] == "RowwiseParallel(input_layouts=Replicate())"
 
 
+@pytest.mark.slow
 def test_scales_that_depend_on_the_width() -> None:
     assert "other arguments with parts" in reasons(of_module(Mlp(Scaled()), 4, 64))["up"]
 
@@ -270,6 +276,7 @@ def test_weights_that_are_used_past_their_module() -> None:
     assert plan.plan == {"up": "ColwiseParallel(output_layouts=Replicate())"}
 
 
+@pytest.mark.slow
 def test_what_is_tied_to_something_left_out() -> None:
     """As in BERT: the head's weight is that of the embedding, and its bias is held by another module too."""
 
@@ -291,6 +298,7 @@ def test_what_is_tied_to_something_left_out() -> None:
     }
 
 
+@pytest.mark.slow
 def test_layers_that_are_not_alike() -> None:
     """One `*` stands for both layers, so that neither works in parts."""
     plan = of_module(Block([nn.GELU(), Scaled()]), 4, 64)
@@ -309,6 +317,7 @@ def test_graph_breaks() -> None:
     assert plan.plan == {"layers.*.up": "ColwiseParallel()", "layers.*.down": "RowwiseParallel()"}
 
 
+@pytest.mark.slow
 def test_a_module_that_two_graphs_use() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -325,6 +334,7 @@ def test_a_module_that_two_graphs_use() -> None:
     assert model.mlp.up.weight.shape == (256, 64)
 
 
+@pytest.mark.slow
 def test_names_that_a_pattern_would_match_too() -> None:
     """`layers.*.up` is also `layers.extra.up` to `parallelize_module`."""
 

@@ -171,4 +171,5 @@ def fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
         function.__closure__,
     )
     fresh.__kwdefaults__ = function.__kwdefaults__
+    fresh.__dict__.update(function.__dict__)
     return MethodType(fresh, forward.__self__)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ problem was found with the model; 2: the command or its input was wrong.
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import typer
@@ -49,6 +50,9 @@ def tpfx() -> None:
 
 def main() -> None:
     """Run the command line; every error that tpfx raises on purpose is one line."""
+    gc.set_threshold(
+        50_000, 50, 100
+    )  # a capture makes millions of objects that stay: few of them are garbage
     try:
         app()
     except TpfxError as error:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ..capture import capture
-from ..captures import Phase
 from ..errors import InputError
 from ..plan import plan_of
 from ..plan_tables import comparison
@@ -24,7 +23,7 @@ from .arguments import (
     require_devices,
     step,
 )
-from .models import Built, build
+from .models import build
 
 
 def plan(
@@ -34,12 +33,8 @@ def plan(
     ] = None,
     settings: SettingsOption = None,
     phase: Annotated[
-        PhaseName | None,
-        typer.Option(
-            help="One call; that and the decode step after it; or forward and backward. Decode where the "
-            "model has such a step, if left out.",
-        ),
-    ] = None,
+        PhaseName, typer.Option(help="One call; that and the decode step after it; or forward and backward.")
+    ] = PhaseName.prefill,
     batch: BatchOption = 1,
     length: LengthOption = 4096,
     topology: TopologyOption = "h100-nvlink",
@@ -70,7 +65,7 @@ def plan(
     with step("building the model, without weights"):
         built = build(model, settings or [], batch, length, labels=phase == PhaseName.train)
     with step("capturing its graphs"):
-        captured = capture(built.model, built.inputs, phase=_phase(phase, built))
+        captured = capture(built.model, built.inputs, phase=phase.value)
     plans = []
     for count in counts:
         with step(f"planning for {count} devices"):
@@ -83,14 +78,6 @@ def plan(
         plans[0].save(output)
         print(plans[0])
         console.print(f"wrote {output}")
-
-
-def _phase(phase: PhaseName | None, built: Built) -> Phase:
-    """What to capture; where nobody says, a decode step too if the model generates."""
-    if phase is not None:
-        return phase.value
-    generates = getattr(built.model, "can_generate", None)
-    return "decode" if generates is not None and generates() else "prefill"
 
 
 def _counts(devices: int | None, compare: str | None) -> list[int]:
