@@ -50,9 +50,7 @@ def tpfx() -> None:
 
 def main() -> None:
     """Run the command line; every error that tpfx raises on purpose is one line."""
-    gc.set_threshold(
-        50_000, 50, 100
-    )  # a capture makes millions of objects that stay: few of them are garbage
+    gc.set_threshold(50_000, 50, 100)  # a capture makes millions of objects, and nearly all stay
     try:
         app()
     except TpfxError as error:
