@@ -225,6 +225,7 @@ def test_drawings_are_well_formed(plans, name):
     texts = [element.text for element in ET.fromstring(svg(plan, parallels)).iter() if element.text]
     stem = FRAMES[name]
     assert stem in texts
+    assert ("layers.3–0 ×4, backward" in texts) == name.endswith("train")
     assert any("all_reduce" in text for text in texts)
     text = dot(plan, parallels)
     assert f'label="{stem}"' in text

@@ -186,12 +186,12 @@ class _Graph:
         return Member(layer, kinds.setdefault(body, len(kinds)), tuple(outside), sizes)
 
     def weights_of(self, group: Group) -> list[Node]:
-        """The weights of a layer, or those of the modules between layers that a group has ops of."""
-        tops = {self.path(node, 0)[:1] for node in group.nodes} - {()}
+        """The weights of a layer; of a group between layers, those that it is the first to use."""
         found = [node for node in self.unplaced if layer_of(self.names[node]) == group.layer]
-        return self.taken(
-            found if group.layer else [node for node in found if self.path(node, 0)[:1] in tops]
-        )
+        if not group.layer:
+            inside = set(group.nodes)
+            found = [node for node in found if not inside.isdisjoint(node.users)]
+        return self.taken(found)
 
     def taken(self, weights: Sequence[Node]) -> list[Node]:
         """Weights that are placed now, each once."""

@@ -57,7 +57,8 @@ def svg(plan: Plan, parallels: Sequence[Parallel]) -> str:
             f"<title>{escape(title)}</title>",
             f"<style>{escape(_STYLE)}</style>",
             f'<rect class="paper" width="{width}" height="{tall}"/>',
-            _text(MARGIN, MARGIN + 12, title, "title"),
+            _text(MARGIN, MARGIN + 14, plan.model, "title"),
+            _text(MARGIN, MARGIN + 34, title.removeprefix(f"{plan.model} "), "quiet"),
             *columns,
             "</svg>",
         ]
@@ -68,12 +69,12 @@ class _Column:
     """One graph being drawn, from top to bottom; `y` is where the next box begins."""
 
     def __init__(self, weights: Weights, devices: int, x: int) -> None:
-        self.weights, self.devices, self.x, self.y = weights, devices, x, MARGIN + 52
+        self.weights, self.devices, self.x, self.y = weights, devices, x, MARGIN + 84
         self.parts: list[str] = []
 
     def draw(self, phase: str, chain: Sequence[Step]) -> None:
         """All boxes, and the arrows between them."""
-        self.parts.append(_text(self.x, self.y - 14, phase, "quiet"))
+        self.parts.append(_text(self.x, self.y - 14, phase, "name"))
         for frame, inside in groupby(chain, lambda step: step.frame):
             if frame:
                 self.y += 30

@@ -54,11 +54,18 @@ def _shown(stack: Stack) -> Module:
 
 
 def _title(stack: Stack) -> str:
-    first, last = stack.members[0].name, stack.members[-1].name
+    first, last, shown = stack.members[0].name, stack.members[-1].name, _shown(stack)
     if len(stack.members) == 1:
-        return first
-    others = sum(stack.kinds[member.kind] != _shown(stack) for member in stack.members)
-    return f"{span(first, last)} ×{len(stack.members)}" + (f", {others} of them otherwise" if others else "")
+        return first + _pass(shown)
+    others = sum(stack.kinds[member.kind] != shown for member in stack.members)
+    some = f", {others} of them otherwise" if others else ""
+    return f"{span(first, last)} ×{len(stack.members)}{some}{_pass(shown)}"
+
+
+def _pass(module: Module) -> str:
+    """What is added to the name of a module that only computes gradients."""
+    ops = list(ops_in([module]))
+    return ", backward" if ops and all(op.backward for op in ops) else ""
 
 
 def _chain(parts: Iterable[Part], frame: str) -> list[Step]:
@@ -73,7 +80,8 @@ def _add(found: list[Step], part: Part, frame: str) -> None:
     if isinstance(part, Module):
         lines = list(_roles(part))
         messages = _told(op.message for op in ops_in([part]) if op.message is not None)
-        found.append(Step(part.name, frame, lines, [weight.index for weight in weights_in([part])], messages))
+        weights = [weight.index for weight in weights_in([part])]
+        found.append(Step(part.name + ("" if frame else _pass(part)), frame, lines, weights, messages))
         return
     if isinstance(part, OpLine) and part.message is not None and found and found[-1].frame == frame:
         found[-1].messages += _told([part.message])

@@ -69,7 +69,9 @@ function splitText(weight) {
 function heldText(held) {
   const least = Math.min(...held);
   const most = Math.max(...held);
-  return least === most ? `${bytesText(most)} each` : `${bytesText(least)} – ${bytesText(most)}`;
+  if (least === most) return `${bytesText(most)} each`;
+  const [low, unit] = bytesText(least).split(' ');
+  return bytesText(most).endsWith(` ${unit}`) ? `${low} – ${bytesText(most)}` : `${bytesText(least)} – ${bytesText(most)}`;
 }
 
 function swatch(rank) {

@@ -159,7 +159,7 @@ function stepper(one) {
     return button;
   };
   const text = kinds.length > 1 ? `${kinds.length} kinds of layers; this one is like ${members.filter((each) => each.kind === members[one.chosen].kind).length - 1} others`
-    : 'all alike, each with weights of its own';
+    : 'all alike';
   return make('li', { role: 'none', class: 'stepper' }, move(-1, '‹', 'The layer before'), input, move(1, '›', 'The next layer'),
     make('code', {}, members[one.chosen].name), make('span', { class: 'muted' }, text));
 }
