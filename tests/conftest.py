@@ -1,6 +1,7 @@
 """What every test runs under: fixed seeds, one thread per worker, no network, a fresh Dynamo."""
 
 import os
+import shutil
 
 # Read when transformers and huggingface_hub are imported, so they are set before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,6 +30,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("browser") and chromium() is None:
+        pytest.skip("needs Chromium")
+
+
+def chromium() -> str | None:
+    """The browser that tests marked `browser` use."""
+    found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    return next(filter(None, found), None)
+
+
+@pytest.fixture
+def browser():
+    """Headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

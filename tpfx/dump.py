@@ -34,12 +34,12 @@ Group: TypeAlias = tuple[str, list[Node]]  # a layer, and nodes of it
 
 def dump_text(parallel: Parallel, *, unfold: bool = False) -> str:
     """The graph as text; `unfold` writes layers that are alike one by one."""
-    return _Dump(parallel).text(unfold)
+    return Dump(parallel).text(unfold)
 
 
 def dump_json(parallel: Parallel) -> dict[str, Any]:
     """The lines of the unfolded text, taken apart: summary, inputs, groups of ops, and results."""
-    return _Dump(parallel).json()
+    return Dump(parallel).json()
 
 
 def names_of(parallel: Parallel) -> Names:
@@ -68,7 +68,7 @@ def structures(graph: Graph) -> str:
     return block("weights", rows)
 
 
-class _Dump:
+class Dump:
     """One graph being written."""
 
     def __init__(self, parallel: Parallel) -> None:
@@ -76,19 +76,19 @@ class _Dump:
         self.nodes: list[Node] = list(parallel.graph.nodes)
         self.lines = Lines(self.nodes)
         self.names = self.lines.names
-        self._homes: dict[Node, int] = {}
+        self._groups = list(self.groups())
+        self._homes = {node: at for at, (_, nodes) in enumerate(self._groups) for node in nodes}
 
     def text(self, unfold: bool) -> str:
         """All of it: a summary, inputs, ops by layer, results."""
-        lines, groups = self.lines, list(self.groups())
-        self._homes = {node: at for at, (_, nodes) in enumerate(groups) for node in nodes}
+        lines, groups = self.lines, self._groups
         blocks = ["\n".join(f"# {line}" for line in self.summary())]
-        blocks.append(block("inputs", self._listed(lines.input, self.inputs(), unfold)))
+        blocks.append(block("inputs", self.listed(lines.input, self.inputs(), unfold)))
         for run in self._runs(lines.op, groups, unfold):
             first, last = groups[run[0]], groups[run[-1]]
             heading = f"{span(first[0], last[0])} ×{len(run)}" if len(run) > 1 else first[0]
             blocks.append(block(heading, [lines.op(node) for node in first[1]]))
-        blocks.append(block("results", self._listed(lines.result, self.parallel.outputs(), unfold)))
+        blocks.append(block("results", self.listed(lines.result, self.parallel.outputs(), unfold)))
         return "\n\n".join(block for block in blocks if block)
 
     def json(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class _Dump:
             "results": _taken_apart(lines.result, self.parallel.outputs()),
         }
 
-    def _listed(self, write: Callable[[Node], Row], nodes: Sequence[Node], unfold: bool) -> list[Row]:
+    def listed(self, write: Callable[[Node], Row], nodes: Sequence[Node], unfold: bool = False) -> list[Row]:
         """The lines of a list, in which neighbours of one layer belong together."""
         groups = [
             (layer, list(members)) for layer, members in groupby(nodes, lambda n: layer_of(self.names[n]))

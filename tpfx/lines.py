@@ -41,29 +41,35 @@ class Lines:
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self._symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+        self._symbol = "s"
         self._letters: dict[Dim, str] = {}
         self.names = Names(nodes, self.size)
         self._name: Callable[[Node], str] = self.names.__getitem__
 
     @contextmanager
-    def anew(self, name: Callable[[Node], str]) -> Iterator[None]:
-        """Begin with the first letter and the first symbol, and other names, for as long as this lasts."""
-        kept = self._letters, self._symbols, self._name
-        self._letters, self._symbols, self._name = {}, {}, name
+    def anew(
+        self, name: Callable[[Node], str], symbol: str = "s"
+    ) -> Iterator[dict[sympy.Symbol, sympy.Symbol]]:
+        """Begin with the first letter and the first symbol, and other names, for as long as this lasts.
+
+        Gives what stands for each symbol.
+        """
+        kept = self._letters, self._symbols, self._name, self._symbol
+        self._letters, self._symbols, self._name, self._symbol = {}, {}, name, symbol
         try:
-            yield
+            yield self._symbols
         finally:
-            self._letters, self._symbols, self._name = kept
+            self._letters, self._symbols, self._name, self._symbol = kept
 
     def input(self, node: Node) -> Row:
         """The line of an input."""
         source = source_of(node)
-        comments = [", ".join(self._structure(node))] if source.kind != "input" else []
+        comments = [", ".join(self.structure(node))] if source.kind != "input" else []
         comments += _uneven(layout_of(node), dims_of(node))
         comments += ["state"] if source.kind == "state" else []
         return Row(self._name(node), self._type(node), "", tuple(filter(None, comments)))
 
-    def _structure(self, node: Node) -> list[str]:
+    def structure(self, node: Node) -> list[str]:
         """What each dimension is made of; a symbolic one by its size alone."""
         extents = node.meta["val"].shape
         return [
@@ -136,19 +142,20 @@ class Lines:
             return f"{extent}/{len({_intervals([dim], box) for box in split.boxes})}"
         is_concat = isinstance(find(dim).form, Concat)
         inside = segments(dim) if is_concat else factors(dim)
-        parts = [self._extent(part, self._size(find(part).size), split) for part in inside]
+        parts = [self._extent(part, self.number(find(part).size), split) for part in inside]
         return f"[{'|'.join(parts)}]" if is_concat else f"({' '.join(parts)})"
 
     def size(self, extent: Any) -> str:
         """A size, with its symbols named s0, s1… in the order in which they occur."""
-        return self._size(size_of(extent))
+        return self.number(size_of(extent))
 
-    def _size(self, size: Size) -> str:
+    def number(self, size: Size) -> str:
+        """The same of a size that has been read."""
         if isinstance(size, int):
             return str(size)
         for symbol in sorted(size.free_symbols, key=str):
             self._symbols.setdefault(
-                symbol, sympy.Symbol(f"s{len(self._symbols)}", integer=True, positive=True)
+                symbol, sympy.Symbol(f"{self._symbol}{len(self._symbols)}", integer=True, positive=True)
             )
         return str(size.xreplace(self._symbols))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -12,10 +12,15 @@ import typer
 
 from ..capture import capture, plan_graphs
 from ..captures import Captured, copied
+from ..drawing import dot, svg
 from ..dump import dump_json, dump_text, structures
 from ..errors import InputError
 from ..mesh import Mesh, parse_devices
+from ..model_explorer import model_explorer
+from ..page import page
 from ..pipeline import Context, Parallel, infer_structures, lower
+from ..plan import Plan, describe
+from ..topology import Topology
 from .arguments import (
     BatchOption,
     DevicesOption,
@@ -34,6 +39,18 @@ class Format(StrEnum):
 
     text = "text"
     json = "json"
+    html = "html"
+    svg = "svg"
+    dot = "dot"
+    model_explorer = "model-explorer"
+
+
+_DRAWN: dict[Format, Callable[[Plan, Sequence[Parallel]], str]] = {
+    Format.html: page,
+    Format.svg: svg,
+    Format.dot: dot,
+    Format.model_explorer: lambda plan, parallels: json.dumps(model_explorer(plan, parallels), indent=1),
+}
 
 
 def dump(
@@ -48,7 +65,14 @@ def dump(
             "parallel: with layouts and messages; rank0, rank1, …: the code that one rank runs.",
         ),
     ] = "parallel",
-    format: Annotated[Format, typer.Option(help="Text or JSON.")] = Format.text,
+    format: Annotated[
+        Format,
+        typer.Option(
+            help="Text; JSON; html: a page to click through, without a server; svg: a picture; dot: the "
+            "same for Graphviz; model-explorer: for Google's Model Explorer. All but text and JSON show the "
+            "stage parallel.",
+        ),
+    ] = Format.text,
     phase: Annotated[
         PhaseName, typer.Option(help="One call; that and the decode step after it; or forward and backward.")
     ] = PhaseName.prefill,
@@ -71,6 +95,10 @@ def dump(
       tpfx dump llama --devices 2 --set num_hidden_layers=2 | grep -E 'all_reduce|all_gather|gathered'
 
     \b
+    The same as a page, for a browser: modules to unfold, weights with their splits, search:
+      tpfx dump llama --devices 2 --format html > llama.html
+
+    \b
     A checkpoint that does not fit on one device (only its config.json is read):
       tpfx dump ./Llama-3.1-405B --devices 8
 
@@ -81,6 +109,9 @@ def dump(
     """
     require_devices(devices)
     rank = _rank_of(stage, devices)
+    draw = _DRAWN.get(format)
+    if draw is not None and stage != "parallel":
+        raise InputError(f"--format {format} draws the stage parallel; leave out --stage {stage}")
     with step("building the model, without weights"):
         built = build(model, settings or [], batch, length, labels=phase == "train")
     with step("capturing its graphs"):
@@ -93,7 +124,9 @@ def dump(
         return
     with step(f"planning for {devices} devices"):
         plans = plan_graphs(captured, devices)
-    if rank is not None:
+    if draw is not None:
+        print(draw(describe(built.model, captured, plans, Topology()), plans))
+    elif rank is not None:
         _print([_rank_code(plan, rank) for plan in plans], format)
     elif format == "json":
         print(json.dumps([dump_json(plan) for plan in plans], indent=1))

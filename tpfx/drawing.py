@@ -1,0 +1,217 @@
+"""Plans drawn: each graph as a chain of its blocks, alike layers once, with messages on the arrows.
+
+Path("llama.svg").write_text(svg(plan, parallels))       # needs nothing
+Path("llama.dot").write_text(dot(plan, parallels))       # for Graphviz
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
+from xml.sax.saxutils import escape
+
+from .blocks import Weights, blocks
+from .columns import bytes_text
+from .layout import Interval
+from .pipeline import Parallel
+from .plan import Plan, WeightPlan
+from .steps import Step, steps
+
+WIDTH, GAP, MARGIN = 440, 34, 28  # of a box; between boxes; around all
+BAR, LINE = 120, 17  # the width of a weight's bar; the height of a line of text
+COLOURS = ("#3d6fd6", "#e08a2b", "#2f9c79", "#c4477f", "#8560cc", "#a8931a", "#3aa3c2", "#cc4b3d")
+
+_STYLE = """
+text { font: 12px system-ui, "Segoe UI", "Liberation Sans", sans-serif; fill: #1d1c1a; }
+.paper { fill: #f7f6f3; } .box { fill: #fff; stroke: #d5d0c6; } .frame { fill: none; stroke: #b3ada2; }
+.name { font: 600 13px ui-monospace, Menlo, Consolas, "Liberation Mono", monospace; }
+.title { font-size: 20px; font-weight: 600; } .quiet { fill: #66625b; }
+.message { fill: #a63d12; font-weight: 600; }
+.arrow { stroke: #8b867c; fill: none; } .all { fill: #d5d0c6; }
+@media (prefers-color-scheme: dark) {
+text { fill: #ebe9e4; } .paper { fill: #131417; }
+.box { fill: #1b1d21; stroke: #3a3e45; } .frame { stroke: #5c6068; }
+.quiet { fill: #a5a199; } .message { fill: #ffa578; } .arrow { stroke: #8b8f97; } .all { fill: #3a3e45; }
+}
+"""
+
+
+def svg(plan: Plan, parallels: Sequence[Parallel]) -> str:
+    """The plan as a picture: a column for each graph, and beside each block how its weights are divided."""
+    weights = Weights(plan)
+    columns, height = [], 0
+    for at, (parallel, graph) in enumerate(zip(parallels, plan.graphs, strict=True)):
+        drawn = _Column(weights, plan.devices, MARGIN + at * (WIDTH + 2 * MARGIN))
+        drawn.draw(graph.phase, steps(blocks(parallel, weights), graph))
+        columns += drawn.parts
+        height = max(height, drawn.y)
+    width, tall = len(parallels) * (WIDTH + 2 * MARGIN), height + MARGIN
+    title = (
+        f"{plan.model} on {plan.devices} devices, {bytes_text(max(plan.bytes_per_device))} on each at most"
+    )
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{tall}" '
+            f'viewBox="0 0 {width} {tall}" role="img">',
+            f"<title>{escape(title)}</title>",
+            f"<style>{escape(_STYLE)}</style>",
+            f'<rect class="paper" width="{width}" height="{tall}"/>',
+            _text(MARGIN, MARGIN + 14, plan.model, "title"),
+            _text(MARGIN, MARGIN + 34, title.removeprefix(f"{plan.model} "), "quiet"),
+            *columns,
+            "</svg>",
+        ]
+    )
+
+
+class _Column:
+    """One graph being drawn, from top to bottom; `y` is where the next box begins."""
+
+    def __init__(self, weights: Weights, devices: int, x: int) -> None:
+        self.weights, self.devices, self.x, self.y = weights, devices, x, MARGIN + 84
+        self.parts: list[str] = []
+
+    def draw(self, phase: str, chain: Sequence[Step]) -> None:
+        """All boxes, and the arrows between them."""
+        self.parts.append(_text(self.x, self.y - 14, phase, "name"))
+        for frame, inside in groupby(chain, lambda step: step.frame):
+            if frame:
+                self.y += 30
+            top = self.y
+            for step in inside:
+                self.box(step)
+                if step is not chain[-1]:
+                    self.arrow(step.messages)
+            if frame:
+                self.around(frame, top, self.y - GAP)
+
+    def around(self, frame: str, top: int, bottom: int) -> None:
+        """The frame of layers that are alike."""
+        place = f'x="{self.x - 12}" y="{top - 28}" width="{WIDTH + 24}" height="{bottom - top + 40}"'
+        self.parts.append(f'<rect class="frame" {place} rx="12"/>')
+        self.parts.append(_text(self.x + WIDTH, top - 10, frame, "name", "end"))
+
+    def box(self, step: Step) -> None:
+        """One step: its name, what is said of it, and the bars of its weights."""
+        named = [step.name] if step.name else []
+        room = (WIDTH - 28 - (BAR + 12 if step.weights else 0)) // 7
+        said = _wrapped(step.lines, room, 2)
+        height = max((len(named) + len(said)) * LINE, 7 * len(step.weights[:8])) + 14
+        self.parts.append(
+            f'<rect class="box" x="{self.x}" y="{self.y}" width="{WIDTH}" height="{height}" rx="8"/>'
+        )
+        for at, (text, kind) in enumerate([(n, "name") for n in named] + [(s, "quiet") for s in said]):
+            self.parts.append(_text(self.x + 14, self.y + 20 + at * LINE, _cut(text, room), kind))
+        for at, index in enumerate(step.weights[:8]):
+            self.parts += self.bar(self.weights.plans[index], self.y + 8 + 7 * at)
+        self.y += height
+
+    def bar(self, weight: WeightPlan, y: int) -> Iterator[str]:
+        """A weight from its first row or column to its last, in the colours of the devices that hold it."""
+        left = self.x + WIDTH - BAR - 14
+        yield f'<rect class="all" x="{left}" y="{y}" width="{BAR}" height="5" rx="1.5"/>'
+        if weight.shards is None or not weight.shards.dims:
+            return
+        dim, owned = weight.shards.dims[0]
+        scale = BAR / max(1, weight.shape[dim])
+        lane = 5 / len(owned) if _overlap(owned) else 0.0
+        for rank, intervals in enumerate(owned):
+            path = "".join(
+                f"M{left + a * scale:.2f} {y + rank * lane:.2f}H{left + b * scale:.2f}v{lane or 5:.2f}"
+                f"H{left + a * scale:.2f}z"
+                for a, b in intervals
+            )
+            yield f'<path d="{path}" fill="{colour(rank)}"><title>device {rank}</title></path>'
+
+    def arrow(self, messages: Sequence[str]) -> None:
+        """The way to the next box, with what is sent on it."""
+        middle, end = self.x + 28, self.y + GAP
+        self.parts.append(
+            f'<path class="arrow" d="M{middle} {self.y}V{end - 2}m-4 -5l4 5l4 -5" stroke-width="1.5"/>'
+        )
+        if messages:
+            self.parts.append(_text(middle + 14, self.y + GAP // 2 + 4, " · ".join(messages), "message"))
+        self.y = end
+
+
+def _overlap(owned: Sequence[Sequence[Interval]]) -> bool:
+    """Whether two devices hold the same part of a dimension."""
+    every = sorted(interval for intervals in owned for interval in intervals)
+    return any(start < stop for (_, stop), (start, _) in pairwise(every))
+
+
+def colour(rank: int) -> str:
+    """The colour of a device; beyond eight, round the circle of hues."""
+    return COLOURS[rank] if rank < len(COLOURS) else f"hsl({(rank * 137.5) % 360:.0f} 55% 55%)"
+
+
+def _text(x: int, y: int, text: str, kind: str, anchor: str = "start") -> str:
+    return f'<text x="{x}" y="{y}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 1]}…"
+
+
+def _wrapped(words: Sequence[str], room: int, most: int) -> list[str]:
+    """Words as a few lines of text, of which the last may end in an ellipsis."""
+    if any(": " in word for word in words):
+        return list(words)
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + len(word) + 3 <= room:
+            lines[-1] += f" · {word}"
+        else:
+            lines.append(word)
+    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][: room - 2]} …"]
+
+
+def dot(plan: Plan, parallels: Sequence[Parallel]) -> str:
+    """The same for Graphviz: a cluster for each graph, and in it one for layers that are alike."""
+    weights = Weights(plan)
+    lines = [
+        f"digraph {json.dumps(plan.model)} {{",
+        '  node [shape=box, style="rounded", fontname="monospace"];',
+        '  edge [fontname="sans-serif", fontcolor="#a63d12"];',
+    ]
+    for at, (parallel, graph) in enumerate(zip(parallels, plan.graphs, strict=True)):
+        title = f"{graph.phase} on {plan.devices} devices"
+        lines += [f"  subgraph cluster_{at} {{", f"    label={_quoted(title)};"]
+        lines += (
+            f"    {line}" for line in _dot_lines(steps(blocks(parallel, weights), graph), f"g{at}_", weights)
+        )
+        lines.append("  }")
+    return "\n".join([*lines, "}"])
+
+
+def _dot_lines(chain: Sequence[Step], prefix: str, weights: Weights) -> Iterator[str]:
+    numbered = list(enumerate(chain))
+    for frame, inside in groupby(numbered, lambda each: each[1].frame):
+        nodes = [f"{prefix}{at} [label={_quoted(_dot_label(step, weights))}];" for at, step in inside]
+        if frame:
+            first = nodes[0].partition(" ")[0]
+            nodes = [
+                f"subgraph cluster_{first} {{",
+                f"  label={_quoted(frame)};",
+                *(f"  {n}" for n in nodes),
+                "}",
+            ]
+        yield from nodes
+    for (at, step), (after, _) in pairwise(numbered):
+        sent = _quoted("\n".join(step.messages))
+        label = f" [label={sent}]" if step.messages else ""
+        yield f"{prefix}{at} -> {prefix}{after}{label};"
+
+
+def _dot_label(step: Step, weights: Weights) -> str:
+    size = sum(weights.plans[index].bytes for index in step.weights)
+    count = "1 weight" if len(step.weights) == 1 else f"{len(step.weights)} weights"
+    held = [f"{count}, {bytes_text(size)}"] if step.weights else []
+    return "\n".join([*([step.name] if step.name else []), *_wrapped(step.lines, 48, 2), *held])
+
+
+def _quoted(text: str) -> str:
+    """A string of the DOT language."""
+    inside = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{inside}"'

@@ -1,0 +1,149 @@
+// Search: names of weights, ops and modules of a graph, those of every layer too.
+
+const box = document.getElementById('search');
+const foundList = document.getElementById('found');
+const SHOWN = 50;
+let index = null; // entries of the graph on show, made when they are first needed
+let names = null;
+let found = [];
+let marked = -1;
+
+// An entry: a name, what it is, and the way to it: its block, which layer of it, and the items inside.
+function entriesOf() {
+  if (index) return index;
+  index = [];
+  for (const block of tree.blocks) {
+    index.push({ name: nameOf(block), kind: block.kind, block, at: 0, trail: [] });
+    if (block.kind === 'rows') block.item.list.forEach((item) => index.push({ name: item.row.name, kind: 'row', block, at: 0, trail: [item] }));
+    else if (block.kind === 'stack') {
+      block.item.members.forEach((member, at) => collect(block.item.kinds[member.kind], member, member.name, { block, at, trail: [] }));
+    } else if (block.kind === 'ops') collect({ parts: block.item.ops }, null, '', { block, at: 0, trail: [] });
+    else collect(block.item, null, block.path, { block, at: 0, trail: [] });
+  }
+  return index;
+}
+
+function collect(item, member, path, way) {
+  for (const part of item.parts || []) {
+    const kind = kindOf(part);
+    const trail = [...way.trail, part];
+    const inner = kind === 'module' ? [path, part.module].filter(Boolean).join('.') : path;
+    const name = kind === 'module' ? inner : fill(part.name, member);
+    index.push({ ...way, name, kind, trail, full: kind === 'weight' ? part.before + name : name, call: part.call, member });
+    if (kind === 'module') collect(part, member, inner, { ...way, trail });
+  }
+}
+
+function nameIndex() {
+  if (names) return names;
+  names = new Map();
+  const order = { row: 0, weight: 1, message: 1, op: 1 };
+  for (const entry of entriesOf()) {
+    if (entry.kind in order && !(entry.kind === 'row' && entry.block.item.rows === 'results')) names.set(entry.name, entry);
+  }
+  return names;
+}
+
+// The ops that take a value, of its own graph.
+function usersOf(one) {
+  const name = nameOf(one);
+  const quoted = new RegExp(`(^|[\\s(\\[,=])${name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}(?=[\\s)\\],]|$)`);
+  return entriesOf().filter((entry) => entry.call && quoted.test(fill(entry.call, entry.member))).slice(0, 20);
+}
+
+function matches(text) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  const order = { weight: 0, stack: 1, module: 1, message: 2, op: 3, row: 4, rows: 4 };
+  const score = (entry) => {
+    const name = (entry.full || entry.name).toLowerCase();
+    const whole = [entry.name.toLowerCase(), name].includes(words.join(' ')) ? 0 : name.endsWith(words[words.length - 1]) ? 1 : 2;
+    return whole * 10 + order[entry.kind];
+  };
+  return entriesOf()
+    .filter((entry) => words.every((word) => (entry.full || entry.name).toLowerCase().includes(word)))
+    .map((entry, at) => [score(entry), at, entry])
+    .sort((one, other) => one[0] - other[0] || one[1] - other[1])
+    .map(([, , entry]) => entry);
+}
+
+function search() {
+  const text = box.value.trim();
+  const all = text ? matches(text) : [];
+  found = all.slice(0, SHOWN);
+  marked = found.length ? 0 : -1;
+  foundList.replaceChildren(...found.map(option));
+  if (all.length > SHOWN) foundList.append(make('li', { class: 'more muted', role: 'none' }, `and ${counted(all.length - SHOWN, 'more').replace(/s$/, '')}`));
+  if (text && !all.length) foundList.append(make('li', { class: 'more muted', role: 'none' }, 'Nothing has such a name in this graph.'));
+  foundList.hidden = !text;
+  box.setAttribute('aria-expanded', String(Boolean(text)));
+  mark(marked);
+}
+
+function option(entry, at) {
+  const made = make('li', { role: 'option', id: `found-${at}`, 'aria-selected': 'false' },
+    make('span', { class: `sort ${entry.kind}` }, entry.kind === 'row' ? 'value' : entry.kind === 'stack' ? 'layers' : entry.kind), make('span', {}, entry.full || entry.name));
+  made.addEventListener('mousedown', (event) => { event.preventDefault(); choose(entry); });
+  return made;
+}
+
+function mark(at) {
+  marked = at;
+  [...foundList.querySelectorAll('[role=option]')].forEach((item, each) => {
+    item.setAttribute('aria-selected', String(each === at));
+    if (each === at) item.scrollIntoView({ block: 'nearest' });
+  });
+  if (at >= 0) box.setAttribute('aria-activedescendant', `found-${at}`);
+  else box.removeAttribute('aria-activedescendant');
+}
+
+function choose(entry) {
+  hideFound();
+  box.value = '';
+  reveal(entry);
+}
+
+function hideFound() {
+  foundList.hidden = true;
+  box.setAttribute('aria-expanded', 'false');
+  box.removeAttribute('aria-activedescendant');
+}
+
+// Unfold whatever an entry lies in, and explain it.
+function reveal(entry) {
+  let one = entry.block;
+  if (one.kind === 'stack' && one.chosen !== entry.at) {
+    one.chosen = entry.at;
+    if (isOpen(one)) drawChildren(one);
+  }
+  for (const item of entry.trail) {
+    open(one);
+    let next = childrenOf(one).find((child) => child.item === item);
+    if (!next) {
+      const group = childrenOf(one).find((child) => child.kind === 'ops' && child.item.ops.includes(item));
+      open(group);
+      next = childrenOf(group).find((child) => child.item === item);
+    }
+    one = next;
+  }
+  explain(one);
+  focusOn(one);
+  one.element.querySelector('.row').scrollIntoView({ block: 'center' });
+}
+
+box.addEventListener('input', search);
+box.addEventListener('focus', () => { if (box.value.trim()) search(); });
+box.addEventListener('blur', hideFound);
+box.addEventListener('keydown', (event) => {
+  if (event.key === 'ArrowDown' || event.key === 'ArrowUp') {
+    if (found.length) mark((marked + (event.key === 'ArrowDown' ? 1 : found.length - 1)) % found.length);
+    event.preventDefault();
+  } else if (event.key === 'Enter' && found[marked] && !foundList.hidden) {
+    choose(found[marked]);
+  } else if (event.key === 'Escape') {
+    event.stopPropagation();
+    event.preventDefault();
+    if (foundList.hidden) box.blur();
+    box.value = '';
+    hideFound();
+  }
+});
