@@ -118,6 +118,7 @@ def test_the_model_is_left_as_it_was() -> None:
     )
 
 
+@pytest.mark.slow
 def test_without_weights() -> None:
     with torch.device("meta"):
         model = type(planned("llama")[0])(planned("llama")[0].config)
@@ -240,6 +241,7 @@ class Heads(nn.Module):
         return self.o(mixed.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
 
 
+@pytest.mark.slow
 def test_views_that_follow() -> None:
     plan = of_module(Heads(lambda x: x.view(x.shape[0], x.shape[1], -1, 16)), 2, 8, 64)
     assert set(plan.plan.values()) == {"ColwiseParallel()", "RowwiseParallel()"}
@@ -258,12 +260,14 @@ def test_scales_that_depend_on_the_width() -> None:
     assert "other arguments with parts" in reasons(of_module(Mlp(Scaled()), 4, 64))["up"]
 
 
+@pytest.mark.slow
 def test_sums_outside_of_a_linear() -> None:
     plan = of_module(Mlp(nn.RMSNorm(256, elementwise_affine=False)), 4, 64)
     assert "sums over what is split" in reasons(plan)["up"]
     assert plan.plan["up"] == "ColwiseParallel(output_layouts=Replicate())"
 
 
+@pytest.mark.slow
 def test_weights_that_are_used_past_their_module() -> None:
     """As `MultiheadAttention` uses its `out_proj`, without calling it."""
 
@@ -306,6 +310,7 @@ def test_layers_that_are_not_alike() -> None:
     assert "RowwiseParallel()" not in plan.plan.values()
 
 
+@pytest.mark.slow
 def test_graph_breaks() -> None:
     class Broken(Block):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

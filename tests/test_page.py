@@ -289,7 +289,9 @@ def opened(browser, tmp_path, plans):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "train" in name else []) for name in CASES]
+)
 def test_the_numbers_on_show_are_those_of_the_plan(opened, plans, name):
     plan, _ = plans(name)
     tab, errors = opened(name)

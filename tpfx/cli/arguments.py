@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
 from ..errors import InputError
 
-console = Console(stderr=True, highlight=False)
+LARGE = 600  # weights, about 66 layers of a Llama
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class PhaseName(StrEnum):
@@ -41,6 +44,14 @@ SettingsOption = Annotated[
 ]
 BatchOption = Annotated[int, typer.Option(help="Sequences, or images, in the example input.")]
 LengthOption = Annotated[int, typer.Option(help="Tokens in each sequence.")]
+SymbolicOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--symbolic/--no-symbolic",
+        help="Leave batch and length open (s0, s1), or fix them, which takes half the time. If left out: "
+        "open, but fixed for a model of more than 600 weights.",
+    ),
+]
 TopologyOption = Annotated[
     str,
     typer.Option(
@@ -58,6 +69,16 @@ def step(what: str) -> Iterator[None]:
     with console.status(what):
         yield
     console.print(f"{what}: {time.perf_counter() - start:.1f} s")
+
+
+def leaves_open(symbolic: bool | None, model: torch.nn.Module) -> bool:
+    """Whether sizes are left open: as the user says, and otherwise unless the model is large."""
+    large = sum(1 for _ in model.parameters()) > LARGE
+    if symbolic is None and large:
+        console.print(
+            "a large model: its sizes are fixed; --symbolic leaves them open, and takes twice as long"
+        )
+    return not large if symbolic is None else symbolic
 
 
 def require_devices(devices: int) -> None:

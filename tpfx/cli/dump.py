@@ -28,6 +28,8 @@ from .arguments import (
     ModelArgument,
     PhaseName,
     SettingsOption,
+    SymbolicOption,
+    leaves_open,
     require_devices,
     step,
 )
@@ -79,7 +81,7 @@ def dump(
     unfold: Annotated[bool, typer.Option("--unfold", help="Write repeated layers one by one.")] = False,
     batch: BatchOption = 2,
     length: LengthOption = 128,
-    symbolic: Annotated[bool, typer.Option(help="Leave batch and length open (s0, s1), or fix them.")] = True,
+    symbolic: SymbolicOption = None,
 ) -> None:
     """Print how a model is split: its parallel graph, one line an op.
 
@@ -114,8 +116,9 @@ def dump(
         raise InputError(f"--format {format} draws the stage parallel; leave out --stage {stage}")
     with step("building the model, without weights"):
         built = build(model, settings or [], batch, length, labels=phase == "train")
+    open_sizes = leaves_open(symbolic, built.model)
     with step("capturing its graphs"):
-        captured = capture(built.model, built.inputs, symbolic=symbolic, phase=phase.value)
+        captured = capture(built.model, built.inputs, symbolic=open_sizes, phase=phase.value)
     if stage == "captured":
         _print([_code(one) for one in captured], format)
         return

@@ -18,8 +18,10 @@ from .arguments import (
     ModelArgument,
     PhaseName,
     SettingsOption,
+    SymbolicOption,
     TopologyOption,
     console,
+    leaves_open,
     require_devices,
     step,
 )
@@ -37,6 +39,7 @@ def plan(
     ] = PhaseName.prefill,
     batch: BatchOption = 1,
     length: LengthOption = 4096,
+    symbolic: SymbolicOption = None,
     topology: TopologyOption = "h100-nvlink",
     compare: Annotated[
         str | None, typer.Option(metavar="N,N,…", help="Print several numbers of devices side by side.")
@@ -50,7 +53,8 @@ def plan(
 
     Prints the plan as JSON, which tpfx.compile(model, devices, plan=FILE) takes, or, with --output, writes
     it to a file and prints a table. Keys, values and activations are those of --batch sequences of
-    --length tokens; times are what the topology says, one after the other.
+    --length tokens; times are what the topology says, one after the other. tpfx.compile divides the weights
+    as the plan says in any case, and carries out its graphs where their sizes were left open.
 
     \b
     Does it fit on 8 GPUs, with 32 sequences of 8,192 tokens?
@@ -64,8 +68,9 @@ def plan(
     costs = topology_of(topology)
     with step("building the model, without weights"):
         built = build(model, settings or [], batch, length, labels=phase == PhaseName.train)
+    open_sizes = leaves_open(symbolic, built.model)
     with step("capturing its graphs"):
-        captured = capture(built.model, built.inputs, phase=phase.value)
+        captured = capture(built.model, built.inputs, symbolic=open_sizes, phase=phase.value)
     plans = []
     for count in counts:
         with step(f"planning for {count} devices"):
