@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from typer.testing import CliRunner
 
 import tpfx
 from tpfx.capture import plan_offline
-from tpfx.cli import main
+from tpfx.cli import app, main
 from tpfx.plan import Plan
 from tpfx.topology import Topology
 
@@ -162,25 +163,10 @@ def plans(directory):
     """Plans for 2 and for 3 devices, written by the command line; and what it printed."""
     printed = {}
     for devices in (2, 3):
-        command = [
-            sys.executable,
-            "-m",
-            "tpfx",
-            "plan",
-            str(directory),
-            "-n",
-            str(devices),
-            "--phase",
-            "decode",
-        ]
-        done = subprocess.run(
-            [*command, "--length", "16", "-o", str(directory / f"{devices}.json")],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        printed[devices] = done.stdout
+        words = f"plan {directory} -n {devices} --phase decode --length 16 -o {directory}/{devices}.json"
+        result = CliRunner().invoke(app, words.split(), catch_exceptions=False)
+        assert result.exit_code == 0
+        printed[devices] = result.stdout
     return printed
 
 
