@@ -165,5 +165,7 @@ def _emit_extent(local: Rank, dim: Dim, extent: Any, split: Split) -> Any:
     own = math.prod(box[axis][1] - box[axis][0] for axis in inside)
     if extent == -1:  # left to be inferred, which nothing can be from an empty tensor
         return extent if own else 0
+    if isinstance(extent, int):  # a number that the size has come down to, which its expression does not show
+        return extent // whole * own
     assert isinstance(extent, Node), f"a symbolic extent {size} that no node computes"
     return local.call(operator.mul, local.call(operator.floordiv, extent, whole), own)
