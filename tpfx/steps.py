@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from .blocks import Blocks, Module, OpLine, Part, Stack, WeightLine
 from .columns import bytes_text
 from .folding import span
 from .plan import GraphPlan
+
+L = TypeVar("L", OpLine, WeightLine)
 
 
 @dataclass
@@ -64,7 +67,7 @@ def _title(stack: Stack) -> str:
 
 def _pass(module: Module) -> str:
     """What is added to the name of a module that only computes gradients."""
-    ops = list(ops_in([module]))
+    ops = list(lines_in([module], OpLine))
     return ", backward" if ops and all(op.backward for op in ops) else ""
 
 
@@ -79,8 +82,8 @@ def _add(found: list[Step], part: Part, frame: str) -> None:
     """Put a part at the end of a chain: a module as a step, ops in a row as one, a message on the arrow."""
     if isinstance(part, Module):
         lines = list(_roles(part))
-        messages = _told(op.message for op in ops_in([part]) if op.message is not None)
-        weights = [weight.index for weight in weights_in([part])]
+        messages = _told(op.message for op in lines_in([part], OpLine) if op.message is not None)
+        weights = [weight.index for weight in lines_in([part], WeightLine)]
         found.append(Step(part.name + ("" if frame else _pass(part)), frame, lines, weights, messages))
         return
     if isinstance(part, OpLine) and part.message is not None and found and found[-1].frame == frame:
@@ -121,19 +124,10 @@ def _products(module: Module, name: str) -> Iterator[tuple[str, OpLine]]:
             yield name, part
 
 
-def ops_in(parts: Sequence[Part]) -> Iterator[OpLine]:
-    """The ops of parts, in order."""
+def lines_in(parts: Sequence[Part], kind: type[L]) -> Iterator[L]:
+    """The lines of one kind, of ops or of weights, in order."""
     for part in parts:
-        if isinstance(part, OpLine):
+        if isinstance(part, kind):
             yield part
         elif isinstance(part, Module):
-            yield from ops_in(part.parts)
-
-
-def weights_in(parts: Sequence[Part]) -> Iterator[WeightLine]:
-    """The weights of parts, in order."""
-    for part in parts:
-        if isinstance(part, WeightLine):
-            yield part
-        elif isinstance(part, Module):
-            yield from weights_in(part.parts)
+            yield from lines_in(part.parts, kind)
