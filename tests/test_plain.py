@@ -216,6 +216,7 @@ def test_what_dynamo_does_not_capture_runs_whole_and_says_so(kind: type[nn.RNNBa
     with pytest.warns(UserWarning, match="Recurrent ran whole, on cpu: Dynamo captured no graph of it"):
         report = check(Recurrent(kind).eval(), IDS)
     assert report.graphs == 0
+    assert report.whole_calls > 0
 
 
 @pytest.mark.parametrize("devices", [2, 5])
@@ -369,6 +370,20 @@ def test_a_number_that_varies_is_no_reason_to_run_whole() -> None:
         torch.testing.assert_close(model(x, scale), plain(x, scale))
         assert tpfx.report(model).graphs == count
         assert [message.kind for message in tpfx.report(model).collectives][:1] == ["all_reduce"]
+
+
+def test_a_call_that_dynamo_leaves_out_is_in_the_report() -> None:
+    plain, x = Scaled(), torch.randn(4, 64)
+    model = tpfx.compile(copy.deepcopy(plain), ["cpu", "cpu"])
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for scale in (1.0, 2.0):
+            model(x, scale)
+        assert tpfx.report(model).whole_calls == 0
+        with pytest.warns(UserWarning, match="Scaled ran whole, on cpu: none of its graphs fits this call"):
+            torch.testing.assert_close(model(x, 3.0), plain(x, 3.0))
+    report = tpfx.report(model)
+    assert (report.graphs, report.whole_calls) == (2, 1)
+    assert "calls that ran whole" in str(report)
 
 
 def test_models_of_other_sizes_are_split_as_if_alone() -> None:

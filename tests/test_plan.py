@@ -106,13 +106,16 @@ def test_compile_follows_a_plan_without_choosing(monkeypatch: Any, tmp_path: Any
             torch.testing.assert_close(model(**given).logits, plain(**given).logits, rtol=1e-4, atol=1e-4)
     report = tpfx.report(model)
     assert report.dump() == chosen.dump()
-    assert report.parallel is not None and report.parallel.recalled
+    assert report.planned
+    assert "(proven cheapest, from the plan)" in str(report)
     assert report.bytes_per_device == chosen.bytes_per_device == plan.bytes_per_device
     assert (report.cost, report.optimal) == (chosen.cost, chosen.optimal)
     # A graph that the plan does not have is chosen around the weights as they lie.
     options = {"max_new_tokens": 4, "do_sample": False}
     assert torch.equal(model.generate(**given, **options), plain.generate(**given, **options))
     assert tpfx.report(model).bytes_per_device == plan.bytes_per_device
+    assert tpfx.report(model).planned is False
+    assert "(proven cheapest, not in the plan)" in str(tpfx.report(model))
 
 
 def _other(plan: Plan, **changes: Any) -> Plan:

@@ -44,6 +44,8 @@ class Session:
         graphs: how many graphs have been compiled.
         newest: the newest parallel graph, or that of the plan while nothing has run.
         whole_ops: ops that ran whole for want of a rule, in all graphs.
+        runs: how often a graph has been run.
+        whole_calls: calls of the model that ran no graph, but whole, as the model's own code.
         planned: how a plan would have graphs carried out, by their fingerprints.
     """
 
@@ -53,7 +55,13 @@ class Session:
     graphs: int = 0
     newest: Parallel | None = None
     whole_ops: dict[str, int] = field(default_factory=dict)
+    runs: int = 0
+    whole_calls: int = 0
     planned: Mapping[str, Decided] = field(default_factory=dict)
+
+    def count_run(self) -> None:
+        """Note that a graph is run."""
+        self.runs += 1
 
     def compile(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Dynamo's backend: plan a graph, write one for each rank, return what runs them."""
@@ -161,7 +169,8 @@ class _Lowering(_Planning):
         views = frozenset() if self.backwards else aliased_outputs()
         exact = {at: Strides(self.captured[at], placeholders) for at in views}
         seen = None if self.backwards or not self.joint else len(self.captured)
-        return Program(lowered.graph, modules, self.session.runtime, kept, exact, seen)
+        session = self.session
+        return Program(lowered.graph, modules, session.runtime, kept, exact, seen, session.count_run)
 
 
 def _results(lowered: GraphModule) -> list[Any]:

@@ -48,10 +48,11 @@ class Entry:
         if self.session.mesh.group is not None:
             self._require_same_inputs((args, kwargs))
         _mark_dynamic((*args, *kwargs.values()))
+        runs = self.session.runs
         with self._settings:
             result = _call(self._compiled, args, kwargs)
-        if self.session.graphs == 0:
-            self._warn_of_no_graph()
+        if self.session.runs == runs:
+            self._note_whole_call()
         return gather_tree(result)
 
     def plan(self, given: Inputs) -> None:
@@ -105,7 +106,7 @@ class Entry:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
         model = copy.deepcopy(self.model, memo)
-        session = replace(self.session, graphs=0, whole_ops={})
+        session = replace(self.session, graphs=0, whole_ops={}, runs=0, whole_calls=0)
         return Entry(model, copy.deepcopy(self.forward, memo), session)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -119,11 +120,14 @@ class Entry:
             tensors = [tensor for _, tensor in _tensors(list(given), "") if type(tensor) is torch.Tensor]
             require_same(self.session.mesh, "the inputs", bytes_of_tensors(tensors))
 
-    def _warn_of_no_graph(self) -> None:
-        name = type(self.model).__name__
+    def _note_whole_call(self) -> None:
+        """Dynamo has left the call out: it captured nothing of it, or has captured it as often as it will."""
+        self.session.whole_calls += 1
+        why, see = "Dynamo captured no graph of it, so nothing is split", "graph_breaks"
+        if self.session.graphs:
+            why, see = "none of its graphs fits this call, and Dynamo makes no more of them", "recompiles"
         warnings.warn(
-            f"{name} ran whole, on {self._device}: Dynamo captured no graph of it, so nothing is split; "
-            "TORCH_LOGS=graph_breaks says why",
+            f"{type(self.model).__name__} ran whole, on {self._device}: {why}; TORCH_LOGS={see} says more",
             stacklevel=4,
         )
 

@@ -50,8 +50,9 @@ class Program:
         kept: Collection[int] = (),
         exact: Mapping[int, Strides] | None = None,
         seen: int | None = None,
+        tell: Callable[[], None] | None = None,
     ) -> None:
-        self.runtime, self.mesh = runtime, runtime.mesh
+        self.runtime, self.mesh, self.tell = runtime, runtime.mesh, tell
         self.forwards: list[Callable[..., Any]] = [module.forward for module in modules]
         self.modules = list(modules)
         self.inputs = [_Input(node, self.mesh) for node in graph.find_nodes(op="placeholder")]
@@ -63,6 +64,8 @@ class Program:
 
     def __call__(self, args: list[Any]) -> list[Any]:
         """Run the graph on every rank; the arguments are let go as soon as the ranks have theirs."""
+        if self.tell is not None:
+            self.tell()
         columns = [take(arg) for take, arg in zip(self.inputs, args, strict=True)]
         written = [(at, args[at], columns[at]) for at in self.mutated]
         lie = {at: strides(args) for at, strides in self.exact.items()}

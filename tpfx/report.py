@@ -32,6 +32,9 @@ class Report:
         whole_ops: ops that run whole for want of a rule, and how often they occur.
         optimal: whether the newest graph's plan is proven to be the cheapest.
         cost: the seconds that the chooser predicts for it, a price on resident bytes included.
+        parallel: the newest graph, as planned.
+        whole_calls: calls of the model that ran whole, since Dynamo had no graph for them.
+        planned: whether the newest graph was carried out as a given plan says; None where none was given.
     """
 
     devices: list[str]
@@ -43,6 +46,8 @@ class Report:
     optimal: bool
     cost: float
     parallel: Parallel | None = field(default=None, repr=False)
+    whole_calls: int = 0
+    planned: bool | None = None
 
     @staticmethod
     def of(model: torch.nn.Module, session: Session) -> Report:
@@ -63,6 +68,8 @@ class Report:
             optimal=newest.solution.optimal if newest else False,
             cost=newest.solution.cost if newest else 0.0,
             parallel=newest,
+            whole_calls=session.whole_calls,
+            planned=newest.recalled if newest and session.planned else None,
         )
 
     def dump(self) -> str:
@@ -88,6 +95,7 @@ class Report:
 
     def _message_table(self) -> Table:
         plan = "proven cheapest" if self.optimal else "not proven cheapest"
+        plan += {True: ", from the plan", False: ", not in the plan", None: ""}[self.planned]
         title = f"messages of the newest of {self.graphs} graphs ({plan})"
         table = Table(title=title, title_justify="left", min_width=len(title) + 2)
         for heading in ("kind", "count", "bytes"):
@@ -98,6 +106,8 @@ class Report:
             table.add_row(kind, str(count), _megabytes(size))
         for op, count in self.whole_ops.items():
             table.add_row(f"runs whole: {op}", str(count), "")
+        if self.whole_calls:
+            table.add_row("calls that ran whole", str(self.whole_calls), "")
         return table
 
 
