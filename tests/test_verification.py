@@ -16,6 +16,7 @@ import tpfx
 from tests.models import inputs, tiny
 from tpfx import verification
 from tpfx.annotations import made_for
+from tpfx.captures import copied
 from tpfx.dump import names_of
 from tpfx.findings import Finding
 from tpfx.mesh import Mesh
@@ -47,7 +48,7 @@ class Planned:
 
     def tampered(self, find: Sequence[Any], name: str, fault: Fault, *ranks: int) -> list[Finding]:
         """What is found where these ranks (or all) have a fault in what they call for a node of the dump."""
-        modules = [verification._copied(module) for module in self.modules]
+        modules = [copied(module) for module in self.modules]
         for rank in ranks or range(len(modules)):
             graph = modules[rank].graph
             known = [node for node in graph.nodes if node.target in find]
@@ -201,7 +202,7 @@ def test_a_sum_that_is_not_used(llama: Planned) -> None:
 
 
 def test_results_in_each_others_places(llama: Planned) -> None:
-    modules = [verification._copied(module) for module in llama.modules]
+    modules = [copied(module) for module in llama.modules]
     output = modules[0].graph.output_node()
     first, *others = output.args[0]  # type: ignore[misc]
     output.args = ([*others, first],)

@@ -185,6 +185,11 @@ def is_getitem(node: Node) -> bool:
     return node.target is operator.getitem
 
 
+def is_view(node: Node) -> bool:
+    """Whether an op only looks at its operand's memory."""
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target.is_view)
+
+
 def size_of(extent: Any) -> Size:
     """A size of a fake tensor as an `int` or a simplified sympy expression."""
     if not isinstance(extent, torch.SymInt):

@@ -14,6 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .annotations import Source, set_source, source_of
+from .captures import Joint
 from .mesh import Mesh
 from .pipeline import Decided, Parallel, lower, parallelize
 from .processes import ProcessRuntime, require_same
@@ -24,7 +25,6 @@ from .tensor import ShardedTensor
 from .topology import Topology
 from .torch_compiler import (
     aliased_outputs,
-    min_cut_rematerialization_partition,
     skip_frames,
     unset_fake_temporarily,
 )
@@ -105,9 +105,7 @@ class _Planning:
         with unset_fake_temporarily():
             mark_gradients(joint.graph, results)
             parallel = self._parallelize(joint)
-        forward, backward = min_cut_rematerialization_partition(
-            joint, options.pop("inputs"), num_fwd_outputs=results, **options
-        )
+        forward, backward = Joint(results, options).parts(joint)
         first = {node.name for node in forward.graph.nodes}
         parallel.backward = frozenset(node.name for node in backward.graph.nodes) - first
         return forward, backward

@@ -23,6 +23,7 @@ from .annotations import (
     hint_of,
     is_getitem,
     is_joined,
+    is_view,
     layout_of,
     size_of,
     source_of,
@@ -38,7 +39,7 @@ from .topology import Topology
 aten = torch.ops.aten
 
 # What only looks at another value, where that lies as it should.
-_VIEWS = (aten.reshape.default, aten.contiguous.default)
+_VIEWS = (aten.reshape.default, aten.contiguous.default, shard)
 
 
 @dataclass(frozen=True)
@@ -180,10 +181,7 @@ class _Run:
 
 
 def _is_view(node: Node) -> bool:
-    target = node.target
-    if target in _VIEWS or target is shard:
-        return True
-    return isinstance(target, torch._ops.OpOverload) and bool(target.is_view)
+    return is_view(node) or node.target in _VIEWS
 
 
 def _hints(nodes: Iterable[Node]) -> dict[sympy.Symbol, int]:

@@ -18,6 +18,7 @@ from .annotations import (
     dims_of,
     is_getitem,
     is_joined,
+    is_view,
     layout_of,
     size_of,
     source_of,
@@ -101,7 +102,7 @@ class Lines:
             return
         elif choice.kind == "pending":
             yield "pending"
-        elif choice.kind == "split" and not _is_view(node):
+        elif choice.kind == "split" and not is_view(node):
             split = next(
                 layout for layout in (*choice.operands, *choice.results) if isinstance(layout, Split)
             )
@@ -187,10 +188,6 @@ class Lines:
 
 
 _UNSAID = (torch.device, torch.layout, torch.memory_format)
-
-
-def _is_view(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target.is_view)
 
 
 def _role(bound: Bound, split: Split) -> str | None:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
 from .annotations import Source, hint_of
 from .capture import Inputs, call_of, explained, leave_sizes_open
+from .captures import Joint, copied
 from .errors import InputError, ModelError
 from .findings import Finding
 from .layout import Shards
@@ -34,7 +35,6 @@ from .torch_compiler import (
     Settings,
     capturing_again,
     fresh,
-    min_cut_rematerialization_partition,
     unset_fake_temporarily,
 )
 from .trace import boxed, is_tangent, mark_gradients, settle_sources, trace
@@ -213,15 +213,11 @@ class _Graph:
 
     def partition(self, joint: GraphModule, results: int, **options: Any) -> tuple[GraphModule, GraphModule]:
         """Plan forward and backward as one; what the model itself runs are the parts of an unplanned copy."""
-        whole = _copied(joint)
+        whole = copied(joint)
         with unset_fake_temporarily():
             mark_gradients(joint.graph, results)
             self._plan(joint)
-        given = options.pop("inputs")
-        parts: tuple[GraphModule, GraphModule] = min_cut_rematerialization_partition(
-            whole, given, num_fwd_outputs=results, **options
-        )
-        return parts
+        return Joint(results, options).parts(whole)
 
     def forward(self, lowered: GraphModule) -> Callable[..., Any]:
         """The forward part: before it runs, it is verified together with the backward part."""
@@ -240,7 +236,7 @@ class _Graph:
         return boxed(lambda args: lowered(*args))
 
     def _plan(self, lowered: GraphModule) -> None:
-        self.captured = _copied(lowered)
+        self.captured = copied(lowered)
         self.parallel = self.verifier.parallelize(lowered, self.sources)
         self.modules = lower(lowered.graph, self.verifier.runtime.mesh, lowered)
 
@@ -263,11 +259,3 @@ class _Graph:
                 value = node.meta["val"]
                 shape = [hint_of(extent) for extent in value.shape]
                 yield torch.randn(shape, generator=generator, dtype=value.dtype)
-
-
-def _copied(module: GraphModule) -> GraphModule:
-    """The same graph, which passes will not change."""
-    graph = Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    graph.output_node().meta = dict(module.graph.output_node().meta)
-    return GraphModule(module, graph)
