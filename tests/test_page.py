@@ -134,7 +134,7 @@ def test_every_weight_is_on_the_page_as_the_plan_has_it(plans, name):
         for full, weight in weights.items():
             mine = plan.weights[full]
             assert (weight["shape"], weight["dtype"], weight["bytes"]) == (mine.shape, mine.dtype, mine.bytes)
-            assert weight["shards"] == (mine.shards and mine.shards.dims) or not weight["shards"]
+            assert tuple(weight["shards"] or ()) == (mine.shards.dims if mine.shards else ())
         held = [sum(w["held"][rank] for w in weights.values()) for rank in range(plan.devices)]
         assert held == plan.bytes_per_device
 
