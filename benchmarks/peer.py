@@ -1,17 +1,18 @@
 """The library tensor_parallel, in an environment of its own: `Peer(…)` starts it and asks it for seconds.
 
 It needs an old transformers, so it lives in a virtual environment that `environment` makes, and runs this
-file as a program: one JSON object on a line in (a phase, say), one out (its seconds).
+file as a program.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from .remote import Remote, given, serve
 
 ROOT = Path(__file__).parent
 REQUIREMENTS = (
@@ -41,61 +42,27 @@ def environment(folder: Path = ROOT / ".peer-venv") -> Path:
     return python
 
 
-class Peer:
+class Peer(Remote):
     """A process that has a model split by tensor_parallel over `devices` CPU devices, one thread each."""
 
     def __init__(self, devices: int, shape: dict[str, Any], batch: int, length: int) -> None:
         command = [str(environment()), "-W", "ignore", "-m", "benchmarks.peer"]
-        self._process = subprocess.Popen(
-            command, cwd=ROOT.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._ask({"devices": devices, "batch": batch, "length": length, "shape": shape})
-
-    def measure(self, phase: str) -> float:
-        """Seconds of one measurement."""
-        return float(self._ask({"phase": phase})["seconds"])
-
-    def held(self) -> list[int]:
-        """Bytes on each device while it trains."""
-        return [int(size) for size in self._ask({"held": True})["held"]]
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
-            if line.startswith("{"):  # libraries print too
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        raise RuntimeError(f"tensor_parallel's process ended ({self._process.wait()}) at {question}")
+        super().__init__(command, {"devices": devices, "batch": batch, "length": length, "shape": shape})
 
 
-def _serve() -> None:
+def main() -> None:
+    """Split the model that the first line tells of, and answer questions about it."""
     import tensor_parallel  # type: ignore[import-not-found]  # of the other environment
     import torch
 
     from .models import build, config, prompt
-    from .phases import PHASES, bytes_held
 
-    given = json.loads(sys.stdin.readline())
+    told = given()
     torch.set_num_threads(1)
-    model = build(config(**given["shape"]))
-    model = tensor_parallel.tensor_parallel(model, ["cpu"] * given["devices"])
-    ids = prompt(given["length"], given["batch"])
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "held" in question:
-            print(json.dumps({"held": bytes_held(model)}), flush=True)
-        else:
-            print(json.dumps({"seconds": PHASES[question["phase"]](model, ids)}), flush=True)
+    model = build(config(**told["shape"]))
+    model = tensor_parallel.tensor_parallel(model, ["cpu"] * told["devices"])
+    serve(model, prompt(told["length"], told["batch"]))
 
 
 if __name__ == "__main__":
-    _serve()
+    main()

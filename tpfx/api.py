@@ -6,10 +6,12 @@ import functools
 import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from .backend import Session
@@ -19,10 +21,10 @@ from .errors import AlreadyCompiledError, InputError, ModelError
 from .mesh import DeviceSpec
 from .plan import Plan
 from .plugin import session_of
-from .processes import ProcessRuntime, average_gradients, mesh_from
+from .processes import average_gradients
 from .report import Report
-from .runtime import Runtime
 from .slots import Slot
+from .target import Target
 from .topology import Topology
 from .weights import (
     check_weights,
@@ -46,7 +48,9 @@ def compile(
     example_inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
     topology: Topology | None = None,
+    device_compiler: str = "eager",
     timeout: float = 300.0,
+    group: ProcessGroup | None = None,
 ) -> M:
     """Split a model over several devices, in place.
 
@@ -66,8 +70,12 @@ def compile(
             says, and a graph that it has is carried out as it says. For any other graph, such as that of
             another kind of device, the cheapest way with these weights is chosen.
         topology: what messages and arithmetic cost, for the chooser; the plan's where there is one.
+        device_compiler: what runs the graph of each device: "eager", op by op, or "inductor", TorchInductor's
+            code for it, which takes a minute to make and is faster then.
         timeout: seconds that a rank waits for the others before `CollectiveTimeout`, or that of a process
             group that is made here.
+        group: processes that each have `devices` of their own, or one device; the model is split over all of
+            them. Every process passes its inputs on its first device.
 
     Returns:
         The same model. It takes inputs on the first device; its outputs are plain tensors there.
@@ -77,12 +85,15 @@ def compile(
         AlreadyCompiledError: the model has been compiled before.
         ModelError: the model is no module, or has no parameters, or some that cannot be divided.
         InputError: the example inputs are no tuple and no dict, or lie on other devices.
+        TpfxError: the device compiler is unknown.
         PlanError: the plan cannot be read, or is for another model, number of devices or version of tpfx.
         Exception: what the model's forward raises with the example inputs.
 
     >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
     """
-    return _compile(model, devices, example_inputs, plan, topology, timeout, {})
+    return _compile(
+        model, example_inputs, plan, Target(devices, topology, device_compiler, timeout, group), {}
+    )
 
 
 def load(
@@ -93,7 +104,9 @@ def load(
     example_inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
     topology: Topology | None = None,
+    device_compiler: str = "eager",
     timeout: float = 300.0,
+    group: ProcessGroup | None = None,
     progress: bool | None = None,
 ) -> M:
     """Split a model without contents over several devices, and read its weights from safetensors files.
@@ -105,7 +118,8 @@ def load(
         model: with parameters on the meta device, as `accelerate.init_empty_weights()` makes it. Those that
             have contents keep them.
         checkpoint: a safetensors file, or a folder with model.safetensors or model.safetensors.index.json.
-        devices: as `compile` takes them; likewise `plan`, `topology` and `timeout`.
+        devices: as `compile` takes them; likewise `plan`, `topology`,
+            `device_compiler`, `timeout` and `group`.
         example_inputs: as `compile` takes them; needed unless the model brings its own.
         progress: whether a bar on stderr shows the bytes read; None where stderr is a terminal.
 
@@ -127,26 +141,25 @@ def load(
     with reading(show) as progressed:
         stored = weights_in(model, Checkpoint(checkpoint, progressed.tell))
         progressed.expect(model, stored)
-        return _compile(model, devices, example_inputs, plan, topology, timeout, stored)
+        return _compile(
+            model, example_inputs, plan, Target(devices, topology, device_compiler, timeout, group), stored
+        )
 
 
 def _compile(
     model: M,
-    devices: Any,
     example_inputs: Inputs | None,
     plan: Plan | str | Path | None,
-    topology: Topology | None,
-    timeout: float,
+    target: Target,
     stored: Mapping[int, Stored],
 ) -> M:
     _check(model, example_inputs, stored)
     made = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
-    mesh = mesh_from(devices, timeout)
+    mesh = target.mesh()
     if made is not None:
         made.require(model, mesh.size)
-        topology = topology or made.topology
-    runtime = Runtime(mesh, timeout) if mesh.group is None else ProcessRuntime(mesh)
-    session = Session(mesh, runtime, topology or Topology())
+        target = replace(target, topology=target.topology or made.topology)
+    session = Session.on(mesh, target)
     slots = shard_weights(model, mesh, stored)
     try:
         if made is not None:

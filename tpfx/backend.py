@@ -15,12 +15,15 @@ from torch.fx import GraphModule, Node
 
 from .annotations import Source, set_source, source_of
 from .captures import Joint
+from .device_compiler import compile_for_devices
 from .mesh import Mesh
 from .pipeline import Decided, Parallel, lower, parallelize
-from .processes import ProcessRuntime, require_same
-from .program import Program, shards_of
+from .process_runtime import ProcessRuntime
+from .processes import require_same
+from .program import Program, Ranks, shards_of
 from .runtime import Runtime
 from .strides import Strides
+from .target import Target
 from .tensor import ShardedTensor
 from .topology import Topology
 from .torch_compiler import (
@@ -41,6 +44,7 @@ class Session:
         mesh: the devices.
         runtime: the threads that run the ranks.
         topology: what messages cost.
+        device_compiler: what runs the graph of a rank, one of `DEVICE_COMPILERS`.
         graphs: how many graphs have been compiled.
         newest: the newest parallel graph, or that of the plan while nothing has run.
         whole_ops: ops that ran whole for want of a rule, in all graphs.
@@ -52,12 +56,23 @@ class Session:
     mesh: Mesh
     runtime: Runtime | ProcessRuntime
     topology: Topology = field(default_factory=Topology)
+    device_compiler: str = "eager"
     graphs: int = 0
     newest: Parallel | None = None
     whole_ops: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     whole_calls: int = 0
     planned: Mapping[str, Decided] = field(default_factory=dict)
+
+    @staticmethod
+    def on(mesh: Mesh, target: Target) -> Session:
+        """A session whose ranks are those of a mesh.
+
+        Raises:
+            TpfxError: the timeout is not above 0.
+        """
+        runtime = ProcessRuntime(mesh) if mesh.rank_is_process else Runtime(mesh, target.timeout)
+        return Session(mesh, runtime, target.topology or Topology(), target.device_compiler)
 
     def count_run(self) -> None:
         """Note that a graph is run."""
@@ -162,13 +177,15 @@ class _Lowering(_Planning):
         return super().forward(lowered)
 
     def _finish(self, lowered: GraphModule, kept: Collection[int] = ()) -> Callable[..., Any]:
-        modules = lower(lowered.graph, self.session.mesh, lowered)
+        session = self.session
+        modules = lower(lowered.graph, session.mesh, lowered)
+        forwards = compile_for_devices(session.device_compiler, lowered.graph, modules, session.mesh)
         placeholders = lowered.graph.find_nodes(op="placeholder")
         views = frozenset() if self.backwards else aliased_outputs()
         exact = {at: Strides(self.captured[at], placeholders) for at in views}
         seen = None if self.backwards or not self.joint else len(self.captured)
-        session = self.session
-        return Program(lowered.graph, modules, session.runtime, kept, exact, seen, session.count_run)
+        ranks = Ranks(session.runtime, modules, forwards)
+        return Program(lowered.graph, ranks, kept, exact, seen, session.count_run)
 
 
 def _results(lowered: GraphModule) -> list[Any]:

@@ -8,6 +8,7 @@ model = tpfx.load(model, "folder", ["cuda:0", "cuda:1"])
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from safetensors import safe_open
 
 from .errors import ModelError
 from .layout import SplitDims
-from .parts import take_slices
+from .parts import boxes, local_shape
 from .slots import slots_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PIECE = 1 << 24  # bytes that are read at a time
 
 
 @dataclass
@@ -37,10 +39,12 @@ class Stored:
     read_bytes: Callable[[int], None]
 
     def part(self, dims: SplitDims, rank: int, dtype: torch.dtype) -> torch.Tensor:
-        """A rank's part. The file is opened for this alone: what is mapped of it would count as resident."""
-        with safe_open(self.file, framework="pt") as opened:
-            part: torch.Tensor = take_slices(opened.get_slice(self.key), dims, rank, len(self.shape))
-            made = part.to(dtype, copy=True).contiguous()
+        """A rank's part. The file is opened anew for each piece: what is mapped of it counts as resident."""
+        made = torch.empty(local_shape(self.shape, dims, rank), dtype=dtype)
+        rows = max(1, PIECE // max(1, math.prod(self.shape[1:]) * dtype.itemsize))
+        for there, here in boxes(self.shape, dims, rank, rows):
+            with safe_open(self.file, framework="pt") as opened:
+                made[here] = opened.get_slice(self.key)[there] if there else opened.get_tensor(self.key)
         self.read_bytes(made.nbytes)
         return made
 

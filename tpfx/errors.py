@@ -7,6 +7,7 @@ __all__ = [
     "AlreadyCompiledError",
     "CollectiveError",
     "CollectiveTimeout",
+    "DeviceCompilerError",
     "DeviceError",
     "InputError",
     "ModelError",
@@ -56,6 +57,10 @@ class CollectiveError(TpfxError):
 
 class CollectiveTimeout(TpfxError, TimeoutError):
     """Some ranks never arrived in a collective in which the others wait."""
+
+
+class DeviceCompilerError(TpfxError):
+    """The device compiler cannot compile the graph of a rank."""
 
 
 class RankAborted(TpfxError):

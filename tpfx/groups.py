@@ -166,7 +166,7 @@ def create_groups(
     mesh: Mesh, timeout: float, locate: Callable[[int], str | None] | None = None
 ) -> RankGroups:
     """The groups of the owned ranks. `timeout` in seconds; `locate` says where a rank is, for messages."""
-    distinct_gpus = len(set(mesh.devices)) == mesh.size > 1 and mesh.devices[0].type == "cuda"
-    if distinct_gpus and torch_private.nccl_available():
+    alone = mesh.group is None and len(set(mesh.devices)) == mesh.size > 1
+    if alone and mesh.devices[0].type == "cuda" and torch_private.nccl_available():
         return NcclGroups(mesh, timeout)
     return ThreadGroups(mesh, timeout, locate)

@@ -41,12 +41,16 @@ _PRODUCTS = (aten.linear.default, aten.mm.default, aten.bmm.default, embedding_s
 
 @dataclass
 class Rank:
-    """One rank's graph as it is written, and what has been made of each node of the parallel graph."""
+    """One rank's graph as it is written, and what has been made of each node of the parallel graph.
+
+    `draws`: whether it draws random numbers, as the first rank of each process does.
+    """
 
     graph: Graph
     rank: int
     ranks: int
     group: str
+    draws: bool
     made: dict[Node, Any] = field(default_factory=dict)
 
     def of(self, node: Node) -> Any:
@@ -132,7 +136,7 @@ def emit_pend(local: Rank, node: Node) -> Node:
 def emit_random(local: Rank, node: Node) -> Any:
     """What the unsharded model would draw: rank 0 does, from the caller's generator, and tells the others."""
     named = local.args(node)
-    drawn = local.call(draw, local.rank, local.group, node.target, named)
+    drawn = local.call(draw, local.draws, local.group, node.target, named)
     if isinstance(node.meta["val"], torch.Tensor):
         return local.call(operator.getitem, drawn, 0)
     return tuple(local.call(operator.getitem, drawn, index) for index in range(len(node.meta["val"])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,8 @@ import torch
 
 from .layout import Shards, SplitDims
 from .mesh import Mesh
-from .parts import gather_shards, join, join_unfolded, take, whole_shape
+from .parts import fold, join, local_shape, take, unfold_part, whole_shape
+from .processes import from_all
 
 if TYPE_CHECKING:
     from .checkpoints import Stored
@@ -78,24 +80,30 @@ def split_among(whole: torch.Tensor, layout: Shards, mesh: Mesh) -> tuple[torch.
 
 def folded_whole_of(parts: Sequence[torch.Tensor], layout: Shards, mesh: Mesh) -> torch.Tensor:
     """The same, where the split goes through a dimension of a varying size."""
-    if mesh.group is None:
-        return join_unfolded(parts, layout.dims, layout.unfolding)
-    (rank,) = mesh.owned
-    count = max(dim for dim, _ in layout.dims) + 1
-    shape = whole_shape([-1] * count, layout.dims)
-    return gather_shards(
-        parts[0], layout.dims, shape, rank, mesh.size, mesh.group_name(rank), layout.unfolding
-    )
+    ranks = zip(mesh.owned, parts, strict=True)
+    apart = [unfold_part(part, layout.dims, rank, layout.unfolding) for rank, part in ranks]
+    shape = whole_shape(apart[0].shape, layout.dims)
+    return fold(whole_of(apart, layout.dims, shape, mesh), layout.unfolding)
 
 
 def whole_of(
     parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int], mesh: Mesh
 ) -> torch.Tensor:
     """The whole of a divided tensor, on the device of the first part: from this process, or from all."""
-    if mesh.group is None:
-        return join(parts, dims, shape)
-    (rank,) = mesh.owned
-    return gather_shards(parts[0], dims, shape, rank, mesh.size, mesh.group_name(rank), ())
+    return join(parts if mesh.group is None else _parts_of_all(parts, dims, shape, mesh), dims, shape)
+
+
+def _parts_of_all(
+    parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int], mesh: Mesh
+) -> list[torch.Tensor]:
+    """The parts of all ranks, on the device of the first of this process; padded for the message."""
+    shapes = [local_shape(shape, dims, rank) for rank in range(mesh.size)]
+    counts = [math.prod(each) for each in shapes]
+    rows = parts[0].new_zeros((len(parts), max(counts)))
+    for row, part in zip(rows, parts, strict=True):
+        row[: part.numel()].view(part.shape).copy_(part)
+    found = zip(from_all(rows, mesh), counts, shapes, strict=True)
+    return [row[:count].view(each) for row, count, each in found]
 
 
 def _own(part: torch.Tensor, whole: torch.Tensor, device: torch.device) -> torch.Tensor:

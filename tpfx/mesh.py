@@ -14,13 +14,11 @@ import torch
 
 from tpfx.errors import DeviceError
 
-__all__ = ["THREADS", "DeviceSpec", "Mesh", "parse_devices"]
+__all__ = ["DeviceSpec", "Mesh", "parse_devices"]
 
 DeviceSpec = str | torch.device | int
 
 _serials = itertools.count()
-
-THREADS = "tpfx:"  # what the names of groups of rank threads begin with
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +26,16 @@ class Mesh:
     """The devices of ranks 0..n-1, the ranks that this process owns, and the group name of every rank.
 
     `owned` defaults to all ranks (one process drives all devices); a process under torchrun owns one.
-    `names` defaults to names that no other mesh of this process has. Where the ranks are processes, `group`
-    is theirs, and `replicas`, if any, the group over which gradients are averaged.
+    `names` defaults to names that no other mesh of this process has. Where several processes own the ranks,
+    `group` is theirs, `shares` how many each of them owns, in order, and `replicas`, if any, the group over
+    which gradients are averaged.
     """
 
     devices: tuple[torch.device, ...]
     owned: tuple[int, ...] = ()
     names: tuple[str, ...] = field(default=(), repr=False)
     group: Any = field(default=None, repr=False)
+    shares: tuple[int, ...] = field(default=(), repr=False)
     replicas: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -43,9 +43,11 @@ class Mesh:
             raise DeviceError("a mesh needs at least one device, got none; pass for instance ['cpu', 'cpu']")
         if not self.owned:
             object.__setattr__(self, "owned", tuple(range(self.size)))
+        if not self.shares:
+            object.__setattr__(self, "shares", (1,) * self.size if self.group else (self.size,))
         if not self.names:
             serial = next(_serials)
-            object.__setattr__(self, "names", tuple(f"{THREADS}{serial}:{rank}" for rank in range(self.size)))
+            object.__setattr__(self, "names", tuple(f"tpfx:{serial}:{rank}" for rank in range(self.size)))
         if len(self.names) != self.size or not all(0 <= rank < self.size for rank in self.owned):
             raise DeviceError(
                 f"a mesh of {self.size} devices needs {self.size} group names and ranks in "
@@ -56,6 +58,22 @@ class Mesh:
     def size(self) -> int:
         """The number of ranks."""
         return len(self.devices)
+
+    @property
+    def gpus(self) -> list[torch.device]:
+        """The GPUs of this process."""
+        own = {self.devices[rank] for rank in self.owned}
+        return sorted((device for device in own if device.type == "cuda"), key=str)
+
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        """The first rank of each process."""
+        return tuple(itertools.accumulate(self.shares[:-1], initial=0))
+
+    @property
+    def rank_is_process(self) -> bool:
+        """Whether the ranks are processes, so that no threads are needed."""
+        return self.group is not None and set(self.shares) == {1}
 
     def same_as(self, other: "Mesh") -> bool:
         """Whether two meshes have the same ranks on the same devices, of two models perhaps."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .layout import Pieces, SplitDims, Unfolding
-from .mesh import THREADS
 
 aten = torch.ops.aten
 c10d = torch.ops._c10d_functional
@@ -88,27 +88,26 @@ def take(whole: torch.Tensor, dims: SplitDims, rank: int) -> torch.Tensor:
     return whole
 
 
-def take_slices(stored: Any, dims: SplitDims, rank: int, count: int) -> torch.Tensor:
-    """A rank's part of a tensor of `count` dimensions that is in a file and gives what it is indexed by."""
-    if not count or not dims:
-        return stored[...]  # type: ignore[no-any-return]
-    return _read(stored, (slice(None),) * count, dims, rank)
-
-
-def _read(stored: Any, chosen: tuple[slice, ...], dims: SplitDims, rank: int) -> torch.Tensor:
-    if not dims:
-        return stored[chosen]  # type: ignore[no-any-return]
-    (dim, owned), *rest = dims
-    before, after = chosen[:dim], chosen[dim + 1 :]
-    parts = [_read(stored, (*before, slice(*own), *after), tuple(rest), rank) for own in owned[rank]]
-    if not parts:
-        return _read(stored, (*before, slice(0, 1), *after), tuple(rest), rank).narrow(dim, 0, 0)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+def boxes(
+    shape: Sequence[int], dims: SplitDims, rank: int, rows: int
+) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """The pieces of a rank's part, of so many rows at most: where each lies in the whole, and in the part."""
+    owned, sides = dict(dims), []
+    for dim, extent in enumerate(shape):
+        side, offset = [], 0
+        for start, stop in owned[dim][rank] if dim in owned else ((0, extent),):
+            for low in range(start, stop, rows if dim == 0 else max(1, stop - start)):
+                size = min(rows, stop - low) if dim == 0 else stop - low
+                side.append((slice(low, low + size), slice(offset, offset + size)))
+                offset += size
+        sides.append(side)
+    for piece in itertools.product(*sides):
+        yield tuple(there for there, _ in piece), tuple(here for _, here in piece)
 
 
 def take_unfolded(whole: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
     """`take`, of a tensor some of whose dimensions are products of a size that varies."""
-    return _fold(take(_unfold(whole, unfolding), dims, rank), unfolding)
+    return fold(take(_unfold(whole, unfolding), dims, rank), unfolding)
 
 
 def _unfold(value: torch.Tensor, unfolding: Unfolding) -> torch.Tensor:
@@ -117,7 +116,8 @@ def _unfold(value: torch.Tensor, unfolding: Unfolding) -> torch.Tensor:
     return value
 
 
-def _fold(value: torch.Tensor, unfolding: Unfolding) -> torch.Tensor:
+def fold(value: torch.Tensor, unfolding: Unfolding) -> torch.Tensor:
+    """The products of dimensions that `unfold_part` took apart."""
     for dim, sizes in reversed(unfolding):
         value = value.flatten(dim, dim + len(sizes) - 1)
     return value
@@ -152,7 +152,7 @@ def gather_shards(
     unfolding: Unfolding,
 ) -> torch.Tensor:
     """The whole tensor on every rank; shards of unequal size are padded for the message."""
-    part = _unfold_part(part, dims, rank, unfolding)
+    part = unfold_part(part, dims, rank, unfolding)
     shape = [extent if index not in dict(dims) else shape[index] for index, extent in enumerate(part.shape)]
     shapes = [local_shape(shape, dims, each) for each in range(ranks)]
     counts = [math.prod(each) for each in shapes]
@@ -162,28 +162,21 @@ def gather_shards(
         if flat.shape[0] < max(counts)
         else flat
     )
-    gathered = c10d.wait_tensor(c10d.all_gather_into_tensor(flat.contiguous(), ranks, group)).view(ranks, -1)
+    gathered = _sent(c10d.all_gather_into_tensor, flat.contiguous(), ranks, group).view(ranks, -1)
     parts = [
         gathered[each, :count].view(size)
         for each, (count, size) in enumerate(zip(counts, shapes, strict=True))
     ]
-    return _fold(join(parts, dims, shape), unfolding)
+    return fold(join(parts, dims, shape), unfolding)
 
 
-def _unfold_part(part: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
+def unfold_part(part: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
     """A rank's part with dimensions of a varying size taken apart, the split factors as large as it holds."""
     own = {dim: sum(stop - start for start, stop in owned[rank]) for dim, owned in dims}
     for dim, sizes in unfolding:
         first = dim + sum(len(others) - 1 for other, others in unfolding if other < dim)
         part = part.unflatten(dim, [own.get(first + at, size) for at, size in enumerate(sizes)])
     return part
-
-
-def join_unfolded(parts: Sequence[torch.Tensor], dims: SplitDims, unfolding: Unfolding) -> torch.Tensor:
-    """`join`, of a tensor some of whose dimensions are products of a size that varies."""
-    apart = [_unfold_part(part, dims, rank, unfolding) for rank, part in enumerate(parts)]
-    shape = whole_shape(apart[0].shape, dims)
-    return _fold(join(apart, dims, shape), unfolding)
 
 
 def whole_shape(shape: Sequence[int], dims: SplitDims) -> list[int]:
@@ -200,18 +193,26 @@ def local_shape(shape: Sequence[int], dims: SplitDims, rank: int) -> list[int]:
     return local
 
 
-def draw(rank: int, group: str, op: Any, named: Mapping[str, Any]) -> list[torch.Tensor]:
+def draw(draws: bool, group: str, op: Any, named: Mapping[str, Any]) -> list[torch.Tensor]:
     """The results of an op that draws random numbers, those of rank 0.
 
-    Rank threads share the caller's generator: only rank 0 draws, the others make room. Processes have one
-    each, which all of them advance.
+    The rank threads of a process share the caller's generator: its first draws, the others make room.
+    Processes have one each, which all of them advance.
     """
     schema = op._schema.arguments
     args = [named[argument.name] for argument in schema if not argument.kwarg_only]
     kwargs = {argument.name: named[argument.name] for argument in schema if argument.kwarg_only}
-    draws = rank == 0 or not group.startswith(THREADS)
     made = tree_leaves(op(*args, **kwargs)) if draws else _room_for(op, args, kwargs)
-    return [c10d.wait_tensor(c10d.broadcast(result, 0, group)) for result in made]
+    return [_sent(c10d.broadcast, result, 0, group) for result in made]
+
+
+def _sent(collective: Any, value: torch.Tensor, number: int, group: str) -> torch.Tensor:
+    """A functional collective of a tensor, as bytes where it is of booleans: of those and a number, Inductor
+    makes 64-bit integers (torch 2.13)."""
+    if value.dtype is torch.bool:
+        return _sent(collective, value.view(torch.uint8), number, group).view(torch.bool)
+    found: torch.Tensor = c10d.wait_tensor(collective(value, number, group))
+    return found
 
 
 def _room_for(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:

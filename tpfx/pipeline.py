@@ -221,7 +221,7 @@ def lower(parallel: Graph, mesh: Mesh, root: torch.nn.Module) -> list[GraphModul
     """The graph modules of the ranks that this process owns; constants are taken from `root`."""
     modules = []
     for rank in mesh.owned:
-        graph = localize(parallel, rank, mesh.size, mesh.group_name(rank))
+        graph = localize(parallel, rank, mesh.size, mesh.group_name(rank), rank in mesh.firsts)
         _place(graph, mesh.devices[rank])
         module = GraphModule(_constants(graph, root, mesh.devices[rank]), graph, class_name=f"Rank{rank}")
         modules.append(module)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -19,15 +20,13 @@ from .backend import Session
 from .errors import DeviceError, TpfxError
 from .mesh import Mesh
 from .optimizers import adopt, succeed
-from .processes import ProcessRuntime, mesh_from
-from .runtime import Runtime
 from .slots import Slot
-from .topology import Topology
+from .target import Target
 from .weights import restore_weights, sharded_weight
 
-OPTIONS = ("devices", "topology", "timeout")
+OPTIONS = tuple(field.name for field in fields(Target))
 
-_sessions: dict[Any, Session] = {}
+_sessions: dict[Target, Session] = {}
 
 
 def backend(
@@ -38,10 +37,11 @@ def backend(
     Args:
         module: the graph.
         example_inputs: its inputs, the weights among them.
-        options: `devices`, `topology` and `timeout`, as `tpfx.compile` takes them.
+        options: what a `Target` is made of, as `tpfx.compile` takes it: `devices`, `topology`,
+            `device_compiler`, `timeout` and `group`.
 
     Raises:
-        TpfxError: an option is unknown.
+        TpfxError: an option, or what it names, is unknown.
         DeviceError: the devices do not make a mesh.
     """
     session = session_for(options or {})
@@ -60,29 +60,22 @@ def session_for(options: Mapping[str, Any]) -> Session:
     """What all graphs that are compiled for the same devices share.
 
     Raises:
-        TpfxError: an option is unknown.
+        TpfxError: an option, or what it names, is unknown.
     """
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise TpfxError(
             f"options={{{unknown[0]!r}: …}} is unknown to backend='tpfx'; it takes {', '.join(OPTIONS)}"
         )
-    devices, topology, timeout = (
-        options.get("devices"),
-        options.get("topology"),
-        options.get("timeout", 300.0),
-    )
-    key = (tuple(devices) if isinstance(devices, (list, tuple)) else devices, topology, timeout)
+    target = Target(**options)
     try:
-        found = _sessions.get(key)
+        found = _sessions.get(target)
     except TypeError as problem:
         raise DeviceError(
-            f"devices={devices!r}: pass a list of devices, an int, or a DeviceMesh"
+            f"devices={target.devices!r}: pass a list of devices, an int, or a DeviceMesh"
         ) from problem
     if found is None:
-        mesh = mesh_from(devices, timeout)
-        runtime = Runtime(mesh, timeout) if mesh.group is None else ProcessRuntime(mesh)
-        found = _sessions[key] = Session(mesh, runtime, topology or Topology())
+        found = _sessions[target] = Session.on(target.mesh(), target)
     return found
 
 

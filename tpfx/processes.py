@@ -1,5 +1,5 @@
-"""One process per rank, as under torchrun: the mesh of a torch.distributed group, and what its processes must
-have in common.
+"""Several processes, as torchrun starts them: the mesh of a torch.distributed group, and what its processes
+must have in common.
 
     torchrun --nproc-per-node 2 script.py       # in it: tpfx.compile(model)
 
@@ -11,22 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from .errors import CollectiveError, DeviceError, TpfxError
+from .errors import CollectiveError, DeviceError
 from .mesh import Mesh, parse_devices
-from .runtime import node_of
-from .torch_private import below_autograd
-
-T = TypeVar("T")
-
-c10d = torch.ops._c10d_functional
 
 
 def launched() -> bool:
@@ -34,8 +28,10 @@ def launched() -> bool:
     return dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())
 
 
-def mesh_from(devices: Any, timeout: float) -> Mesh:
-    """The ranks that a user asks for, of this process or of several."""
+def mesh_from(devices: Any, timeout: float, group: dist.ProcessGroup | None = None) -> Mesh:
+    """The ranks that a user asks for, of this process or of several; those of a `group` have devices each."""
+    if group is not None:
+        return _mesh_of_shares(devices, group)
     if isinstance(devices, DeviceMesh):
         return mesh_of(devices)
     return world_mesh(timeout) if devices is None and launched() else Mesh(parse_devices(devices))
@@ -55,7 +51,7 @@ def world_mesh(timeout: float) -> Mesh:
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
         )
     assert dist.group.WORLD is not None
-    return _mesh(dist.group.WORLD, _own_device(), None)
+    return _mesh(dist.group.WORLD, (_own_device(),), None)
 
 
 def mesh_of(given: DeviceMesh) -> Mesh:
@@ -68,7 +64,7 @@ def mesh_of(given: DeviceMesh) -> Mesh:
     """
     names = given.mesh_dim_names or ()
     if given.ndim == 1:
-        return _mesh(given.get_group(), _own_device(given.device_type), None)
+        return _mesh(given.get_group(), (_own_device(given.device_type),), None)
     if given.ndim != 2 or "tp" not in names:
         raise DeviceError(
             f"a DeviceMesh of {given.ndim} dimensions named {names or 'nothing'}; pass one of one dimension, "
@@ -76,7 +72,15 @@ def mesh_of(given: DeviceMesh) -> Mesh:
             'mesh_dim_names=("dp", "tp"))'
         )
     other = next(name for name in names if name != "tp")
-    return _mesh(given.get_group("tp"), _own_device(given.device_type), given.get_group(other))
+    return _mesh(given.get_group("tp"), (_own_device(given.device_type),), given.get_group(other))
+
+
+def _mesh_of_shares(devices: Any, group: dist.ProcessGroup) -> Mesh:
+    """Every process of a group owns a rank on each of the devices that it names."""
+    if isinstance(devices, DeviceMesh):
+        raise DeviceError("devices is a DeviceMesh, which has groups of its own: leave group out")
+    own = (_own_device(),) if devices is None else parse_devices(devices)
+    return _mesh(group, own, None)
 
 
 def _own_device(kind: str | None = None) -> torch.device:
@@ -87,15 +91,21 @@ def _own_device(kind: str | None = None) -> torch.device:
     return torch.device("cpu")
 
 
-def _mesh(group: dist.ProcessGroup, device: torch.device, replicas: dist.ProcessGroup | None) -> Mesh:
-    size, rank = dist.get_world_size(group), dist.get_rank(group)
-    if rank < 0:
+def _mesh(group: dist.ProcessGroup, own: Sequence[torch.device], replicas: dist.ProcessGroup | None) -> Mesh:
+    size, process = dist.get_world_size(group), dist.get_rank(group)
+    if process < 0:
         raise DeviceError(f"process {dist.get_rank()} is not in the group that the model is split over")
-    devices: list[Any] = [None] * size
-    dist.all_gather_object(devices, str(device), group)
-    mesh = Mesh(
-        tuple(map(torch.device, devices)), (rank,), (group.group_name,) * size, group, replicas=replicas
-    )
+    named: list[Any] = [None] * size
+    dist.all_gather_object(named, [str(device) for device in own], group)
+    devices = tuple(torch.device(name) for names in named for name in names)
+    if len({device.type for device in devices}) > 1:
+        kinds = sorted({str(device) for device in devices})
+        raise DeviceError(f"the processes of a group must have devices of one kind, not {kinds}")
+    shares = tuple(len(names) for names in named)
+    first = sum(shares[:process])
+    names = (group.group_name,) * size if set(shares) == {1} else ()
+    owned = tuple(range(first, first + shares[process]))
+    mesh = Mesh(devices, owned, names, group, shares, replicas)
     _share_random_state(mesh)
     return mesh
 
@@ -123,7 +133,7 @@ def require_same(mesh: Mesh, what: str, parts: Iterable[bytes]) -> None:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part)
-    digests: list[Any] = [None] * mesh.size
+    digests: list[Any] = [None] * len(mesh.shares)
     try:
         dist.all_gather_object(digests, digest.hexdigest(), mesh.group)
     except Exception as error:
@@ -132,7 +142,7 @@ def require_same(mesh: Mesh, what: str, parts: Iterable[bytes]) -> None:
             f"on rank {rank} ({mesh.devices[rank]}), comparing {what} with those of the other ranks"
         )
         raise
-    others = [rank for rank, found in enumerate(digests) if found != digests[0]]
+    others = [mesh.firsts[at] for at, found in enumerate(digests) if found != digests[0]]
     if others:
         raise CollectiveError(
             f"{what} of rank(s) {', '.join(map(str, others))} differ from those of rank 0: all processes "
@@ -140,13 +150,19 @@ def require_same(mesh: Mesh, what: str, parts: Iterable[bytes]) -> None:
         )
 
 
-def from_all(numbers: torch.Tensor, mesh: Mesh) -> torch.Tensor:
-    """The numbers of all ranks, from those of the ranks that this process owns."""
+def from_all(rows: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """A row of each rank, from those of the ranks that this process owns."""
     if mesh.group is None:
-        return numbers
-    name = mesh.group_name(mesh.owned[0])
-    found: torch.Tensor = c10d.wait_tensor(c10d.all_gather_into_tensor(numbers.contiguous(), mesh.size, name))
-    return found
+        return rows
+    most = max(mesh.shares)
+    padded = (
+        torch.cat((rows, rows.new_zeros((most - len(rows), *rows.shape[1:])))) if len(rows) < most else rows
+    )
+    found = rows.new_empty((len(mesh.shares) * most, *rows.shape[1:]))
+    dist.all_gather_into_tensor(found, padded.contiguous(), mesh.group)
+    if len(found) == mesh.size:
+        return found
+    return torch.cat([part[:share] for part, share in zip(found.split(most), mesh.shares, strict=True)])
 
 
 def bytes_of_tensors(tensors: Iterable[torch.Tensor]) -> Iterable[bytes]:
@@ -169,39 +185,3 @@ def average_gradients(model: torch.nn.Module, mesh: Mesh) -> None:
     for weight in model.parameters():
         if weight.requires_grad:
             weight.register_post_accumulate_grad_hook(average)
-
-
-class ProcessRuntime:
-    """Runs the graph of the one rank that this process owns, where it is called.
-
-    Args:
-        mesh: of a process group.
-    """
-
-    def __init__(self, mesh: Mesh) -> None:
-        self.mesh = mesh
-
-    def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Run the one call.
-
-        Raises:
-            Exception: what it raises, with a note naming the rank and the node. Where a collective fails,
-                since another process has ended or is late, that is the group's own error.
-        """
-        if len(calls) != 1:
-            raise TpfxError(f"{len(calls)} calls for the one rank of this process; pass one")
-        rank = self.mesh.owned[0]
-        device = self.mesh.devices[rank]
-        try:
-            with torch.autocast(device.type, enabled=False):
-                if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-                    return [calls[0]()]
-                with below_autograd():
-                    return [calls[0]()]
-        except Exception as error:
-            node = node_of(error.__traceback__)
-            error.add_note(f"on rank {rank} ({device})" + (f", in node {node}" if node else ""))
-            raise
-
-    def close(self) -> None:
-        """Nothing to end: the group is the caller's."""

@@ -6,6 +6,7 @@ This is the hot path: what can be decided when the graph is compiled is decided 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from .layout import Layout, Partial, Shards, Split, concrete, unfold
 from .memory import folded_whole_of, split_among, whole_of
 from .mesh import Mesh
 from .names import module_path
-from .processes import ProcessRuntime
+from .process_runtime import ProcessRuntime
 from .rules import is_tensor
 from .runtime import Runtime, node_of
 from .strides import Strides, relaid
@@ -34,6 +35,16 @@ def shards_of(node: Node) -> Shards:
     return Shards(concrete(dims, layout).dims, unfolding)
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """What runs a graph on the ranks that this process owns: their graphs, and what the device compiler made
+    of each."""
+
+    runtime: Runtime | ProcessRuntime
+    modules: Sequence[GraphModule]
+    forwards: Sequence[Callable[..., Any]]
+
+
 class Program:
     """One graph, lowered for the ranks that this process owns. Called with a list of arguments, which it
     empties. `kept` are the results that stay sharded tensors even where every rank has all of them, `exact`
@@ -45,16 +56,14 @@ class Program:
     def __init__(
         self,
         graph: Graph,
-        modules: Sequence[GraphModule],
-        runtime: Runtime | ProcessRuntime,
+        ranks: Ranks,
         kept: Collection[int] = (),
         exact: Mapping[int, Strides] | None = None,
         seen: int | None = None,
         tell: Callable[[], None] | None = None,
     ) -> None:
-        self.runtime, self.mesh, self.tell = runtime, runtime.mesh, tell
-        self.forwards: list[Callable[..., Any]] = [module.forward for module in modules]
-        self.modules = list(modules)
+        self.ranks, self.mesh, self.tell = ranks, ranks.runtime.mesh, tell
+        self.forwards = list(ranks.forwards)
         self.inputs = [_Input(node, self.mesh) for node in graph.find_nodes(op="placeholder")]
         self.mutated = [at for at, given in enumerate(self.inputs) if given.source.mutated]
         returned: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
@@ -75,7 +84,7 @@ class Program:
         calls = [partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)]
         del rows
         try:
-            results = self.runtime.run(calls)
+            results = self.ranks.runtime.run(calls)
         except Exception as error:
             self._note_place(error)
             raise
@@ -94,7 +103,7 @@ class Program:
     def _note_place(self, error: Exception) -> None:
         """Say to which module and source line the node belongs in which a rank failed."""
         name = node_of(error.__traceback__) if error.__traceback__ else None
-        nodes = (node for module in self.modules for node in module.graph.nodes)
+        nodes = (node for module in self.ranks.modules for node in module.graph.nodes)
         node = next((node for node in nodes if node.name == name), None)
         if node is None:
             return

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from tpfx.bridge import Bridge
 from tpfx.errors import CollectiveError, CollectiveTimeout, RankAborted
 from tpfx.mesh import Mesh
 from tpfx.thread_collectives import Call, carry_out, objection
@@ -45,11 +46,13 @@ class Rendezvous:
         self.timeout = timeout
         self.locate = locate
         self.lost: set[int] = set()  # idents of threads that were given up: they must not meet others
-        self._gpus = sorted({device for device in mesh.devices if device.type == "cuda"}, key=str)
+        self._gpus = mesh.gpus
+        self._bridge = Bridge(mesh) if mesh.group is not None else None
+        self._seats = {rank: seat for seat, rank in enumerate(mesh.owned)}
         self._mutex = threading.Lock()
         self._aborted = False
         # A gate is a lock that stays taken; whoever waits at it is let through by one release.
-        self._gates = [threading.Lock() for _ in mesh.devices]
+        self._gates = [threading.Lock() for _ in mesh.owned]
         self.reset()
 
     def reset(self) -> None:
@@ -57,7 +60,7 @@ class Rendezvous:
         with self._mutex:
             self._aborted = False
             self._waiting: set[int] = set()
-            self._round = _Round(self.mesh.size)
+            self._round = _Round(len(self._seats))
             for gate in self._gates:
                 gate.acquire(blocking=False)
 
@@ -79,7 +82,8 @@ class Rendezvous:
         if this.error is not None:
             raise CollectiveError(this.error)
         if this.parallel:
-            self._share(this, range(rank, rank + 1))
+            seat = self._seats[rank]
+            self._share(this, range(seat, seat + 1))
             self._finish(rank, this)
         if self._gpus:
             self._await_events(this.done)
@@ -90,7 +94,7 @@ class Rendezvous:
         with self._mutex:
             self._require_running()
             this = self._round
-            this.calls[rank] = call
+            this.calls[self._seats[rank]] = call
             this.arrived += 1
             if self._gpus:
                 this.ready += self._record_events()
@@ -103,19 +107,22 @@ class Rendezvous:
             self._wait(rank, this)
             return this
         this.error = objection(_present(this))
-        this.parallel = self.mesh.size > 1 and this.error is None and call.is_big()
+        this.parallel = len(this.calls) > 1 and this.error is None and self._bridge is None and call.is_big()
         if this.error is None and not this.parallel:
-            self._share(this, range(self.mesh.size))
+            self._share(this, range(len(this.calls)))
         with self._mutex:
             self._open_gates()
         return this
 
     def _share(self, this: _Round, targets: range) -> None:
-        """Do the part of the work that belongs to the ranks `targets`."""
+        """Do the part of the work that belongs to `targets`, places among the ranks of this process."""
         try:
             if self._gpus:
                 self._await_events(this.ready)
-            carry_out(_present(this), targets)
+            if self._bridge is None:
+                carry_out(_present(this), targets)
+            else:
+                self._bridge.carry_out(_present(this))
             if self._gpus:
                 this.done += self._record_events()
         except BaseException:
@@ -127,28 +134,30 @@ class Rendezvous:
         with self._mutex:
             self._require_running()
             this.finished += 1
-            if this.finished == self.mesh.size:
+            if this.finished == len(this.calls):
                 self._open_gates()
                 return
             self._waiting.add(rank)
         self._wait(rank, this)
 
     def _wait(self, rank: int, this: _Round) -> None:
-        gate = self._gates[rank]
+        gate = self._gates[self._seats[rank]]
         while not gate.acquire(timeout=self.timeout):
             with self._mutex:
-                missing = [other for other, call in enumerate(this.calls) if call is None]
+                missing = [other for other, seat in self._seats.items() if this.calls[seat] is None]
                 if rank in self._waiting and missing:
                     self._waiting.discard(rank)
                     self._aborted = True
                     self._open_gates()
                     raise CollectiveTimeout(self._describe_timeout(rank, this, missing))
         if self._aborted and this.error is None:
-            raise RankAborted(f"rank {rank} was released from {this.calls[rank]}: another rank failed")
+            raise RankAborted(
+                f"rank {rank} was released from {this.calls[self._seats[rank]]}: another rank failed"
+            )
 
     def _open_gates(self) -> None:
         for rank in self._waiting:
-            self._gates[rank].release()
+            self._gates[self._seats[rank]].release()
         self._waiting.clear()
 
     def _require_running(self) -> None:
@@ -166,10 +175,10 @@ class Rendezvous:
                 stream.wait_event(event)
 
     def _describe_timeout(self, rank: int, this: _Round, missing: list[int]) -> str:
-        waiting = [other for other in range(self.mesh.size) if other not in missing]
+        waiting = [other for other in self.mesh.owned if other not in missing]
         here = self.locate(rank) if self.locate is not None else None
         lines = [
-            f"{_ranks(missing)} of {self.mesh.size} did not arrive in {this.calls[rank]}"
+            f"{_ranks(missing)} of {self.mesh.size} did not arrive in {this.calls[self._seats[rank]]}"
             f"{f' ({here})' if here else ''} within {self.timeout:g} s; {_ranks(waiting)} waited there"
         ]
         for other in missing:

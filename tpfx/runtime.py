@@ -51,7 +51,7 @@ class Runtime:
         self.mesh = mesh
         self.timeout = timeout
         self._lock = threading.Lock()
-        self._gpus = sorted({device for device in mesh.devices if device.type == "cuda"}, key=str)
+        self._gpus = mesh.gpus
         workers: list[Worker] = []
         # The groups must not refer to the runtime itself, or it would never be collected.
         self._groups = create_groups(mesh, timeout, lambda rank: _whereabouts(workers, rank))

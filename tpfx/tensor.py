@@ -131,7 +131,7 @@ class ShardedTensor(torch.Tensor):
             shapes = [local_shape(self.shape, self.placement.dims, rank) for rank in ranks]
             return tuple(math.prod(shape) * self.element_size() for shape in shapes)
         size = whole.nbytes if whole is not None and whole.device == self.device else 0
-        return tuple(size if self._mesh.group or rank == 0 else 0 for rank in ranks)
+        return tuple(size if rank in self._mesh.firsts else 0 for rank in ranks)
 
     @property
     def _whole(self) -> torch.Tensor | None:

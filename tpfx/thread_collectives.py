@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Call", "carry_out", "objection"]
+__all__ = ["Call", "carry_out", "objection", "reduce"]
 
 # Above this, every rank does its share of the work; below, the wake-up costs more than the work, and the last
 # rank to arrive does all of it.
@@ -105,7 +105,7 @@ def carry_out(calls: list[Call], targets: range) -> None:
     return _COLLECTIVES[calls[0].kind](calls, targets)
 
 
-def _reduce(parts: list[Tensor], reduction: str, out: Tensor) -> None:
+def reduce(parts: list[Tensor], reduction: str, out: Tensor) -> None:
     """Reduce in rank order into `out`, which may be parts[0]; narrow floats are added up in float32."""
     wide = out.dtype in _NARROW and reduction in ("sum", "avg", "product")
     total = parts[0].float() if wide else out
@@ -134,7 +134,7 @@ def _all_reduce(calls: list[Call], targets: range) -> None:
     whole = len(targets) == len(calls)
     for parts in zip(*(call.inputs for call in calls), strict=True):
         mine = list(parts) if whole else [_section(part, targets.start, len(calls)) for part in parts]
-        _reduce(mine, calls[0].reduction, out=mine[0])
+        reduce(mine, calls[0].reduction, out=mine[0])
         for part in mine[1:]:
             part.copy_(mine[0])
 
@@ -157,7 +157,7 @@ def _reduce_scatter(calls: list[Call], targets: range) -> None:
         for i, out in enumerate(calls[target].outputs):
             rows = out.shape[0]
             parts = [call.inputs[i].narrow(0, target * rows, rows) for call in calls]
-            _reduce(parts, calls[0].reduction, out)
+            reduce(parts, calls[0].reduction, out)
 
 
 def _all_to_all(calls: list[Call], targets: range) -> None:

@@ -4,7 +4,7 @@ expected of each."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import FunctionType, MethodType
 from typing import Any
@@ -14,7 +14,7 @@ from torch._dynamo import trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._functorch import aot_autograd as _aot
 from torch._functorch import partitioners as _partitioners
-from torch._guards import TracingContext
+from torch._guards import TracingContext, tracing
 from torch._subclasses import fake_tensor as _fakes
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
@@ -33,6 +33,7 @@ __all__ = [
     "allow_foreach",
     "aot_module_simplified",
     "capturing_again",
+    "compile_by_inductor",
     "dynamic_sizes",
     "fresh",
     "is_traceable_wrapper_subclass",
@@ -142,6 +143,25 @@ def capturing_again() -> AbstractContextManager[Any]:
     """
     patch = torch._dynamo.config.patch(recompile_limit=2**31, accumulated_recompile_limit=2**31)
     return patch  # type: ignore[no-any-return]
+
+
+def compile_by_inductor(
+    module: torch.fx.GraphModule, inputs: Sequence[Any], mode: FakeTensorMode, cpp_wrapper: bool
+) -> Callable[..., Sequence[Any]]:
+    """TorchInductor's code for a graph that needs no gradients; it draws random numbers as eager ops do.
+
+    Args:
+        module: of ATen ops, and functions made of them; nothing but inputs is written into.
+        inputs: its inputs as fakes of `mode`, and numbers, which may be symbolic.
+        mode: knows the sizes that vary.
+        cpp_wrapper: whether what calls the kernels is C++ as well; of collectives it knows all_reduce alone.
+    """
+    from torch._inductor.compile_fx import compile_fx  # takes a second
+
+    options = {"fallback_random": True, "cpp_wrapper": cpp_wrapper}
+    with tracing(TracingContext(mode)), torch.no_grad():
+        compiled: Any = compile_fx(module, list(inputs), config_patches=options)
+    return compiled  # type: ignore[no-any-return]
 
 
 def dynamic_sizes(tensor: torch.Tensor) -> set[int] | None:

@@ -19,6 +19,7 @@ __all__ = [
     "below_autograd",
     "completed_work",
     "create_nccl_group",
+    "is_linear_of_onednn",
     "linear_of_onednn",
     "nccl_available",
     "register_group",
@@ -112,3 +113,8 @@ def linear_of_onednn(x: Any, weight: Any) -> tuple[Any, ...] | None:
     if not torch.backends.mkldnn.is_available():
         return None
     return torch.ops.mkldnn._linear_pointwise.default, x, weight, None, "none", [], ""
+
+
+def is_linear_of_onednn(op: Any) -> bool:
+    """Whether an op is the one that `linear_of_onednn` names; its first two arguments are x and weight."""
+    return torch.backends.mkldnn.is_available() and op is torch.ops.mkldnn._linear_pointwise.default

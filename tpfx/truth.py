@@ -159,7 +159,9 @@ class _Trial:
         results: list[list[torch.Tensor]] = []
         for rank in range(ranks):
             try:
-                local = Interpreter(torch.nn.Module(), graph=localize(self.graph, rank, ranks, "none"))
+                local = Interpreter(
+                    torch.nn.Module(), graph=localize(self.graph, rank, ranks, "none", rank == 0)
+                )
                 results.append(
                     list(local.run(*(parts[rank].clone() if self.dense else parts[rank] for parts in held)))
                 )

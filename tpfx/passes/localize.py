@@ -33,9 +33,9 @@ from ..rules import arguments, is_tensor, parameters
 aten = torch.ops.aten
 
 
-def localize(graph: Graph, rank: int, ranks: int, group: str) -> Graph:
-    """The graph that one rank of a parallel graph runs."""
-    local = Rank(Graph(), rank, ranks, group)
+def localize(graph: Graph, rank: int, ranks: int, group: str, draws: bool) -> Graph:
+    """The graph that one rank of a parallel graph runs; `draws`: it is the first of its process."""
+    local = Rank(Graph(), rank, ranks, group, draws)
     for node in graph.nodes:
         before = len(local.graph.nodes)
         local.made[node] = _emit(local, node)

@@ -1,0 +1,147 @@
+"""The device compiler: what a rank's graph becomes before it runs.
+
+"eager"      the graph itself, op by op
+"inductor"   TorchInductor's code for it: fewer, fused loops, and on the CPU, where all-reduces are the only
+             collectives, a C++ program that lets other ranks have Python's interpreter lock all the while
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from .annotations import hint_of, source_of
+from .comparison import part_of
+from .errors import DeviceCompilerError, TpfxError
+from .mesh import Mesh
+from .parts import draw, gather_shards
+from .program import shards_of
+from .rules import is_tensor
+from .torch_compiler import compile_by_inductor
+from .torch_private import is_linear_of_onednn
+
+DEVICE_COMPILERS = ("eager", "inductor")
+
+Forward = Callable[..., Sequence[Any]]
+
+aten = torch.ops.aten
+c10d = torch.ops._c10d_functional
+
+
+def check_device_compiler(name: object) -> None:
+    """Refuse what is no device compiler.
+
+    Raises:
+        TpfxError: it is none.
+    """
+    if name not in DEVICE_COMPILERS:
+        known = " or ".join(f"{known!r}" for known in DEVICE_COMPILERS)
+        raise TpfxError(f"device_compiler={name!r} is unknown; pass {known}")
+
+
+def compile_for_devices(
+    name: str, parallel: Graph, modules: Sequence[GraphModule], mesh: Mesh
+) -> list[Forward]:
+    """What runs the graphs of the ranks that this process owns, each with that rank's inputs as arguments.
+
+    Raises:
+        DeviceCompilerError: Inductor cannot compile one.
+    """
+    if name == "eager" or not any(is_tensor(node) for node in parallel.find_nodes(op="placeholder")):
+        return [module.forward for module in modules]
+    return [_inductor(parallel, module, mesh, rank) for module, rank in zip(modules, mesh.owned, strict=True)]
+
+
+def _inductor(parallel: Graph, module: GraphModule, mesh: Mesh, rank: int) -> Forward:
+    placeholders, device = parallel.find_nodes(op="placeholder"), mesh.devices[rank]
+    mode = next(node.meta["val"] for node in placeholders if is_tensor(node)).fake_mode
+    with mode:
+        inputs = [_input(node, rank, device) for node in placeholders]
+    try:
+        cpp_wrapper = device.type == "cpu" and _only_reduces(module.graph)
+        compiled = compile_by_inductor(_for_inductor(module), inputs, mode, cpp_wrapper)
+    except Exception as error:
+        raise DeviceCompilerError(
+            f"Inductor cannot compile the graph of rank {rank} ({device}); device_compiler='eager' runs it "
+            f"op by op.\n  {type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        ) from error
+    return _Laid(compiled, placeholders, inputs)
+
+
+def _only_reduces(graph: Graph) -> bool:
+    """Whether all-reduces are the graph's only collectives."""
+    return not any(node.target in (draw, gather_shards) for node in graph.nodes)
+
+
+def _input(node: Node, rank: int, device: torch.device) -> Any:
+    """A rank's part of an input: dense, its dimensions in the order in which the whole has them in memory."""
+    value = node.meta["val"]
+    if not is_tensor(node):
+        return value
+    return torch.empty_like(part_of(value, shards_of(node), rank), device=device)
+
+
+def _for_inductor(module: GraphModule) -> GraphModule:
+    """The same without what Inductor chooses by itself: kernels of products, and which sums are in place."""
+    graph = copy.deepcopy(module.graph)
+    for node in graph.find_nodes(op="call_function", target=c10d.all_reduce_.default):
+        node.target = c10d.all_reduce.default
+    for node in graph.nodes:
+        node.meta = {}  # some nodes know the value of the parallel graph, which is the whole one
+        if is_linear_of_onednn(node.target):
+            node.target, node.args = aten.linear.default, node.args[:2]
+    return GraphModule(module, graph)
+
+
+class _Laid:
+    """Inductor's code, which takes inputs to lie in memory as those that it was made for: others are copied.
+
+    Args:
+        compiled: the code.
+        placeholders: the inputs of the parallel graph.
+        inputs: a rank's parts of them, as fakes.
+    """
+
+    def __init__(self, compiled: Forward, placeholders: Sequence[Node], inputs: Sequence[Any]) -> None:
+        self.compiled = compiled
+        self.dense: list[int] = []
+        self.turned: list[tuple[int, tuple[int, ...]]] = []
+        for at, value in enumerate(inputs):
+            if isinstance(value, torch.Tensor):
+                order = _order(value)
+                if order == tuple(range(value.dim())):
+                    self.dense.append(at)
+                else:
+                    self.turned.append((at, order))
+        self.written = [at for at, node in enumerate(placeholders) if source_of(node).mutated]
+
+    def __call__(self, *given: Any) -> Sequence[Any]:
+        """The graph's results."""
+        args = list(given)
+        for at in self.dense:
+            args[at] = args[at].contiguous()
+        for at, order in self.turned:
+            args[at] = _turned(args[at], order)
+        results = self.compiled(*args)
+        for at in self.written:
+            if args[at] is not given[at]:
+                given[at].copy_(args[at])
+        return results
+
+
+def _order(value: torch.Tensor) -> tuple[int, ...]:
+    """The dimensions of a dense tensor from the outermost to the innermost."""
+    return tuple(sorted(range(value.dim()), key=lambda dim: (-hint_of(value.stride(dim)), dim)))
+
+
+def _turned(value: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
+    """The same value, dense, with its dimensions in this order in memory."""
+    turned = value.permute(order)
+    if turned.is_contiguous():
+        return value
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return turned.contiguous().permute(back)
