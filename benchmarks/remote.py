@@ -66,7 +66,9 @@ class Remote:
             assert process.stdin is not None
             process.stdin.close()
         for process in self._processes:
+            assert process.stdout is not None
             process.wait(timeout=60)
+            process.stdout.close()
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         for process in self._processes:

@@ -14,6 +14,7 @@ from rich.console import Console
 from benchmarks import phases, plan, turns
 from benchmarks.models import build, config, prompt
 from benchmarks.others import Others
+from benchmarks.remote import Remote
 from benchmarks.samples import Spread, over_linear, speedup_table, speedups, stage_table
 
 SAMPLES = {
@@ -183,3 +184,35 @@ def test_train_runs(tmp_path: Path):
     assert figures["graphs"] == 1
     held = figures["bytes_held"]
     assert max(held["tpfx, 2 devices"]) <= 1.05 / 2 * sum(held["unsharded, 1 thread"])
+
+
+ECHO = """
+import json, os, sys
+for line in sys.stdin:
+    question = json.loads(line)
+    if question.get("phase") == "decode" and os.environ["WHO"] == "1":
+        sys.exit(3)
+    print("not an answer")
+    print(json.dumps({"seconds": 10.0 + int(os.environ["WHO"]), **question}), flush=True)
+"""
+
+
+def test_remote_systems_are_all_asked_and_the_first_counts():
+    remote = Remote([sys.executable, "-c", ECHO], {"a": 1}, [{"WHO": "0"}, {"WHO": "1"}])
+    assert remote.ready == {"seconds": 10.0, "a": 1}
+    assert remote.measure("prefill") == 10.0
+    with pytest.raises(RuntimeError, match=r"ended \(3\) at {'phase': 'decode'}"):
+        remote.measure("decode")
+    remote.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_engines_runs(tmp_path: Path):
+    file = tmp_path / "figures.json"
+    small = ["--layers=1", "--hidden=48", "--repeats=1", "--prompt=4", "--patience=0"]
+    command = [sys.executable, "-m", "benchmarks.engines", *small, "--json", str(file)]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    figures = json.loads(file.read_text())
+    assert not figures["different"]
+    assert len(figures["speedup"]) == 6
