@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 import tpfx
 from tests.models import inputs, tiny
-from tpfx import device_compiler
+from tpfx import backend, device_compiler
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"
@@ -118,3 +119,21 @@ def test_what_inductor_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "RuntimeError: no C++ compiler" in text and "and more" not in text
     with torch.no_grad():
         torch.testing.assert_close(tpfx.compile(Counter().eval(), 2)(given)[0], plain(given)[0])
+
+
+@needs_compiler
+def test_a_rank_that_never_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is that of the collective, not the one that C++ makes of it."""
+    compiled = backend.compile_for_devices
+
+    def one_is_late(*given: Any) -> list[Any]:
+        first, second = compiled(*given)
+        return [first, lambda *args: (time.sleep(2.5), second(*args))[1]]
+
+    monkeypatch.setattr(backend, "compile_for_devices", one_is_late)
+    model = tpfx.compile(Counter().eval(), 2, device_compiler="inductor", timeout=1.0)
+    with (
+        torch.no_grad(),
+        pytest.raises(tpfx.CollectiveTimeout, match="rank 1 of 2 did not arrive in all_reduce"),
+    ):
+        model(torch.randn(5, 8))

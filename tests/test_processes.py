@@ -81,7 +81,9 @@ def same(expected: dict[str, Any], found: dict[str, Any]) -> None:
     assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
 
 
-SLOW = [(name, count) for name in ("gpt2", "t5", "mixtral") for count in (2, 3) if (name, count) != ("gpt2", 2)]
+SLOW = [
+    (name, count) for name in ("gpt2", "t5", "mixtral") for count in (2, 3) if (name, count) != ("gpt2", 2)
+]
 LARGE = [pytest.mark.slow, pytest.mark.timeout(1800), needs_smollm2]
 
 

@@ -103,6 +103,13 @@ class ThreadGroups:
         """Be ready for the next run, after an abort."""
         self.meeting.reset()
 
+    def cause(self, rank: int, error: BaseException) -> BaseException:
+        """What a collective of a rank has raised, where compiled code made another error of it."""
+        raised = self.meeting.raised.pop(rank, error)
+        if raised is not error and raised.__cause__ is None:
+            raised.__cause__ = error
+        return raised
+
     def give_up(self, ident: int) -> None:
         """Keep a thread that did not come back away from its successors."""
         self.meeting.lost.add(ident)
@@ -145,6 +152,10 @@ class NcclGroups:
             torch_private.register_group(self.mesh.group_name(rank), group)
 
         return connect
+
+    def cause(self, rank: int, error: BaseException) -> BaseException:
+        """The error itself: it is NCCL's own."""
+        return error
 
     def give_up(self, ident: int) -> None:
         """Nothing to do: the communicators that the thread knows are aborted."""

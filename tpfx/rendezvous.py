@@ -59,6 +59,7 @@ class Rendezvous:
         """Forget an aborted collective. No rank may be inside `meet`."""
         with self._mutex:
             self._aborted = False
+            self.raised: dict[int, Exception] = {}  # by rank, as what carries a call may raise others instead
             self._waiting: set[int] = set()
             self._round = _Round(len(self._seats))
             for gate in self._gates:
@@ -78,6 +79,13 @@ class Rendezvous:
             CollectiveTimeout: a rank did not come within the timeout.
             RankAborted: another rank failed.
         """
+        try:
+            self._meet(rank, call)
+        except Exception as error:
+            self.raised[rank] = error
+            raise
+
+    def _meet(self, rank: int, call: Call) -> None:
         this = self._arrive(rank, call)
         if this.error is not None:
             raise CollectiveError(this.error)

@@ -92,7 +92,7 @@ class Runtime:
                 worker.join(timeout=1.0)
 
     def _dispatch(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        job = Job(calls, self._groups.abort, self._gpus)
+        job = Job(calls, self._groups.abort, self._cause, self._gpus)
         try:
             for index, worker in enumerate(self._workers):
                 worker.submit(job, index)
@@ -108,6 +108,9 @@ class Runtime:
             for event in job.after:
                 torch.cuda.current_stream(gpu).wait_event(event)
         return job.results
+
+    def _cause(self, index: int, error: BaseException) -> BaseException:
+        return self._groups.cause(self.mesh.owned[index], error)
 
     def _settle(self, job: Job) -> None:
         """Wait for the ranks of a failed job, and give up the threads that do not come back."""

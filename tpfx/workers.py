@@ -1,7 +1,7 @@
 """Rank threads and the jobs that they carry out.
 
 worker = Worker(rank=0, device=torch.device("cpu"), num_threads=1)
-job = Job([call], on_failure=abort)
+job = Job([call], on_failure=abort, cause=lambda index, error: error)
 worker.submit(job, 0)
 job.signal.acquire()        # finished, or a rank has failed
 """
@@ -28,14 +28,16 @@ def in_rank_thread() -> bool:
 class Job:
     """One call per owned rank, the modes of the caller, and what comes back.
 
-    `signal` is released once: when all ranks have returned or when the first one fails. `all_back` is
-    released when all have returned. A job that was given up keeps the late results to itself.
+    `cause` says what is behind an error of a rank. `signal` is released once: when all ranks have returned or
+    when the first one fails. `all_back` is released when all have returned. A job that was given up keeps the
+    late results to itself.
     """
 
     def __init__(
         self,
         calls: Sequence[Callable[[], Any]],
         on_failure: Callable[[], None],
+        cause: Callable[[int, BaseException], BaseException],
         gpus: Sequence[torch.device] = (),
     ) -> None:
         self.calls = calls
@@ -53,7 +55,7 @@ class Job:
         self.after: list[torch.cuda.Event] = []
         self.abandoned = False
         self._signalled = False
-        self._on_failure = on_failure
+        self._on_failure, self._cause = on_failure, cause
 
     def perform(self, index: int) -> None:
         """Carry out calls[index] under the caller's modes; never raises."""
@@ -70,7 +72,7 @@ class Job:
                     self.results[index] = self.calls[index]()
         except BaseException as error:  # whatever it is belongs to the caller of run()
             with self.mutex:
-                self.errors[index] = error
+                self.errors[index] = self._cause(index, error)
                 if not self.abandoned:  # a straggler must not abort the runs after its own
                     self._on_failure()
 
