@@ -50,9 +50,11 @@ def _by_tpfx(shape: dict[str, Any], options: dict[str, Any]) -> Any:
 def _by_tp_plan(shape: dict[str, Any], options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
-    torch.distributed.init_process_group("gloo")
-    with tempfile.TemporaryDirectory() as folder:  # of each process: nobody waits for the first to write it
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # of each process, which in a group the first alone would write
         build(config(**shape)).save_pretrained(Path(folder))
+        torch.distributed.init_process_group("gloo")
         model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", dtype=torch.float32)
     return model.eval()
 
