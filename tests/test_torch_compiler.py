@@ -376,6 +376,7 @@ def test_no_private_name_is_unpinned() -> None:
         "aot_module_simplified",
         "Settings",
         "capturing_again",
+        "compile_by_inductor",
         "dynamic_sizes",
         "fresh",
         "make_wrapper_subclass",
