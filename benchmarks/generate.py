@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 import tpfx
+from tpfx.device_compiler import DEVICE_COMPILERS
 
 from .models import build, config, prompt
 from .others import Others
@@ -37,9 +38,18 @@ def same_tokens(one: Local, other: Local, count: int = 12) -> bool:
     return all(torch.equal(mine, theirs) for mine, theirs in zip(*texts, strict=True))
 
 
+def _named(devices: int, compiler: str) -> str:
+    return f"tpfx, {devices} devices, {compiler}"
+
+
 @contextmanager
 def running(
-    shape: dict[str, Any], devices: int, length: int, peer: bool, tell: Callable[[str], None]
+    shape: dict[str, Any],
+    devices: int,
+    length: int,
+    compilers: Sequence[str],
+    peer: bool,
+    tell: Callable[[str], None],
 ) -> Iterator[dict[str, System]]:
     """The systems, ready to be measured but cold."""
     ids = prompt(length)
@@ -48,9 +58,10 @@ def running(
     if devices > 1:
         systems[f"unsharded, {devices} threads"] = Local(whole, devices, ids)
     torch.set_num_threads(devices)  # each rank gets its part of them
-    tell("compiling")
-    split = tpfx.compile(build(config(**shape)), ["cpu"] * devices)
-    systems[f"tpfx, {devices} devices"] = Local(split, 1, ids)  # one thread between the graphs as well
+    for compiler in compilers:
+        tell(f"compiling, {compiler}")
+        split = tpfx.compile(build(config(**shape)), ["cpu"] * devices, device_compiler=compiler)
+        systems[_named(devices, compiler)] = Local(split, 1, ids)  # one thread between the graphs as well
     if not peer:
         yield systems
         return
@@ -69,25 +80,25 @@ def run(
     length: int,
     rounds: int,
     patience: float,
+    compilers: Sequence[str],
     peer: bool,
     console: Console,
 ) -> dict[str, Any]:
     """Measure one model, print its table, and return all figures."""
     with (
         console.status("building") as status,
-        running(shape, devices, length, peer, status.update) as systems,
+        running(shape, devices, length, compilers, peer, status.update) as systems,
     ):
-        split = systems[f"tpfx, {devices} devices"]
-        whole = systems[BASELINE]
-        assert isinstance(split, Local) and isinstance(whole, Local)
+        local = {name: system for name, system in systems.items() if isinstance(system, Local)}
+        split = {name: local[name] for name in (_named(devices, compiler) for compiler in compilers)}
         measure(systems, WRITING, WARM_UP, None, lambda text: status.update(f"warming up, {text}"))
-        same = same_tokens(whole, split)
-        before = tpfx.report(split.model).graphs
+        same = all(same_tokens(local[BASELINE], one) for one in split.values())
+        before = {name: tpfx.report(one.model).graphs for name, one in split.items()}
         measured = measure(systems, WRITING, rounds, Others(patience), status.update)
-        late = tpfx.report(split.model).graphs - before
+        late = sum(tpfx.report(one.model).graphs - before[name] for name, one in split.items())
     title = ", ".join(f"{key} {value}" for key, value in shape.items())
     console.print(speedup_table(f"{title}, prompt {length}", measured.samples, BASELINE))
-    console.print(f"tokens of the split model: {'the same as' if same else 'DIFFERENT from'} the unsharded")
+    console.print(f"tokens of the split models: {'the same as' if same else 'DIFFERENT from'} the unsharded")
     console.print(f"cores that other processes used meanwhile: {Spread.of(measured.others)}")
     if late:
         console.print(f"{late} graphs were compiled while the clock ran: these figures mean nothing")
@@ -111,17 +122,20 @@ def main(
     heads: int = 12,
     kv_heads: Annotated[int | None, typer.Option(help="of llama; as many as heads if left out")] = None,
     prompt: Annotated[int, typer.Option(min=1, help="tokens of the prompt")] = 64,
+    device_compiler: Annotated[
+        list[str] | None, typer.Option(help="eager or inductor; may be repeated; both if left out")
+    ] = None,
     peer: Annotated[bool, typer.Option(help="measure the library tensor_parallel too")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="write all figures to this file")] = None,
 ) -> None:
     """Time prefill, decode and beam search of unsharded and split models, in turns."""
     console = Console(file=sys.stderr if json_file == Path("-") else sys.stdout, highlight=False)
-    figures = []
+    figures, compilers = [], device_compiler or DEVICE_COMPILERS
     for name in model or ["llama"]:
         shape: dict[str, Any] = {"name": name, "layers": layers, "hidden": hidden, "heads": heads}
         if kv_heads is not None and name == "llama":
             shape["kv_heads"] = kv_heads
-        figures.append(run(shape, devices, prompt, repeats, patience, peer, console))
+        figures.append(run(shape, devices, prompt, repeats, patience, compilers, peer, console))
     if json_file is not None:
         text = json.dumps(
             {"devices": devices, "prompt": prompt, "machine": machine(), "models": figures}, indent=1

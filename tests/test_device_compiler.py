@@ -45,6 +45,8 @@ def test_what_lies_otherwise_and_what_is_written_into() -> None:
             for found, expected in zip(model(x), plain(x), strict=True):
                 torch.testing.assert_close(found, expected)
             torch.testing.assert_close(model.seen.full(), plain.seen)
+    report = tpfx.report(model)
+    assert report.device_compiler == "inductor" and ", run by inductor)" in str(report)
 
 
 @needs_compiler

@@ -379,6 +379,7 @@ def test_no_private_name_is_unpinned() -> None:
         "compile_by_inductor",
         "dynamic_sizes",
         "fresh",
+        "linear_for_inductor",
         "make_wrapper_subclass",
         "min_cut_rematerialization_partition",
         "overload_of",
@@ -402,3 +403,24 @@ def test_inductor_compiles_a_graph_whose_sizes_vary(cpp_wrapper: bool) -> None:
     for rows in (3, 5):
         x = torch.randn(rows, 4)
         torch.testing.assert_close(run(x)[0], x.sin() + 1)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+def test_inductor_calls_the_linear_of_onednn() -> None:
+    """From C++, with a weight that is an input; the op itself computes the same."""
+    linear = torch_compiler.linear_for_inductor()
+    mode = torch_compiler.FakeTensorMode(shape_env=ShapeEnv())
+    graph = torch.fx.Graph()
+    product = graph.call_function(linear, (graph.placeholder("x"), graph.placeholder("weight")))
+    graph.output((graph.call_function(torch.ops.aten.relu.default, (product,)),))
+    x, weight = torch.randn(2, 3, 8), torch.randn(6, 8)
+    fakes = [mode.from_tensor(x), mode.from_tensor(weight)]
+    run = torch_compiler.compile_by_inductor(torch.fx.GraphModule({}, graph), fakes, mode, True)
+    with torch.profiler.profile() as profile:
+        found = run(x, weight)[0]
+    expected = torch.nn.functional.linear(x, weight)
+    torch.testing.assert_close(found, expected.relu())
+    torch.testing.assert_close(linear(x, weight), expected)
+    names = {event.name for event in profile.events()}  # no op of torch is left: the kernel itself is called
+    assert not names & {"tpfx::linear", "aten::linear", "aten::mm", "aten::addmm"}

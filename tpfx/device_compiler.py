@@ -21,7 +21,7 @@ from .mesh import Mesh
 from .parts import draw, gather_shards
 from .program import shards_of
 from .rules import is_tensor
-from .torch_compiler import compile_by_inductor
+from .torch_compiler import compile_by_inductor, linear_for_inductor
 from .torch_private import is_linear_of_onednn
 
 DEVICE_COMPILERS = ("eager", "inductor")
@@ -63,7 +63,7 @@ def _inductor(parallel: Graph, module: GraphModule, mesh: Mesh, rank: int) -> Fo
         inputs = [_input(node, rank, device) for node in placeholders]
     try:
         cpp_wrapper = device.type == "cpu" and _only_reduces(module.graph)
-        compiled = compile_by_inductor(_for_inductor(module), inputs, mode, cpp_wrapper)
+        compiled = compile_by_inductor(_for_inductor(module, inputs), inputs, mode, cpp_wrapper)
     except Exception as error:
         raise DeviceCompilerError(
             f"Inductor cannot compile the graph of rank {rank} ({device}); device_compiler='eager' runs it "
@@ -85,15 +85,21 @@ def _input(node: Node, rank: int, device: torch.device) -> Any:
     return torch.empty_like(part_of(value, shards_of(node), rank), device=device)
 
 
-def _for_inductor(module: GraphModule) -> GraphModule:
-    """The same without what Inductor chooses by itself: kernels of products, and which sums are in place."""
+def _for_inductor(module: GraphModule, inputs: Sequence[Any]) -> GraphModule:
+    """The same, but where to reuse memory is left to Inductor, and oneDNN's products are such that it has."""
     graph = copy.deepcopy(module.graph)
     for node in graph.find_nodes(op="call_function", target=c10d.all_reduce_.default):
         node.target = c10d.all_reduce.default
+    dense = {
+        node
+        for node, value in zip(graph.find_nodes(op="placeholder"), inputs, strict=True)
+        if isinstance(value, torch.Tensor) and value.is_contiguous()
+    }
     for node in graph.nodes:
         node.meta = {}  # some nodes know the value of the parallel graph, which is the whole one
         if is_linear_of_onednn(node.target):
-            node.target, node.args = aten.linear.default, node.args[:2]
+            node.args = node.args[:2]
+            node.target = linear_for_inductor() if node.args[1] in dense else aten.linear.default
     return GraphModule(module, graph)
 
 

@@ -35,6 +35,7 @@ class Report:
         parallel: the newest graph, as planned.
         whole_calls: calls of the model that ran whole, since Dynamo had no graph for them.
         planned: whether the newest graph was carried out as a given plan says; None where none was given.
+        device_compiler: what runs the graph of each device, "eager" or "inductor".
     """
 
     devices: list[str]
@@ -48,6 +49,7 @@ class Report:
     parallel: Parallel | None = field(default=None, repr=False)
     whole_calls: int = 0
     planned: bool | None = None
+    device_compiler: str = "eager"
 
     @staticmethod
     def of(model: torch.nn.Module, session: Session) -> Report:
@@ -70,6 +72,7 @@ class Report:
             parallel=newest,
             whole_calls=session.whole_calls,
             planned=newest.recalled if newest and session.planned else None,
+            device_compiler=session.device_compiler,
         )
 
     def dump(self) -> str:
@@ -96,6 +99,7 @@ class Report:
     def _message_table(self) -> Table:
         plan = "proven cheapest" if self.optimal else "not proven cheapest"
         plan += {True: ", from the plan", False: ", not in the plan", None: ""}[self.planned]
+        plan += "" if self.device_compiler == "eager" else f", run by {self.device_compiler}"
         title = f"messages of the newest of {self.graphs} graphs ({plan})"
         table = Table(title=title, title_justify="left", min_width=len(title) + 2)
         for heading in ("kind", "count", "bytes"):

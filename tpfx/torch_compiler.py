@@ -3,6 +3,7 @@ expected of each."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +24,8 @@ from torch.optim import optimizer as _optimizer
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
 
+from .torch_private import linear_of_onednn
+
 __all__ = [
     "UNKNOWN_TO_FAKES",
     "BackendCompilerFailed",
@@ -37,6 +40,7 @@ __all__ = [
     "dynamic_sizes",
     "fresh",
     "is_traceable_wrapper_subclass",
+    "linear_for_inductor",
     "make_wrapper_subclass",
     "mark_dynamic_sizes",
     "min_cut_rematerialization_partition",
@@ -162,6 +166,31 @@ def compile_by_inductor(
     with tracing(TracingContext(mode)), torch.no_grad():
         compiled: Any = compile_fx(module, list(inputs), config_patches=options)
     return compiled  # type: ignore[no-any-return]
+
+
+@functools.cache
+def linear_for_inductor() -> torch._ops.OpOverload:
+    """An op `(x, weight)` for which Inductor's code calls what `linear_of_onednn` names; both are contiguous.
+
+    Inductor's own way to that kernel is for weights that are constants of the graph.
+    """
+    from torch._inductor import ir, lowering, mkldnn_ir
+
+    @torch.library.custom_op("tpfx::linear", mutates_args=())
+    def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        op, *args = linear_of_onednn(x, weight) or (torch.ops.aten.linear.default, x, weight)
+        return op(*args)  # type: ignore[no-any-return]
+
+    @linear.register_fake
+    def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+    def lower(x: Any, weight: Any) -> Any:
+        return ir.TensorBox.create(mkldnn_ir.LinearUnary.create(x, weight, None, "none", [], ""))
+
+    op: torch._ops.OpOverload = torch.ops.tpfx.linear.default
+    lowering.register_lowering(op, type_promotion_kind=None)(lower)
+    return op
 
 
 def dynamic_sizes(tensor: torch.Tensor) -> set[int] | None:
