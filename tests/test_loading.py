@@ -42,14 +42,13 @@ def test_each_rank_reads_its_slices(
     reference.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     read = []
-    part = Stored.part
+    original = Stored.read
 
-    def counted(self: Stored, *given: Any) -> torch.Tensor:
-        made = part(self, *given)
-        read.append(made.nbytes)
-        return made
+    def counted(self: Stored, part: torch.Tensor, *given: Any) -> None:
+        original(self, part, *given)
+        read.append(part.nbytes)
 
-    monkeypatch.setattr(Stored, "part", counted)
+    monkeypatch.setattr(Stored, "read", counted)
     model = tpfx.load(hollow(reference.config), tmp_path, ["cpu"] * devices)
     torch.testing.assert_close(tpfx.full_state_dict(model), dict(reference.state_dict()), rtol=0, atol=0)
     assert not any(weight.is_meta for weight in (*model.parameters(), *model.buffers()))
@@ -154,6 +153,27 @@ def test_what_fails_later_leaves_the_model_as_it_was(saved: tuple[Net, Path]) ->
     assert list(before) == [name for name, _ in model.named_parameters()]
 
 
+def test_a_file_that_cannot_be_read_to_its_end(
+    saved: tuple[Net, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that have been read by then are without contents again."""
+    read = Stored.read
+
+    def fail(self: Stored, *given: Any) -> None:
+        if self.key == "spare.weight":
+            raise OSError("input/output error")
+        read(self, *given)
+
+    monkeypatch.setattr(Stored, "read", fail)
+    model = empty()
+    with pytest.raises(OSError, match="input/output error"):
+        tpfx.load(model, saved[1], ["cpu"] * 2, example_inputs=(X,))
+    assert all(type(weight) is nn.Parameter and weight.is_meta for weight in model.parameters())
+    monkeypatch.undo()
+    model = tpfx.load(model, saved[1], ["cpu"] * 2, example_inputs=(X,))
+    torch.testing.assert_close(model(X), saved[0](X))
+
+
 def test_buffers_that_no_checkpoint_has_are_named(tmp_path: Path) -> None:
     reference = tiny("llama")
     reference.save_pretrained(tmp_path)
@@ -188,8 +208,11 @@ def test_slices_of_a_file_are_parts_of_the_whole(
     for piece in (1, 2 * 6 * 3 * 4, checkpoints.PIECE):  # bytes: a row at a time, two, all
         monkeypatch.setattr(checkpoints, "PIECE", piece)
         for rank in (0, 1):
-            assert torch.equal(stored.part(dims, rank, torch.float32), take(whole, dims, rank))
-            assert stored.part(dims, rank, torch.float64).dtype == torch.float64
+            for dtype in (torch.float32, torch.float64):
+                expected = take(whole, dims, rank).to(dtype)
+                part = torch.full_like(expected, 9.0)
+                stored.read(part, dims, rank)
+                assert torch.equal(part, expected)
 
 
 def test_numbers_and_vectors_of_a_file(tmp_path: Path) -> None:
@@ -197,4 +220,6 @@ def test_numbers_and_vectors_of_a_file(tmp_path: Path) -> None:
     save_file(saved, tmp_path / "a.safetensors")
     for name, value in saved.items():
         stored = Stored(tmp_path / "a.safetensors", name, tuple(value.shape), lambda size: None)
-        assert torch.equal(stored.part((), 0, torch.float32), value)
+        read = torch.full_like(value, 9.0)
+        stored.read(read, (), 0)
+        assert torch.equal(read, value)

@@ -30,7 +30,7 @@ from .weights import (
     check_weights,
     full_state_dict,
     load_into_place,
-    read_rest,
+    read_weights,
     restore_weights,
     save_whole,
     shard_weights,
@@ -168,7 +168,7 @@ def _compile(
         _plan(entry, example_inputs)
         if stored:
             _require_a_plan(model, session)
-            read_rest(slots)
+            read_weights(slots, mesh)
     except BaseException:
         restore_weights(slots)
         session.runtime.close()

@@ -21,12 +21,12 @@ from safetensors import safe_open
 
 from .errors import ModelError
 from .layout import SplitDims
-from .parts import boxes, local_shape
+from .parts import boxes
 from .slots import slots_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-PIECE = 1 << 24  # bytes that are read at a time
+PIECE = 1 << 22  # bytes that are read at a time
 
 
 @dataclass
@@ -38,15 +38,13 @@ class Stored:
     shape: tuple[int, ...]
     read_bytes: Callable[[int], None]
 
-    def part(self, dims: SplitDims, rank: int, dtype: torch.dtype) -> torch.Tensor:
-        """A rank's part. The file is opened anew for each piece: what is mapped of it counts as resident."""
-        made = torch.empty(local_shape(self.shape, dims, rank), dtype=dtype)
-        rows = max(1, PIECE // max(1, math.prod(self.shape[1:]) * dtype.itemsize))
+    def read(self, part: torch.Tensor, dims: SplitDims, rank: int) -> None:
+        """Fill a rank's part. The file is opened anew for each piece: what is mapped counts as resident."""
+        rows = max(1, PIECE // max(1, math.prod(self.shape[1:]) * part.element_size()))
         for there, here in boxes(self.shape, dims, rank, rows):
             with safe_open(self.file, framework="pt") as opened:
-                made[here] = opened.get_slice(self.key)[there] if there else opened.get_tensor(self.key)
-        self.read_bytes(made.nbytes)
-        return made
+                part[here] = opened.get_slice(self.key)[there] if there else opened.get_tensor(self.key)
+        self.read_bytes(part.nbytes)
 
 
 class Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,16 +39,32 @@ class Undivided:
         if self.stored is None:
             self.parts = split_among(self.whole, layout, mesh)
         else:
-            stored, dtype = self.stored, self.whole.dtype
+            shape, dtype = self.whole.shape, self.whole.dtype
             self.parts = tuple(
-                stored.part(layout.dims, rank, dtype).to(mesh.devices[rank]) for rank in mesh.owned
+                torch.empty(local_shape(shape, layout.dims, rank), dtype=dtype, device=mesh.devices[rank])
+                for rank in mesh.owned
             )
         self.placement, self.whole = layout, None
 
-    def read(self) -> None:
-        """Take the contents of what no graph has divided from its file."""
-        if self.stored is not None and self.whole is not None:
-            self.whole, self.stored = self.stored.part((), 0, self.whole.dtype), None
+    def read(self, mesh: Mesh) -> None:
+        """Take the contents from the file, as the graphs have divided them or whole."""
+        assert self.stored is not None, "it is read already"
+        if self.whole is not None:
+            self.whole = torch.empty(self.whole.shape, dtype=self.whole.dtype, device="cpu")
+            self.stored.read(self.whole, (), 0)
+        else:
+            assert self.parts is not None and self.placement is not None
+            for rank, part in zip(mesh.owned, self.parts, strict=True):
+                self.stored.read(part, self.placement.dims, rank)
+        self.stored = None
+
+
+@dataclass
+class Unread:
+    """While files are not yet read: what a sharded tensor stands for, without contents, and its memory."""
+
+    original: torch.Tensor
+    memory: Undivided
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from .distributed_checkpoint import box_at, boxes_of, write_items
 from .errors import ShardingError
 from .layout import Shards
-from .memory import Undivided, contiguous_strides, probe_of, same_memory, split_among, whole_of
+from .memory import Undivided, Unread, contiguous_strides, probe_of, same_memory, split_among, whole_of
 from .mesh import Mesh
 from .parts import local_shape, take
 from .torch_compiler import (
@@ -50,7 +50,7 @@ class ShardedTensor(torch.Tensor):
     _behind: tuple[ShardedTensor, Callable[[torch.Tensor], torch.Tensor]] | None
     placement: Shards | None
     qualified_name: str | None
-    hollow: torch.Tensor | None  # while a model is read from a file: what it stands for, without contents
+    unread: Unread | None
     probe: torch.Tensor
 
     __torch_function__ = without_torch_function
@@ -88,7 +88,7 @@ class ShardedTensor(torch.Tensor):
         self._behind = None
         self.placement = layout
         self.qualified_name = None
-        self.hollow = None
+        self.unread = None
         self.probe = like if mesh is None else probe_of(device, like.dtype)
         return self
 

@@ -16,6 +16,7 @@ from torch.utils import swap_tensors
 
 from .checkpoints import Stored
 from .errors import AlreadyCompiledError, ModelError
+from .memory import Unread
 from .mesh import Mesh
 from .optimizers import forget_successor, succeed
 from .slots import Slot, slots_of
@@ -85,7 +86,8 @@ def _take_place(value: torch.Tensor, sharded: ShardedTensor) -> ShardedTensor:
         return sharded
     assert isinstance(value, ShardedTensor) and value._cell is not None
     value._cell.whole = sharded  # which is the plain one now
-    value.hollow = None if value.hollow is None else sharded
+    if value.unread is not None:
+        value.unread.original = sharded
     return value
 
 
@@ -94,7 +96,8 @@ def sharded_weight(value: torch.Tensor, name: str, mesh: Mesh, stored: Stored | 
     sharded = ShardedTensor(mesh, value, whole=value, requires_grad=value.requires_grad)
     if stored is not None:
         assert sharded._cell is not None
-        sharded._cell.stored, sharded.hollow = stored, value
+        sharded._cell.stored = stored
+        sharded.unread = Unread(value, sharded._cell)
     sharded.qualified_name = name
     _mark_like(sharded, value)
     return sharded
@@ -119,13 +122,13 @@ def restore_weights(slots: list[Slot]) -> None:
         slot.table[slot.key] = originals[id(sharded)]
 
 
-def read_rest(slots: list[Slot]) -> None:
-    """Read what no graph has divided."""
-    for slot in slots:
-        sharded = slot.value
-        if sharded._whole is not None:
-            sharded._cell.read()
-        sharded.hollow = None
+def read_weights(slots: list[Slot], mesh: Mesh) -> None:
+    """Read what files have: each part, and whole what no graph has divided."""
+    unread = {id(slot.value): slot.value for slot in slots if slot.value.unread is not None}
+    for sharded in unread.values():
+        sharded.unread.memory.read(mesh)
+    for sharded in unread.values():
+        sharded.unread = None
 
 
 def _put_back(sharded: ShardedTensor, original: torch.Tensor) -> torch.Tensor:
@@ -142,8 +145,8 @@ def _put_back(sharded: ShardedTensor, original: torch.Tensor) -> torch.Tensor:
 
 
 def _original(sharded: ShardedTensor) -> torch.Tensor:
-    if sharded.hollow is not None:
-        return sharded.hollow
+    if sharded.unread is not None:
+        return sharded.unread.original
     if sharded._whole is not None:
         return sharded._whole
     whole = sharded.full()
