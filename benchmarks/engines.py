@@ -8,12 +8,9 @@ once a round each, after warm-up rounds in which everything is compiled.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -22,6 +19,7 @@ from rich.console import Console
 import tpfx
 
 from .models import build, config, prompt
+from .options import Devices, JsonFile, Patience, Prompt, Repeats, console_beside, write_figures
 from .others import Others
 from .phases import BEAMS, WRITING, tokens
 from .ranks import Ranks
@@ -95,22 +93,19 @@ def run(
 
 
 def main(
-    devices: Annotated[int, typer.Option(min=1, help="CPU devices, one thread each")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="rounds that are timed")] = 5,
-    patience: Annotated[float, typer.Option(help="seconds to wait for other processes, in all")] = 120.0,
+    devices: Devices = 2,
+    repeats: Repeats = 5,
+    patience: Patience = 120.0,
     layers: int = 12,
     hidden: int = 768,
     heads: int = 12,
-    prompt: Annotated[int, typer.Option(min=1, help="tokens of the prompt")] = 64,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write all figures to this file")] = None,
+    prompt: Prompt = 64,
+    json_file: JsonFile = None,
 ) -> None:
     """Time prefill, decode and beam search on every engine, in turns."""
-    console = Console(file=sys.stderr if json_file == Path("-") else sys.stdout, highlight=False)
+    console = console_beside(json_file)
     shape = {"name": "llama", "layers": layers, "hidden": hidden, "heads": heads}
-    figures = run(shape, devices, prompt, repeats, patience, console)
-    if json_file is not None:
-        text = json.dumps(figures, indent=1)
-        print(text) if json_file == Path("-") else json_file.write_text(text + "\n")
+    write_figures(run(shape, devices, prompt, repeats, patience, console), json_file)
 
 
 if __name__ == "__main__":

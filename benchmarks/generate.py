@@ -9,11 +9,8 @@ after warm-up rounds in which everything is compiled. The peer's environment is 
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -24,6 +21,17 @@ import tpfx
 from tpfx.device_compiler import DEVICE_COMPILERS
 
 from .models import build, config, prompt
+from .options import (
+    Devices,
+    JsonFile,
+    Models,
+    Patience,
+    Prompt,
+    Repeats,
+    WithPeer,
+    console_beside,
+    write_figures,
+)
 from .others import Others
 from .peer import Peer
 from .phases import BEAMS, WRITING, tokens
@@ -113,34 +121,31 @@ def run(
 
 
 def main(
-    model: Annotated[list[str] | None, typer.Option(help="llama, opt or gpt2; may be repeated")] = None,
-    devices: Annotated[int, typer.Option(min=1, help="CPU devices, one thread each")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="rounds that are timed")] = 5,
-    patience: Annotated[float, typer.Option(help="seconds to wait for other processes, in all")] = 120.0,
+    model: Models = None,
+    devices: Devices = 2,
+    repeats: Repeats = 5,
+    patience: Patience = 120.0,
     layers: int = 12,
     hidden: int = 768,
     heads: int = 12,
     kv_heads: Annotated[int | None, typer.Option(help="of llama; as many as heads if left out")] = None,
-    prompt: Annotated[int, typer.Option(min=1, help="tokens of the prompt")] = 64,
+    prompt: Prompt = 64,
     device_compiler: Annotated[
         list[str] | None, typer.Option(help="eager or inductor; may be repeated; both if left out")
     ] = None,
-    peer: Annotated[bool, typer.Option(help="measure the library tensor_parallel too")] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write all figures to this file")] = None,
+    peer: WithPeer = True,
+    json_file: JsonFile = None,
 ) -> None:
     """Time prefill, decode and beam search of unsharded and split models, in turns."""
-    console = Console(file=sys.stderr if json_file == Path("-") else sys.stdout, highlight=False)
+    console = console_beside(json_file)
     figures, compilers = [], device_compiler or DEVICE_COMPILERS
     for name in model or ["llama"]:
         shape: dict[str, Any] = {"name": name, "layers": layers, "hidden": hidden, "heads": heads}
         if kv_heads is not None and name == "llama":
             shape["kv_heads"] = kv_heads
         figures.append(run(shape, devices, prompt, repeats, patience, compilers, peer, console))
-    if json_file is not None:
-        text = json.dumps(
-            {"devices": devices, "prompt": prompt, "machine": machine(), "models": figures}, indent=1
-        )
-        print(text) if json_file == Path("-") else json_file.write_text(text + "\n")
+    measured = {"devices": devices, "prompt": prompt, "machine": machine(), "models": figures}
+    write_figures(measured, json_file)
 
 
 if __name__ == "__main__":

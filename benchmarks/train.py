@@ -8,11 +8,8 @@ round each, after warm-up rounds in which everything is compiled.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -23,6 +20,7 @@ from rich.table import Table
 import tpfx
 
 from .models import build, config, prompt
+from .options import Devices, JsonFile, Models, Patience, Repeats, WithPeer, console_beside, write_figures
 from .others import Others
 from .peer import Peer
 from .phases import TRAINING
@@ -104,27 +102,25 @@ def held_table(held: dict[str, list[int]]) -> Table:
 
 
 def main(
-    model: Annotated[list[str] | None, typer.Option(help="llama, opt or gpt2; may be repeated")] = None,
-    devices: Annotated[int, typer.Option(min=1, help="CPU devices, one thread each")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="rounds that are timed")] = 5,
-    patience: Annotated[float, typer.Option(help="seconds to wait for other processes, in all")] = 120.0,
+    model: Models = None,
+    devices: Devices = 2,
+    repeats: Repeats = 5,
+    patience: Patience = 120.0,
     layers: int = 12,
     hidden: int = 768,
     heads: int = 12,
     batch: Annotated[int, typer.Option(min=1)] = 2,
     length: Annotated[int, typer.Option(min=1, help="tokens of each text")] = 128,
-    peer: Annotated[bool, typer.Option(help="measure the library tensor_parallel too")] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write all figures to this file")] = None,
+    peer: WithPeer = True,
+    json_file: JsonFile = None,
 ) -> None:
     """Time training steps of unsharded and split models, in turns."""
-    console = Console(file=sys.stderr if json_file == Path("-") else sys.stdout, highlight=False)
+    console = console_beside(json_file)
     figures = []
     for name in model or ["llama"]:
         shape: dict[str, Any] = {"name": name, "layers": layers, "hidden": hidden, "heads": heads}
         figures.append(run(shape, devices, prompt(length, batch), repeats, patience, peer, console))
-    if json_file is not None:
-        text = json.dumps({"devices": devices, "machine": machine(), "models": figures}, indent=1)
-        print(text) if json_file == Path("-") else json_file.write_text(text + "\n")
+    write_figures({"devices": devices, "machine": machine(), "models": figures}, json_file)
 
 
 if __name__ == "__main__":
