@@ -190,6 +190,18 @@ def test_the_progress_is_shown(saved: tuple[Net, Path], capsys: pytest.CaptureFi
     assert "reading weights" in capsys.readouterr().err
 
 
+def test_what_is_to_be_read_is_what_ranks_hold(
+    saved: tuple[Net, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replicated biases count once a rank."""
+    expected, read = [], []
+    monkeypatch.setattr(checkpoints.Reading, "expect", lambda self, size: expected.append(size))
+    monkeypatch.setattr(checkpoints.Reading, "tell", lambda self, size: read.append(size))
+    model = tpfx.load(empty(), saved[1], ["cpu"] * 2, example_inputs=(X,))
+    held = sum(sum(weight.resident_bytes) for weight in (*model.parameters(), *model.buffers()))
+    assert expected == [sum(read)] == [held]
+
+
 @pytest.mark.parametrize(
     "dims",
     [

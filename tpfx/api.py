@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,10 +140,8 @@ def load(
     show = sys.stderr.isatty() if progress is None else progress
     with reading(show) as progressed:
         stored = weights_in(model, Checkpoint(checkpoint, progressed.tell))
-        progressed.expect(model, stored)
-        return _compile(
-            model, example_inputs, plan, Target(devices, topology, device_compiler, timeout, group), stored
-        )
+        target = Target(devices, topology, device_compiler, timeout, group)
+        return _compile(model, example_inputs, plan, target, stored, progressed.expect)
 
 
 def _compile(
@@ -152,6 +150,7 @@ def _compile(
     plan: Plan | str | Path | None,
     target: Target,
     stored: Mapping[int, Stored],
+    expect: Callable[[int], None] = lambda size: None,
 ) -> M:
     _check(model, example_inputs, stored)
     made = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
@@ -168,7 +167,7 @@ def _compile(
         _plan(entry, example_inputs)
         if stored:
             _require_a_plan(model, session)
-            read_weights(slots, mesh)
+            read_weights(slots, mesh, expect)
     except BaseException:
         restore_weights(slots)
         session.runtime.close()

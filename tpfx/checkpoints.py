@@ -44,7 +44,7 @@ class Stored:
         for there, here in boxes(self.shape, dims, rank, rows):
             with safe_open(self.file, framework="pt") as opened:
                 part[here] = opened.get_slice(self.key)[there] if there else opened.get_tensor(self.key)
-        self.read_bytes(part.nbytes)
+            self.read_bytes(part[here].nbytes)
 
 
 class Checkpoint:
@@ -144,10 +144,9 @@ class Reading:
         """So many bytes more."""
         self.progress.advance(self.task, size)
 
-    def expect(self, model: torch.nn.Module, stored: Mapping[int, Stored]) -> None:
-        """All bytes that there are to read."""
-        weights = {id(slot.value): slot.value for slot in slots_of(model)}
-        self.progress.update(self.task, total=sum(weights[key].nbytes for key in stored))
+    def expect(self, size: int) -> None:
+        """So many bytes in all."""
+        self.progress.update(self.task, total=size)
 
 
 @contextmanager

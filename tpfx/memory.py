@@ -46,6 +46,12 @@ class Undivided:
             )
         self.placement, self.whole = layout, None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what this process has of it."""
+        held = self.parts if self.whole is None else (self.whole,)
+        return sum(tensor.nbytes for tensor in held or ())
+
     def read(self, mesh: Mesh) -> None:
         """Take the contents from the file, as the graphs have divided them or whole."""
         assert self.stored is not None, "it is read already"

@@ -122,9 +122,10 @@ def restore_weights(slots: list[Slot]) -> None:
         slot.table[slot.key] = originals[id(sharded)]
 
 
-def read_weights(slots: list[Slot], mesh: Mesh) -> None:
-    """Read what files have: each part, and whole what no graph has divided."""
+def read_weights(slots: list[Slot], mesh: Mesh, expect: Callable[[int], None]) -> None:
+    """Read what files have: each part, and whole what no graph has divided; first say how many bytes."""
     unread = {id(slot.value): slot.value for slot in slots if slot.value.unread is not None}
+    expect(sum(sharded.unread.memory.nbytes for sharded in unread.values()))
     for sharded in unread.values():
         sharded.unread.memory.read(mesh)
     for sharded in unread.values():
