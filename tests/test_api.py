@@ -405,3 +405,62 @@ def test_a_transformers_model_keeps_its_ways(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded.state_dict(), reference.state_dict(), rtol=0, atol=0)
+
+
+class Steps(nn.Module):
+    """A step of one token a row; `minds` says what of it cannot be one graph for every number of rows."""
+
+    def __init__(self, minds: str = "") -> None:
+        super().__init__()
+        self.embedding, self.out, self.minds = nn.Embedding(10, 8), nn.Linear(8, 10), minds
+
+    def forward(self, ids: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        state = state + self.embedding(ids)
+        if self.minds == "batch":
+            state = state * 2 if ids.shape[0] == 1 else state * 3
+        if self.minds == "print":
+            torch._dynamo.graph_break()
+        return self.out(state), state
+
+
+@pytest.mark.parametrize(("minds", "graphs"), [("", 1), ("batch", 2), ("print", 4)])
+def test_a_step_of_one_token_has_one_graph_for_all_batches_where_it_can(minds: str, graphs: int) -> None:
+    """Where the model asks for the batch, or Dynamo breaks its graph, there is one for 1 and one for more."""
+    model, plain = tpfx.compile(Steps(minds), ["cpu", "cpu"]), Steps(minds)
+    plain.load_state_dict(tpfx.full_state_dict(model))
+    with torch.no_grad():
+        for rows in (1, 4, 3, 1):
+            ids, state = torch.randint(10, (rows, 1)), torch.randn(rows, 1, 8)
+            for _ in range(2):
+                (logits, after), expected = model(ids, state), plain(ids, state)
+                torch.testing.assert_close((logits, after), expected)
+                state = after
+    assert tpfx.report(model).graphs == graphs
+
+
+def test_an_error_of_a_step_is_the_callers_and_not_tried_again() -> None:
+    calls = []
+
+    @torch.library.custom_op("tpfx_test::fails_at_seven", mutates_args=())
+    def fails(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if (x == 7).any():
+            raise ValueError("seven")
+        return x.clone()
+
+    @fails.register_fake
+    def _(x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    class Failing(Steps):
+        def forward(self, ids: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return super().forward(fails(ids), state)
+
+    model = tpfx.compile(Failing(), ["cpu"])
+    with torch.no_grad():
+        model(torch.ones(2, 1, dtype=torch.int64), torch.zeros(2, 1, 8))
+        calls.clear()
+        with pytest.raises(ValueError, match="seven"):
+            model(torch.full((2, 1), 7), torch.zeros(2, 1, 8))
+    assert calls == [1]
+    assert tpfx.report(model).graphs == 1

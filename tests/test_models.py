@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import tpfx
 from tests.models import MODELS, inputs, tiny
+from tpfx.tensor import ShardedTensor
 
 LAYERS = 2
 # Attention and MLP read the same input: their addends join one all-reduce.
@@ -93,10 +96,13 @@ def _check_bytes(name: str, devices: int, report: tpfx.Report) -> None:
         assert max(report.bytes_per_device) <= 1.05 / devices * report.total_bytes
 
 
-def test_few_graphs_serve_every_batch_and_length() -> None:
-    model, plain = tpfx.compile(tiny("llama"), ["cpu", "cpu"]), tiny("llama")
+# Positions from tables and rotary ones, expert layers, ALiBi: what asks for a size of 1 in its own way.
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "mixtral"])
+@pytest.mark.parametrize("batches", [(1, 3, 4), (4, 1, 3)], ids=str)
+def test_few_graphs_serve_every_batch_and_length(name: str, batches: tuple[int, ...]) -> None:
+    model, plain = tpfx.compile(tiny(name), ["cpu", "cpu"]), tiny(name)
     graphs = []
-    for batch, length in ((2, 8), (3, 5), (4, 11)):
+    for batch, length in zip(batches, (8, 5, 11), strict=True):
         ids = torch.randint(3, 250, (batch, length))
         assert torch.equal(
             model.generate(ids, max_new_tokens=64, do_sample=False),
@@ -106,6 +112,32 @@ def test_few_graphs_serve_every_batch_and_length() -> None:
     assert graphs[0] <= 3
     assert graphs[1] <= graphs[0] + 1
     assert graphs[2] == graphs[1]
+
+
+def test_keys_and_values_of_a_sliding_window_stay_split() -> None:
+    """Such a cache holds views of what the layers have used."""
+    config = transformers.MistralConfig(
+        **{"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128},
+        **{"num_hidden_layers": 2, "sliding_window": 6, "vocab_size": 256, "eos_token_id": None},
+    )
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(config).eval()
+    ids = torch.randint(3, 250, (2, 5))
+    expected = generate_from(model, ids)
+    model = tpfx.compile(model, ["cpu", "cpu"])
+    for new_tokens in (1, 8):
+        kept = generate_from(model, ids, max_new_tokens=new_tokens).past_key_values
+        for layer in kept.layers:
+            for one in (layer.keys, layer.values):
+                assert isinstance(one, ShardedTensor) and dict(one.placement.dims).keys() == {1}
+        assert [c.kind for c in tpfx.report(model).collectives].count("gather") == 1  # the logits
+    assert torch.equal(generate_from(model, ids).sequences, expected.sequences)
+
+
+def generate_from(model: torch.nn.Module, ids: torch.Tensor, max_new_tokens: int = 8) -> Any:
+    return model.generate(
+        ids, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True, use_cache=True
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -72,6 +72,7 @@ UNRUN = {
 NOT_OF_TENSORS = {
     aten.sym_size.int,
     aten.sym_stride.int,
+    aten.sym_storage_offset.default,
     aten._local_scalar_dense.default,
     aten._assert_async.default,
     aten._assert_async.msg,

@@ -126,6 +126,95 @@ def test_marked_sizes_are_not_specialised_on() -> None:
     assert graphs_for([3, 4, 5], mark=False) == 2
 
 
+def capture(function: Any, inputs: list[Tensor]) -> list[Any]:
+    """Call a function with each input; of each graph that this takes, whether it serves any batch."""
+    found = []
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Any:
+        fakes = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
+        found.append(torch_compiler.serves_any_batch(fakes))
+        return module.forward
+
+    compiled = torch.compile(function, backend=backend, fullgraph=True)
+    for one in inputs:
+        torch_compiler.mark_dynamic_sizes(one, {0}, constant={1})
+        with torch_compiler.open_batches():
+            torch.testing.assert_close(compiled(one), function(one))
+    return found
+
+
+@pytest.mark.parametrize("rows", [(1, 4), (4, 1), (2, 1, 3)], ids=str)
+def test_graphs_of_open_batches_serve_one_row_too(rows: tuple[int, ...]) -> None:
+    def function(x: Tensor) -> Tensor:
+        return (x.expand(-1, 3).transpose(0, 1) @ x.new_ones(x.shape[0], 2)).sum(0)
+
+    torch._dynamo.reset()
+    assert capture(function, [torch.randn(n, 1) for n in rows]) == [True]
+    assert not torch.fx.experimental._config.backed_size_oblivious
+
+
+@pytest.mark.parametrize(
+    ("function", "serves"),
+    [
+        (lambda x: x * 2 if x.shape[0] == 1 else x * 3, [False, False]),
+        (lambda x: x * 2 if x.shape[0] < 3 else x * 3, [False, False]),
+        (lambda x: x * 2 if x.shape[0] < 30 else x * 3, [True]),
+    ],
+)
+def test_guards_tell_which_graphs_mind_the_batch(function: Any, serves: list[bool]) -> None:
+    torch._dynamo.reset()
+    assert capture(function, [torch.randn(n, 1) for n in (1, 4)]) == serves
+
+
+def test_constant_sizes_stay_so_though_they_vary() -> None:
+    torch._dynamo.reset()
+    assert capture(lambda x: x + 1, [torch.randn(2, n) for n in (1, 4, 5)]) == [True] * 3
+
+
+def test_what_cannot_be_one_graph_says_so_before_it_runs() -> None:
+    ran = []
+
+    def breaks(x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return x + 1
+
+    def refuses(*_: Any) -> Any:
+        raise ValueError
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Any:
+        return lambda *inputs: ran.append(1) or module(*inputs)
+
+    torch._dynamo.reset()
+    with pytest.raises(torch_compiler.NOT_CAPTURED):
+        torch.compile(breaks, backend=backend, fullgraph=True)(torch.ones(2))
+    with pytest.raises(torch_compiler.NOT_CAPTURED):
+        torch.compile(lambda x: x + 1, backend=refuses, fullgraph=True)(torch.ones(2))
+    with torch._dynamo.config.patch(recompile_limit=1):
+        limited = torch.compile(lambda x: x + 1, backend=backend, fullgraph=True, dynamic=False)
+        limited(torch.ones(2))
+        with pytest.raises(torch_compiler.NOT_CAPTURED):
+            limited(torch.ones(3))
+    assert ran == [1]
+
+
+def test_twins_have_graphs_of_their_own_and_share_what_varies() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, scale: int) -> Tensor:
+            return x * scale
+
+    torch._dynamo.reset()
+    inputs: list[int] = []
+
+    def backend(module: torch.fx.GraphModule, examples: Any) -> Any:
+        inputs.append(len(examples))
+        return module.forward
+
+    first = torch_compiler.fresh(Scaled().forward)
+    for forward, scale in ((first, 2), (torch_compiler.twin(first), 3)):
+        assert torch.compile(forward, backend=backend)(torch.ones(1), scale) == scale
+    assert inputs == [1, 2]
+
+
 def test_guard_entries_say_what_tpfx_filters_by() -> None:
     entries: list[Any] = []
 
@@ -384,6 +473,7 @@ def test_no_private_name_is_unpinned() -> None:
         "min_cut_rematerialization_partition",
         "overload_of",
     }
+    pinned |= {"NOT_CAPTURED", "open_batches", "serves_any_batch", "twin"}
     pinned |= {"is_traceable_wrapper_subclass", "mark_dynamic_sizes", "set_data", "skip_frames"}
     assert set(torch_compiler.__all__) == pinned | {"unset_fake_temporarily", "without_torch_function"}
 

@@ -28,6 +28,7 @@ from .tensor import ShardedTensor
 from .topology import Topology
 from .torch_compiler import (
     aliased_outputs,
+    serves_any_batch,
     skip_frames,
     unset_fake_temporarily,
 )
@@ -81,6 +82,10 @@ class Session:
     def compile(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Dynamo's backend: plan a graph, write one for each rank, return what runs them."""
         return self._through_autograd(module, example_inputs, _Lowering)
+
+    def compile_for_any_batch(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Dynamo's backend inside `open_batches`; it refuses graphs that do for some batches alone."""
+        return self._through_autograd(module, example_inputs, _LoweringForAnyBatch)
 
     def plan(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Dynamo's backend while planning: choose layouts for the parameters, run nothing."""
@@ -168,8 +173,9 @@ class _Lowering(_Planning):
 
     def inference(self, lowered: GraphModule) -> Callable[..., Any]:
         """Plan and lower a graph without gradients."""
+        program = super().inference(lowered)
         self.session.graphs += 1
-        return super().inference(lowered)
+        return program
 
     def forward(self, lowered: GraphModule) -> Callable[..., Any]:
         """Lower the forward part; with the backward part it counts as one graph."""
@@ -188,6 +194,15 @@ class _Lowering(_Planning):
         return Program(lowered.graph, ranks, kept, exact, seen, session.count_run)
 
 
+class _LoweringForAnyBatch(_Lowering):
+    """Lowers graphs that do for any number of rows."""
+
+    def _parallelize(self, lowered: GraphModule) -> Parallel:
+        if not serves_any_batch(node.meta["val"] for node in lowered.graph.find_nodes(op="placeholder")):
+            raise SomeBatchesOnly
+        return super()._parallelize(lowered)
+
+
 def _results(lowered: GraphModule) -> list[Any]:
     """The fake values that a graph returns."""
     returned: Sequence[Any] = lowered.graph.output_node().args[0]  # type: ignore[assignment]
@@ -202,6 +217,10 @@ def _plan_text(mesh: Mesh, parallel: Parallel) -> Iterator[bytes]:
 
 class Planned(Exception):
     """Ends a call that was only made for its plan."""
+
+
+class SomeBatchesOnly(Exception):
+    """Ends the capture of a graph that was to do for any number of rows."""
 
 
 def _source(value: Any, name: str) -> Source:

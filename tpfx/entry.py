@@ -16,7 +16,16 @@ from .backend import Planned, Session
 from .errors import InputError, ModelError
 from .processes import bytes_of_tensors, require_same
 from .tensor import ShardedTensor, gather_tree
-from .torch_compiler import BackendCompilerFailed, Settings, dynamic_sizes, fresh, mark_dynamic_sizes
+from .torch_compiler import (
+    NOT_CAPTURED,
+    BackendCompilerFailed,
+    Settings,
+    dynamic_sizes,
+    fresh,
+    mark_dynamic_sizes,
+    open_batches,
+    twin,
+)
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
@@ -34,8 +43,19 @@ class Entry:
         functools.update_wrapper(self, forward)
         self.model, self.forward, self.session = model, forward, session
         self._device = session.mesh.devices[session.mesh.owned[0]]
-        self._compiled = _compiled(forward, session.compile)
+        self._compile()
         self._calls = 0
+
+    def _compile(self) -> None:
+        """Graphs are captured anew from now on: another backend object keeps Dynamo from earlier ones.
+
+        Steps of one token, of which a generation is made, have graphs of their own, which do for any
+        number of rows; until one of them cannot be captured so.
+        """
+        forward, session = fresh(self.forward), self.session
+        self._compiled = _compiled(forward, functools.partial(session.compile))
+        backend = functools.partial(session.compile_for_any_batch)
+        self._step: Callable[..., Any] | None = _compiled(twin(forward), backend, fullgraph=True)
 
     @functools.cached_property
     def _settings(self) -> Settings:
@@ -47,13 +67,27 @@ class Entry:
             self._refuse(args, kwargs)
         if self.session.mesh.group is not None:
             self._require_same_inputs((args, kwargs))
-        _mark_dynamic((*args, *kwargs.values()))
-        runs = self.session.runs
+        runs, is_step = self.session.runs, _mark_dynamic((*args, *kwargs.values()))
         with self._settings:
-            result = _call(self._compiled, args, kwargs)
+            if is_step and self._step is not None:
+                result = self._call_step(self._step, args, kwargs)
+            else:
+                result = _call(self._compiled, args, kwargs)
         if self.session.runs == runs:
             self._note_whole_call()
         return gather_tree(result)
+
+    def _call_step(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of one token a row."""
+        runs = self.session.runs
+        try:
+            with open_batches():
+                return step(*args, **kwargs)
+        except NOT_CAPTURED:
+            if self.session.runs > runs:
+                raise
+        self._step = None  # batch by batch, as other calls
+        return _call(self._compiled, args, kwargs)
 
     def plan(self, given: Inputs) -> None:
         """Choose a placement for the parameters that a call with these inputs uses; runs nothing."""
@@ -65,7 +99,7 @@ class Entry:
         self.model.eval()
         try:
             with torch.no_grad(), self._settings:
-                _call(_compiled(self.forward, self.session.plan), args, kwargs)
+                _call(_compiled(fresh(self.forward), self.session.plan), args, kwargs)
         except Planned:
             pass
         finally:
@@ -98,10 +132,8 @@ class Entry:
                 changed.append((value, after.dtype))
         for value, dtype in changed:
             value.data = value.detach().to(dtype)
-        if (
-            changed
-        ):  # the graphs were made for other dtypes; another backend object keeps Dynamo from using them
-            self._compiled = _compiled(self.forward, functools.partial(self.session.compile))
+        if changed:  # the graphs were made for other dtypes
+            self._compile()
         return module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
@@ -175,8 +207,11 @@ def _call(compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     raise problem
 
 
-def _compiled(forward: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(fresh(forward), backend=backend, options={"guard_filter_fn": _keep_guards})
+def _compiled(
+    forward: Callable[..., Any], backend: Callable[..., Any], fullgraph: bool = False
+) -> Callable[..., Any]:
+    options: dict[str, Any] = {"guard_filter_fn": _keep_guards}
+    return torch.compile(forward, backend=backend, fullgraph=fullgraph, options=options)
 
 
 def _keep_guards(entries: Sequence[Any]) -> list[bool]:
@@ -195,9 +230,19 @@ def _of_weight(entry: Any) -> bool:
     return isinstance(value, ShardedTensor) and value.qualified_name is not None
 
 
-def _mark_dynamic(inputs: Sequence[Any]) -> None:
-    """Say of batch and length that they will vary, so that one graph serves all."""
+def _mark_dynamic(inputs: Sequence[Any]) -> bool:
+    """Say of batch and length that they will vary, so that one graph serves all.
+
+    Returns:
+        Whether some text has one token a row: sizes of 1 but the batch are constants.
+    """
+    is_step = False
     for leaf in inputs:
-        if type(leaf) is torch.Tensor and leaf.dim() and dynamic_sizes(leaf) is None:
-            text = leaf.dim() == 2 or (leaf.dim() == 3 and leaf.is_floating_point())
-            mark_dynamic_sizes(leaf, {0, 1} if text else {0})
+        if type(leaf) is not torch.Tensor or not leaf.dim():
+            continue
+        text = leaf.dim() == 2 or (leaf.dim() == 3 and leaf.is_floating_point())
+        is_step |= text and leaf.shape[1] == 1
+        if dynamic_sizes(leaf) is None:
+            ones = {dim for dim, size in enumerate(leaf.shape) if size == 1 and (dim or leaf.dim() == 1)}
+            mark_dynamic_sizes(leaf, ({0, 1} if text else {0}) - ones, ones)
+    return is_step

@@ -231,6 +231,7 @@ TABLE: dict[Any, Rule] = {
     # read by Python: numbers, and checks
     aten.sym_size.int: Rule(shapes.size),
     aten.sym_stride.int: Rule(shapes.unsplit),
+    aten.sym_storage_offset.default: Rule(shapes.unsplit),
     aten._local_scalar_dense.default: Rule(shapes.unsplit),
     aten._assert_async.default: Rule(shapes.unsplit),
     aten._assert_async.msg: Rule(shapes.unsplit),

@@ -175,6 +175,8 @@ def _output(node: Any, mesh: Mesh, kept: bool, seen: bool) -> Callable[[list[Any
     )  # addends for the backward part: each rank has its own
     value = node.meta["val"]
     dynamic = {index for index, extent in enumerate(value.shape) if isinstance(extent, torch.SymInt)}
+    if value.dim() > 1 and type(value.shape[0]) is int and value.shape[0] == 1:
+        dynamic.add(0)  # one row in this graph, maybe more in the next
     fixed = {dim: int(value.shape[dim]) for dim, _ in layout.dims if not layout.unfolding}
     if not layout:
         # Ranks on one device share what they all have; on several, state that comes back must not be copied

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from types import FunctionType, MethodType
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch._dynamo import trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._functorch import aot_autograd as _aot
 from torch._functorch import partitioners as _partitioners
 from torch._guards import TracingContext, tracing
@@ -20,6 +21,7 @@ from torch._subclasses import fake_tensor as _fakes
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
+from torch.fx.experimental import _config as _symbolic_shapes
 from torch.optim import optimizer as _optimizer
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
@@ -27,6 +29,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_tra
 from .torch_private import linear_of_onednn
 
 __all__ = [
+    "NOT_CAPTURED",
     "UNKNOWN_TO_FAKES",
     "BackendCompilerFailed",
     "FakeTensor",
@@ -44,14 +47,20 @@ __all__ = [
     "make_wrapper_subclass",
     "mark_dynamic_sizes",
     "min_cut_rematerialization_partition",
+    "open_batches",
     "overload_of",
+    "serves_any_batch",
     "set_data",
     "skip_frames",
+    "twin",
     "unset_fake_temporarily",
     "without_torch_function",
 ]
 
 _serials = itertools.count()
+
+# What a call of a function that shall be one graph raises, before anything has run, where it cannot be.
+NOT_CAPTURED = (TorchDynamoException, FailOnRecompileLimitHit)
 
 # What an op raises on fake tensors where its shapes depend on values, or it was never told about fakes.
 UNKNOWN_TO_FAKES = (
@@ -193,14 +202,57 @@ def linear_for_inductor() -> torch._ops.OpOverload:
     return op
 
 
+@contextmanager
+def open_batches() -> Iterator[None]:
+    """Leave marked sizes open also where they are 1 now, of which Dynamo makes a constant otherwise.
+
+    Where torch's own code asks whether a size is 1 and either answer will do, nothing is concluded from its
+    being so now; where the model asks, or the answer matters, the graph is specialised by a guard as ever.
+    """
+    before = _symbolic_shapes.backed_size_oblivious
+    _symbolic_shapes.backed_size_oblivious = True
+    try:
+        yield
+    finally:
+        _symbolic_shapes.backed_size_oblivious = before
+
+
+def serves_any_batch(values: Iterable[Any]) -> bool:
+    """Whether a graph with these fake inputs does for any number of rows: none of its guards minds it.
+
+    Rows are the first dimension of inputs, of all alike, where it is open.
+    """
+    extents: Iterator[Any] = (size for value in values for size in getattr(value, "shape", ()))
+    known = {extent.node.shape_env for extent in extents if isinstance(extent, torch.SymInt)}
+    return all(_guards_hold(shapes, rows) for shapes in known for rows in (1, 2, 3))
+
+
+def _guards_hold(shapes: Any, rows: int) -> bool:
+    """Whether all that was assumed of sizes would be so for so many rows."""
+    sizes = {
+        symbol: rows if any(_is_first_size(source) for source in shapes.var_to_sources[symbol]) else value
+        for symbol, value in shapes.backed_var_to_val.items()
+    }
+    return all(guard.expr.xreplace(sizes) for guard in shapes.guards)
+
+
+def _is_first_size(source: Any) -> bool:
+    return getattr(source, "idx", None) == 0 and source.prop.name == "SIZE"
+
+
 def dynamic_sizes(tensor: torch.Tensor) -> set[int] | None:
     """The dimensions whose size graphs should not be specialised on; None where that has not been said."""
     return getattr(tensor, "_dynamo_weak_dynamic_indices", None)
 
 
-def mark_dynamic_sizes(tensor: torch.Tensor, dims: set[int]) -> None:
-    """Say that these dimensions vary from call to call; Dynamo specialises where the model asks for it."""
+def mark_dynamic_sizes(tensor: torch.Tensor, dims: set[int], constant: set[int] | None = None) -> None:
+    """Say that these dimensions vary from call to call; Dynamo specialises where the model asks for it.
+
+    Others are constants until they have varied, and `constant` ones always.
+    """
     tensor._dynamo_weak_dynamic_indices = dims  # type: ignore[attr-defined]
+    if constant:
+        tensor._dynamo_static_indices = constant  # type: ignore[attr-defined]
 
 
 def fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -209,16 +261,25 @@ def fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
     Dynamo remembers by its code, or by the file, line and name of that, which sizes and numbers have varied
     and how often a function was captured; and methods of all models have that in common.
     """
+    return _with_code(forward, lambda code: code.replace(co_name=f"{code.co_name}_{next(_serials)}"))
+
+
+def twin(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same method with other code by the same name: graphs of its own, and in common what varies."""
+    return _with_code(forward, lambda code: code.replace())
+
+
+def _with_code(forward: Callable[..., Any], change: Callable[[CodeType], CodeType]) -> Callable[..., Any]:
     function = getattr(forward, "__func__", None)
     if not isinstance(function, FunctionType):
         return forward
-    fresh = FunctionType(
-        function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(_serials)}"),
+    made = FunctionType(
+        change(function.__code__),
         function.__globals__,
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
-    fresh.__kwdefaults__ = function.__kwdefaults__
-    fresh.__dict__.update(function.__dict__)
-    return MethodType(fresh, forward.__self__)  # type: ignore[attr-defined]
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    return MethodType(made, forward.__self__)  # type: ignore[attr-defined]

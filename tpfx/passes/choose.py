@@ -22,6 +22,7 @@ from ..annotations import (
     dims_of,
     elements,
     is_getitem,
+    is_view,
     returned_as,
     result_index,
     set_choice,
@@ -314,8 +315,18 @@ def _is_weight(node: Node) -> bool:
 def returned_whole(node: Node) -> bool:
     """Whether the caller gets a value whole: what a graph returns and does not use itself, logits say.
 
-    What it also uses (keys and values) is state: it stays as it is, and is gathered only if someone looks at
-    it.
+    What it also uses is state (keys and values), and so is a view of that (the last of a sliding window): it
+    stays as it is, and is gathered only if someone looks at it.
     """
     result, gradient = returned_as(node)
-    return result and not gradient and all(user.op == "output" for user in node.users)
+    return result and not gradient and not _used(node)
+
+
+def _used(node: Node) -> bool:
+    """Whether a graph computes with a value that it returns, or with that of which it is a view."""
+    view: Node | None = None
+    while not any(user.op != "output" and user is not view for user in node.users):
+        if not is_view(node):
+            return False
+        view, node = node, node.all_input_nodes[0]
+    return True
