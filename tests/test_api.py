@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import io
 import logging
@@ -464,3 +465,13 @@ def test_an_error_of_a_step_is_the_callers_and_not_tried_again() -> None:
             model(torch.full((2, 1), 7), torch.zeros(2, 1, 8))
     assert calls == [1]
     assert tpfx.report(model).graphs == 1
+
+
+def test_a_plan_that_is_kept_holds_its_nodes_alone() -> None:
+    model = tpfx.compile(tiny("llama"), ["cpu", "cpu"])
+    with torch.no_grad():
+        model(**inputs(model))
+    plan = model.forward.session.newest
+    gc.collect()
+    held = [one for one in gc.get_objects() if type(one) is torch.fx.Node and one.graph is plan.graph]
+    assert len(held) <= len(plan.graph.nodes) + 1  # the list of nodes begins with one that is none

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from rich.console import Console
 
-from benchmarks import phases, plan, turns
+from benchmarks import phases, plan, reading, turns
+from benchmarks.llama import Llama, Sizes
 from benchmarks.models import build, config, prompt
 from benchmarks.others import Others
 from benchmarks.remote import Remote
@@ -189,6 +191,31 @@ def test_train_runs(tmp_path: Path):
     assert figures["graphs"] == 1
     held = figures["bytes_held"]
     assert max(held["tpfx, 2 devices"]) <= 1.05 / 2 * sum(held["unsharded, 1 thread"])
+
+
+def test_a_llama_in_plain_pytorch_is_a_llama():
+    sizes = Sizes(vocabulary=96, hidden=48, inner=64, heads=4, layers=2)
+    torch.manual_seed(0)
+    expected = transformers.LlamaForCausalLM(reading.config(sizes)).eval()
+    with torch.device("meta"):
+        model = Llama(sizes)
+    model.load_state_dict(expected.state_dict(), assign=True)
+    ids = torch.randint(96, (2, 7))
+    torch.testing.assert_close(model(ids), expected(ids).logits)
+
+
+@pytest.mark.slow
+def test_load_runs(tmp_path: Path):
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks.load", "--gigabytes", "0.3", "--json", str(file)]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    figures = json.loads(file.read_text())
+    for processes in figures.values():
+        assert len(processes) == 3
+        assert all(one["same"] for one in processes.values())
+    for process in ("one for all", "rank 0", "rank 1"):
+        found = figures["a Llama in plain PyTorch"][process]
+        assert found["before"] < found["peak"] - found["own"] < 400e6
 
 
 ECHO = """

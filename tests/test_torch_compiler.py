@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
+import weakref
 from typing import Any
 
 import pytest
@@ -405,6 +407,24 @@ def test_numbers_of_one_model_do_not_vary_because_another_has_others() -> None:
     assert inputs == {True: [1, 1], False: [1, 2]}
 
 
+def test_graphs_keep_nodes_that_they_no_longer_have_until_told_to_forget_them() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    gone = graph.call_function(torch.neg, (x,))
+    graph.output(graph.call_function(torch.neg, (x,)))
+    graph.erase_node(gone)
+    kept = weakref.ref(gone)
+    del gone
+    gc.collect()
+    assert kept() is not None  # if not, `forget_erased` is no longer needed
+    torch_compiler.forget_erased(graph)
+    gc.collect()
+    assert kept() is None
+    graph.lint()
+    assert [node.name for node in graph.nodes] == ["x", "neg_1", "output"]
+    assert graph.call_function(torch.neg, (x,)).name == "neg_2"
+
+
 def test_an_op_of_a_library_stands_for_one_overload() -> None:
     name = "tpfx_test::of_one"
     made = torch.library.custom_op(name, lambda x: x + 1, mutates_args=(), schema="(Tensor x) -> Tensor")
@@ -467,6 +487,7 @@ def test_no_private_name_is_unpinned() -> None:
         "capturing_again",
         "compile_by_inductor",
         "dynamic_sizes",
+        "forget_erased",
         "fresh",
         "linear_for_inductor",
         "make_wrapper_subclass",

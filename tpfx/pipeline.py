@@ -34,6 +34,7 @@ from .passes.simplify import simplify
 from .passes.verify import verify
 from .pins import recognise
 from .topology import Topology
+from .torch_compiler import forget_erased
 
 
 @dataclass
@@ -184,6 +185,7 @@ def parallelize(
     Raises:
         PlanError: choices made before are not of this graph.
     """
+    forget_erased(graph)
     context = Context(ranks, topology or Topology(), planned or {})
     infer_structures(graph, sources, context)
     for run in PASSES[PASSES.index(_infer) + 1 :]:
@@ -196,6 +198,7 @@ def parallelize(
     for node in parallel.outputs():
         if isinstance(layout_of(node), Split) and returned_whole(node):
             set_joined(node)
+    forget_erased(graph)
     return parallel
 
 

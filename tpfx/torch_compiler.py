@@ -41,6 +41,7 @@ __all__ = [
     "capturing_again",
     "compile_by_inductor",
     "dynamic_sizes",
+    "forget_erased",
     "fresh",
     "is_traceable_wrapper_subclass",
     "linear_for_inductor",
@@ -107,6 +108,16 @@ def allow_foreach(kind: type[torch.Tensor]) -> None:
     for kinds in (_optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types):
         if kind not in kinds:
             kinds.append(kind)
+
+
+def forget_erased(graph: torch.fx.Graph) -> None:
+    """Let go of nodes that a graph no longer has: it remembers what it has named, and so whatever they hold.
+
+    A graph as captured has had ten times its nodes, for arithmetic of sizes that nothing uses.
+    """
+    named, nodes = graph._graph_namespace._obj_to_name, set(graph.nodes)
+    for gone in [one for one in named if isinstance(one, torch.fx.Node) and one not in nodes]:
+        del named[gone]
 
 
 def overload_of(op: Any) -> torch._ops.OpOverload | None:
