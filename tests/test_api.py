@@ -421,12 +421,14 @@ class Steps(nn.Module):
             state = state * 2 if ids.shape[0] == 1 else state * 3
         if self.minds == "print":
             torch._dynamo.graph_break()
+        if self.minds == "squeeze":
+            return self.out(state.squeeze(0) @ torch.eye(8)), state
         return self.out(state), state
 
 
-@pytest.mark.parametrize(("minds", "graphs"), [("", 1), ("batch", 2), ("print", 4)])
+@pytest.mark.parametrize(("minds", "graphs"), [("", 1), ("batch", 2), ("squeeze", 2), ("print", 4)])
 def test_a_step_of_one_token_has_one_graph_for_all_batches_where_it_can(minds: str, graphs: int) -> None:
-    """Where the model asks for the batch, or Dynamo breaks its graph, there is one for 1 and one for more."""
+    """Where the model asks for the batch, drops it, or breaks its graph, one is for 1 and one for more."""
     model, plain = tpfx.compile(Steps(minds), ["cpu", "cpu"]), Steps(minds)
     plain.load_state_dict(tpfx.full_state_dict(model))
     with torch.no_grad():

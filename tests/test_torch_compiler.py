@@ -161,6 +161,10 @@ def test_graphs_of_open_batches_serve_one_row_too(rows: tuple[int, ...]) -> None
         (lambda x: x * 2 if x.shape[0] == 1 else x * 3, [False, False]),
         (lambda x: x * 2 if x.shape[0] < 3 else x * 3, [False, False]),
         (lambda x: x * 2 if x.shape[0] < 30 else x * 3, [True]),
+        (lambda x: x.squeeze(0) @ x.new_ones(1, 3), [False, False]),
+        (lambda x: x.squeeze((0, 1)) + x.squeeze().dim(), [False, False]),
+        (lambda x: x * x.squeeze(0).dim(), [False, False]),
+        (lambda x: x.unsqueeze(2).squeeze(1) @ x.new_ones(1, 3), [True]),
     ],
 )
 def test_guards_tell_which_graphs_mind_the_batch(function: Any, serves: list[bool]) -> None:

@@ -4,7 +4,9 @@ expected of each."""
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import CodeType, FunctionType, MethodType
@@ -21,7 +23,8 @@ from torch._subclasses import fake_tensor as _fakes
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
-from torch.fx.experimental import _config as _symbolic_shapes
+from torch.fx.experimental import _config as _size_settings
+from torch.fx.experimental import symbolic_shapes
 from torch.optim import optimizer as _optimizer
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
@@ -59,6 +62,9 @@ __all__ = [
 ]
 
 _serials = itertools.count()
+_sizes: Any = symbolic_shapes
+_ask = symbolic_shapes.guard_or_false
+_SQUEEZE = inspect.unwrap(torch._refs.squeeze).__code__
 
 # What a call of a function that shall be one graph raises, before anything has run, where it cannot be.
 NOT_CAPTURED = (TorchDynamoException, FailOnRecompileLimitHit)
@@ -219,13 +225,22 @@ def open_batches() -> Iterator[None]:
 
     Where torch's own code asks whether a size is 1 and either answer will do, nothing is concluded from its
     being so now; where the model asks, or the answer matters, the graph is specialised by a guard as ever.
+    Torch lets `squeeze` off: it would keep a dimension that has become 1. Here that is a guard, too.
     """
-    before = _symbolic_shapes.backed_size_oblivious
-    _symbolic_shapes.backed_size_oblivious = True
+    before = _size_settings.backed_size_oblivious, _sizes.guard_or_false
+    _size_settings.backed_size_oblivious, _sizes.guard_or_false = True, _guard_or_false
     try:
         yield
     finally:
-        _symbolic_shapes.backed_size_oblivious = before
+        _size_settings.backed_size_oblivious, _sizes.guard_or_false = before
+
+
+def _guard_or_false(condition: Any) -> bool:
+    """What torch's code asks where "no" will do if the answer is not known; of `squeeze`, the answer."""
+    caller: Any = sys._getframe(1)
+    if _SQUEEZE in (caller.f_code, caller.f_back.f_code):  # or an expression in it
+        return bool(condition)
+    return _ask(condition)
 
 
 def serves_any_batch(values: Iterable[Any]) -> bool:
