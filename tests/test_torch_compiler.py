@@ -150,6 +150,7 @@ def test_graphs_of_open_batches_serve_one_row_too(rows: tuple[int, ...]) -> None
     def function(x: Tensor) -> Tensor:
         return (x.expand(-1, 3).transpose(0, 1) @ x.new_ones(x.shape[0], 2)).sum(0)
 
+    assert torch_compiler.CAN_OPEN_BATCHES
     torch._dynamo.reset()
     assert capture(function, [torch.randn(n, 1) for n in rows]) == [True]
     assert not torch.fx.experimental._config.backed_size_oblivious
@@ -498,7 +499,7 @@ def test_no_private_name_is_unpinned() -> None:
         "min_cut_rematerialization_partition",
         "overload_of",
     }
-    pinned |= {"NOT_CAPTURED", "open_batches", "serves_any_batch", "twin"}
+    pinned |= {"CAN_OPEN_BATCHES", "NOT_CAPTURED", "open_batches", "serves_any_batch", "twin"}
     pinned |= {"is_traceable_wrapper_subclass", "mark_dynamic_sizes", "set_data", "skip_frames"}
     assert set(torch_compiler.__all__) == pinned | {"unset_fake_temporarily", "without_torch_function"}
 

@@ -17,6 +17,7 @@ from .errors import InputError, ModelError
 from .processes import bytes_of_tensors, require_same
 from .tensor import ShardedTensor, gather_tree
 from .torch_compiler import (
+    CAN_OPEN_BATCHES,
     NOT_CAPTURED,
     BackendCompilerFailed,
     Settings,
@@ -55,7 +56,8 @@ class Entry:
         forward, session = fresh(self.forward), self.session
         self._compiled = _compiled(forward, functools.partial(session.compile))
         backend = functools.partial(session.compile_for_any_batch)
-        self._step: Callable[..., Any] | None = _compiled(twin(forward), backend, fullgraph=True)
+        step = _compiled(twin(forward), backend, fullgraph=True)
+        self._step: Callable[..., Any] | None = step if CAN_OPEN_BATCHES else None
 
     @functools.cached_property
     def _settings(self) -> Settings:

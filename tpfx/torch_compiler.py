@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_tra
 from .torch_private import linear_of_onednn
 
 __all__ = [
+    "CAN_OPEN_BATCHES",
     "NOT_CAPTURED",
     "UNKNOWN_TO_FAKES",
     "BackendCompilerFailed",
@@ -65,6 +66,9 @@ _serials = itertools.count()
 _sizes: Any = symbolic_shapes
 _ask = symbolic_shapes.guard_or_false
 _SQUEEZE = inspect.unwrap(torch._refs.squeeze).__code__
+
+# Whether `open_batches` may be used: only where this torch's `squeeze` asks in the way that it can answer.
+CAN_OPEN_BATCHES = _ask.__name__ in _SQUEEZE.co_names
 
 # What a call of a function that shall be one graph raises, before anything has run, where it cannot be.
 NOT_CAPTURED = (TorchDynamoException, FailOnRecompileLimitHit)
