@@ -438,7 +438,9 @@ def test_a_step_of_one_token_has_one_graph_for_all_batches_where_it_can(minds: s
                 (logits, after), expected = model(ids, state), plain(ids, state)
                 torch.testing.assert_close((logits, after), expected)
                 state = after
-    assert tpfx.report(model).graphs == graphs
+    report = tpfx.report(model)
+    assert report.graphs == graphs
+    assert (report.batch_by_batch is None) == (not minds) == ("batch by batch" not in str(report))
 
 
 def test_an_error_of_a_step_is_the_callers_and_not_tried_again() -> None:

@@ -52,6 +52,7 @@ class Session:
         runs: how often a graph has been run.
         whole_calls: calls of the model that ran no graph, but whole, as the model's own code.
         planned: how a plan would have graphs carried out, by their fingerprints.
+        batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
     """
 
     mesh: Mesh
@@ -64,6 +65,7 @@ class Session:
     runs: int = 0
     whole_calls: int = 0
     planned: Mapping[str, Decided] = field(default_factory=dict)
+    batch_by_batch: str | None = None
 
     @staticmethod
     def on(mesh: Mesh, target: Target) -> Session:
@@ -199,7 +201,7 @@ class _LoweringForAnyBatch(_Lowering):
 
     def _parallelize(self, lowered: GraphModule) -> Parallel:
         if not serves_any_batch(node.meta["val"] for node in lowered.graph.find_nodes(op="placeholder")):
-            raise SomeBatchesOnly
+            raise SomeBatchesOnly("what was captured does for some batches alone")
         return super()._parallelize(lowered)
 
 

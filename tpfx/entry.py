@@ -58,6 +58,7 @@ class Entry:
         backend = functools.partial(session.compile_for_any_batch)
         step = _compiled(twin(forward), backend, fullgraph=True)
         self._step: Callable[..., Any] | None = step if CAN_OPEN_BATCHES else None
+        session.batch_by_batch = None if CAN_OPEN_BATCHES else "this release of torch does not leave 1 open"
 
     @functools.cached_property
     def _settings(self) -> Settings:
@@ -85,10 +86,12 @@ class Entry:
         try:
             with open_batches():
                 return step(*args, **kwargs)
-        except NOT_CAPTURED:
+        except NOT_CAPTURED as problem:
             if self.session.runs > runs:
                 raise
-        self._step = None  # batch by batch, as other calls
+            cause = getattr(problem, "inner_exception", problem)
+            self.session.batch_by_batch = str(cause).strip().partition("\n")[0] or type(cause).__name__
+        self._step = None
         return _call(self._compiled, args, kwargs)
 
     def plan(self, given: Inputs) -> None:

@@ -36,6 +36,7 @@ class Report:
         whole_calls: calls of the model that ran whole, since Dynamo had no graph for them.
         planned: whether the newest graph was carried out as a given plan says; None where none was given.
         device_compiler: what runs the graph of each device, "eager" or "inductor".
+        batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
     """
 
     devices: list[str]
@@ -50,6 +51,7 @@ class Report:
     whole_calls: int = 0
     planned: bool | None = None
     device_compiler: str = "eager"
+    batch_by_batch: str | None = None
 
     @staticmethod
     def of(model: torch.nn.Module, session: Session) -> Report:
@@ -73,6 +75,7 @@ class Report:
             whole_calls=session.whole_calls,
             planned=newest.recalled if newest and session.planned else None,
             device_compiler=session.device_compiler,
+            batch_by_batch=session.batch_by_batch,
         )
 
     def dump(self) -> str:
@@ -112,6 +115,8 @@ class Report:
             table.add_row(f"runs whole: {op}", str(count), "")
         if self.whole_calls:
             table.add_row("calls that ran whole", str(self.whole_calls), "")
+        if self.batch_by_batch:
+            table.add_row(f"steps compiled batch by batch: {self.batch_by_batch}", "", "")
         return table
 
 
