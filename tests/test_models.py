@@ -96,8 +96,9 @@ def _check_bytes(name: str, devices: int, report: tpfx.Report) -> None:
         assert max(report.bytes_per_device) <= 1.05 / devices * report.total_bytes
 
 
-# Positions from tables and rotary ones, expert layers, ALiBi: what asks for a size of 1 in its own way.
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "mixtral"])
+# Positions from tables and rotary ones, expert layers, ALiBi, one key and value for all packed heads: what
+# asks for a size of 1 in its own way.
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "mixtral", "falcon"])
 @pytest.mark.parametrize("batches", [(1, 3, 4), (4, 1, 3)], ids=str)
 def test_few_graphs_serve_every_batch_and_length(name: str, batches: tuple[int, ...]) -> None:
     model, plain = tpfx.compile(tiny(name), ["cpu", "cpu"]), tiny(name)

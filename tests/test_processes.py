@@ -64,6 +64,8 @@ def finish(running: Sequence[subprocess.Popen[str]], seconds: float = 1200.0) ->
     finally:
         for process in running:
             process.kill()
+        for process in running:
+            process.communicate()
     return done
 
 
@@ -204,6 +206,23 @@ with torch.no_grad():
 def test_other_inputs_on_one_process_are_an_error_on_all() -> None:
     for code, errors in finish(start(2, "-c", DIFFERENT)):
         assert code == 1 and "CollectiveError: the inputs of rank(s) 1 differ from those of rank 0" in errors
+
+
+AMID_A_TRACE = """
+import torch, tpfx
+from torch._dispatch.python import enable_python_dispatcher
+from tpfx.processes import require_same, world_mesh
+mesh = world_mesh(timeout=20)
+with enable_python_dispatcher():
+    for step in range(300):
+        require_same(mesh, "the steps", [str(step).encode()])
+"""
+
+
+def test_comparing_amid_a_trace_does_not_lock_up() -> None:
+    """Plans are compared while AOTAutograd traces, when torch runs kernels with Python's lock held."""
+    for code, errors in finish(start(2, "-c", AMID_A_TRACE), 60.0):
+        assert code == 0, errors
 
 
 MESHES = """

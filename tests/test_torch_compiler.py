@@ -145,6 +145,11 @@ def capture(function: Any, inputs: list[Tensor]) -> list[Any]:
     return found
 
 
+def _part_of_heads(x: Tensor) -> Tensor:
+    """Four of six heads of one token, before its place, with the strides of six."""
+    return x.new_ones(x.shape[0], 1, 6, 2)[:, :, :4].transpose(1, 2)
+
+
 @pytest.mark.parametrize("rows", [(1, 4), (4, 1), (2, 1, 3)], ids=str)
 def test_graphs_of_open_batches_serve_one_row_too(rows: tuple[int, ...]) -> None:
     def function(x: Tensor) -> Tensor:
@@ -166,6 +171,7 @@ def test_graphs_of_open_batches_serve_one_row_too(rows: tuple[int, ...]) -> None
         (lambda x: x.squeeze((0, 1)) + x.squeeze().dim(), [False, False]),
         (lambda x: x * x.squeeze(0).dim(), [False, False]),
         (lambda x: x.unsqueeze(2).squeeze(1) @ x.new_ones(1, 3), [True]),
+        (lambda x: _part_of_heads(x).reshape(x.shape[0], 4, 1, 2), [True]),
     ],
 )
 def test_guards_tell_which_graphs_mind_the_batch(function: Any, serves: list[bool]) -> None:

@@ -126,6 +126,17 @@ def test_below_autograd_skips_the_autograd_kernels() -> None:
     assert (x + 1).requires_grad
 
 
+def test_outside_traces_the_python_dispatcher_is_off() -> None:
+    """If this fails while torch traces, `test_comparing_amid_a_trace_does_not_lock_up` stands still."""
+    enabled = torch._C._dispatch_tls_is_dispatch_key_included  # of this thread
+    key = torch._C.DispatchKey.PythonDispatcher
+    with torch._C._EnablePythonDispatcher():
+        assert enabled(key)
+        with torch_private.outside_traces():
+            assert not enabled(key)
+        assert enabled(key)
+
+
 @pytest.mark.parametrize(
     ("rows", "inner", "outer"), [((1, 1), 8, 5), ((2, 3), 8, 0), ((0, 3), 8, 5), ((7,), 1, 1)]
 )

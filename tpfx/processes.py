@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from .errors import CollectiveError, DeviceError
 from .mesh import Mesh, parse_devices
+from .torch_private import outside_traces
 
 
 def launched() -> bool:
@@ -135,7 +136,8 @@ def require_same(mesh: Mesh, what: str, parts: Iterable[bytes]) -> None:
         digest.update(part)
     digests: list[Any] = [None] * len(mesh.shares)
     try:
-        dist.all_gather_object(digests, digest.hexdigest(), mesh.group)
+        with outside_traces():
+            dist.all_gather_object(digests, digest.hexdigest(), mesh.group)
     except Exception as error:
         rank = mesh.owned[0]
         error.add_note(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -66,6 +67,9 @@ _serials = itertools.count()
 _sizes: Any = symbolic_shapes
 _ask = symbolic_shapes.guard_or_false
 _SQUEEZE = inspect.unwrap(torch._refs.squeeze).__code__
+_RESHAPE: Any = torch.ops.aten.reshape.default
+_ALIAS: Any = torch.ops.aten.alias.default
+_COMPOSITE: Any = torch._C.DispatchKey.CompositeImplicitAutograd
 
 # Whether `open_batches` may be used: only where this torch's `squeeze` asks in the way that it can answer.
 CAN_OPEN_BATCHES = _ask.__name__ in _SQUEEZE.co_names
@@ -229,14 +233,26 @@ def open_batches() -> Iterator[None]:
 
     Where torch's own code asks whether a size is 1 and either answer will do, nothing is concluded from its
     being so now; where the model asks, or the answer matters, the graph is specialised by a guard as ever.
-    Torch lets `squeeze` off: it would keep a dimension that has become 1. Here that is a guard, too.
+    Torch lets `squeeze` off: it would keep a dimension that has become 1. Here that is a guard, too. And a
+    `reshape` that changes no size, before which attention has transposed packed heads, asks in vain.
     """
     before = _size_settings.backed_size_oblivious, _sizes.guard_or_false
     _size_settings.backed_size_oblivious, _sizes.guard_or_false = True, _guard_or_false
+    _RESHAPE.py_kernels[_COMPOSITE] = _reshape
+    _RESHAPE._dispatch_cache.clear()
     try:
         yield
     finally:
         _size_settings.backed_size_oblivious, _sizes.guard_or_false = before
+        del _RESHAPE.py_kernels[_COMPOSITE]
+        _RESHAPE._dispatch_cache.clear()
+
+
+def _reshape(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    """To the sizes that it has: nothing to ask. In C++ it asks which are 1, lest their strides hinder."""
+    same = len(shape) == x.dim() and all(map(_sizes.statically_known_true, map(operator.eq, x.shape, shape)))
+    result: torch.Tensor = _ALIAS(x) if same else _RESHAPE._op_dk(_COMPOSITE, x, shape)
+    return result
 
 
 def _guard_or_false(condition: Any) -> bool:

@@ -22,6 +22,7 @@ __all__ = [
     "is_linear_of_onednn",
     "linear_of_onednn",
     "nccl_available",
+    "outside_traces",
     "register_group",
     "registered_group",
     "unregister_group",
@@ -78,6 +79,17 @@ def below_autograd() -> AbstractContextManager[None]:
     In this context in-place ops do not bump version counters and views do not know their base.
     """
     guard: AbstractContextManager[None] = torch._C._AutoDispatchBelowAutograd()
+    return guard
+
+
+def outside_traces() -> AbstractContextManager[None]:
+    """For collectives while torch traces other ops: kernels run without Python's lock, as they do elsewhere.
+
+    Torch's Python dispatcher, which traces switch on, holds that lock while a kernel runs. A collective of
+    Gloo's then waits for the queue of its group, and a thread of the group's, which holds that queue while
+    it drops the tensors of the collective before, waits for Python's lock: neither ever goes on.
+    """
+    guard: AbstractContextManager[None] = torch._C._DisablePythonDispatcher()
     return guard
 
 
