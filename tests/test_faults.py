@@ -109,6 +109,20 @@ def test_a_rank_that_raises_is_named_and_the_others_go_on(probe: Probe, rank: in
     assert tpfx.report(model).graphs == 1
 
 
+def test_a_result_that_cannot_be_gathered_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken_link(*_: object) -> None:
+        raise ConnectionError("the peer is gone")
+
+    model = tpfx.compile(nn.Linear(4, 6, bias=False), CPUS)
+    with torch.no_grad():
+        expected = model(torch.ones(2, 4))
+        with monkeypatch.context() as patch, pytest.raises(ConnectionError, match="gone") as caught:
+            patch.setattr("tpfx.program.whole_of", broken_link)
+            model(torch.ones(2, 4))
+        assert "on rank 0 (cpu), in node linear_default: gathering its parts" in notes(caught)
+        torch.testing.assert_close(model(torch.ones(2, 4)), expected)
+
+
 def test_an_id_outside_of_the_table_is_an_index_error(probe: Probe) -> None:
     call, model = compiled(probe)
     with torch.no_grad(), pytest.raises(IndexError, match="out of range") as caught:

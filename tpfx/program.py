@@ -67,6 +67,7 @@ class Program:
         self.inputs = [_Input(node, self.mesh) for node in graph.find_nodes(op="placeholder")]
         self.mutated = [at for at, given in enumerate(self.inputs) if given.source.mutated]
         returned: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
+        self.names = [str(value) for value in returned]
         seen = len(returned) if seen is None else seen
         self.outputs = [_output(value, self.mesh, at in kept, at < seen) for at, value in enumerate(returned)]
         self.exact = dict(exact or {})
@@ -91,10 +92,13 @@ class Program:
         del calls
         for at, arg, parts in written:
             self.inputs[at].write_back(arg, parts)
+        made: list[Any] = []
         try:
-            made = [give([result[index] for result in results]) for index, give in enumerate(self.outputs)]
+            for index, give in enumerate(self.outputs):
+                made.append(give([result[index] for result in results]))
         except Exception as error:  # of processes one may be gone
-            error.add_note(f"on rank {self.mesh.owned[0]}, gathering the graph's results")
+            rank, name = self.mesh.owned[0], self.names[len(made)]
+            error.add_note(f"on rank {rank} ({self.mesh.devices[rank]}), in node {name}: gathering its parts")
             raise
         for at, (stride, offset) in lie.items():
             made[at] = _lying(made[at], stride, offset)
