@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import tpfx
+from benchmarks import architectures
 from tests.models import MODELS, inputs, tiny
 from tpfx.tensor import ShardedTensor
 
@@ -113,6 +114,21 @@ def test_few_graphs_serve_every_batch_and_length(name: str, batches: tuple[int, 
     assert graphs[0] <= 3
     assert graphs[1] <= graphs[0] + 1
     assert graphs[2] == graphs[1]
+
+
+def test_few_graphs_serve_an_encoder_and_a_decoder() -> None:
+    """What the encoder said comes in a container of its own, and its batch is as open as the decoder's."""
+    (model, _), (plain, _) = (architectures.tiny("bart", "seq2seq") for _ in range(2))
+    model = tpfx.compile(model, ["cpu", "cpu"])
+    graphs = []
+    for batch, length in ((1, 8), (4, 5), (3, 11)):
+        ids = torch.randint(3, 250, (batch, length))
+        assert torch.equal(
+            generate_from(model, ids).sequences,
+            generate_from(plain, ids).sequences,
+        )
+        graphs.append(tpfx.report(model).graphs)
+    assert graphs[0] <= 3 and graphs[-1] <= graphs[0] + 1
 
 
 def test_keys_and_values_of_a_sliding_window_stay_split() -> None:

@@ -66,11 +66,12 @@ class Entry:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `forward` returns, in plain tensors."""
-        if not _lie_on(self._device, (args, kwargs)):
+        tensors = list(_leaves((args, kwargs)))
+        if not _lie_on(self._device, tensors):
             self._refuse(args, kwargs)
         if self.session.mesh.group is not None:
-            self._require_same_inputs((args, kwargs))
-        runs, is_step = self.session.runs, _mark_dynamic((*args, *kwargs.values()))
+            self._require_same_inputs(tensors)
+        runs, is_step = self.session.runs, _mark_dynamic(tensors)
         with self._settings:
             if is_step and self._step is not None:
                 result = self._call_step(self._step, args, kwargs)
@@ -97,9 +98,10 @@ class Entry:
     def plan(self, given: Inputs) -> None:
         """Choose a placement for the parameters that a call with these inputs uses; runs nothing."""
         args, kwargs = ((), dict(given)) if isinstance(given, Mapping) else (tuple(given), {})
-        if not _lie_on(self._device, (args, kwargs)):
+        tensors = list(_leaves((args, kwargs)))
+        if not _lie_on(self._device, tensors):
             self._refuse(args, kwargs)
-        _mark_dynamic((*args, *kwargs.values()))
+        _mark_dynamic(tensors)
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
@@ -150,12 +152,12 @@ class Entry:
         name = type(self.model).__name__
         raise ModelError(f"a compiled {name} cannot be pickled; save tpfx.full_state_dict(model) instead")
 
-    def _require_same_inputs(self, given: Any) -> None:
+    def _require_same_inputs(self, given: Sequence[torch.Tensor]) -> None:
         """Compare the processes' inputs, at the first calls and less and less often later: it takes time."""
         self._calls += 1
         if self._calls < 8 or self._calls.bit_count() == 1:
-            tensors = [tensor for _, tensor in _tensors(list(given), "") if type(tensor) is torch.Tensor]
-            require_same(self.session.mesh, "the inputs", bytes_of_tensors(tensors))
+            plain = (tensor for tensor in given if type(tensor) is torch.Tensor)
+            require_same(self.session.mesh, "the inputs", bytes_of_tensors(plain))
 
     def _note_whole_call(self) -> None:
         """Dynamo has left the call out: it captured nothing of it, or has captured it as often as it will."""
@@ -173,7 +175,7 @@ class Entry:
         named = [(names[at] if at < len(names) else f"argument {at}", value) for at, value in enumerate(args)]
         for name, value in (*named, *kwargs.items()):
             for where, tensor in _tensors(value, name):
-                if not _lie_on(self._device, tensor):
+                if not _lie_on(self._device, [tensor]):
                     raise InputError(
                         f"{where} is on {tensor.device}, but the model takes its inputs on {self._device}, "
                         f"its first device; pass {where}.to({str(self._device)!r})"
@@ -181,15 +183,21 @@ class Entry:
         raise AssertionError("every input lies on the first device")
 
 
-def _lie_on(device: torch.device, value: Any) -> bool:
-    """Whether every tensor in nested containers is on a device; a number may lie on the CPU."""
+def _lie_on(device: torch.device, tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all do; a number may lie on the CPU."""
+    return all(one.device == device or (one.dim() == 0 and one.device.type == "cpu") for one in tensors)
+
+
+def _leaves(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested containers."""
     if isinstance(value, torch.Tensor):
-        return value.device == device or (value.dim() == 0 and value.device.type == "cpu")
-    if isinstance(value, (list, tuple)):
-        return all(_lie_on(device, item) for item in value)
-    if isinstance(value, dict):
-        return all(_lie_on(device, item) for item in value.values())
-    return True
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _leaves(item)
 
 
 def _tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -235,7 +243,7 @@ def _of_weight(entry: Any) -> bool:
     return isinstance(value, ShardedTensor) and value.qualified_name is not None
 
 
-def _mark_dynamic(inputs: Sequence[Any]) -> bool:
+def _mark_dynamic(inputs: Sequence[torch.Tensor]) -> bool:
     """Say of batch and length that they will vary, so that one graph serves all.
 
     Returns:

@@ -9,8 +9,11 @@ the same program on the same inputs, and every one gets the whole outputs.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -108,7 +111,17 @@ def _mesh(group: dist.ProcessGroup, own: Sequence[torch.device], replicas: dist.
     owned = tuple(range(first, first + shares[process]))
     mesh = Mesh(devices, owned, names, group, shares, replicas)
     _share_random_state(mesh)
+    _await_threads_at_exit()
     return mesh
+
+
+@functools.cache
+def _await_threads_at_exit() -> None:
+    """Let Gloo's threads drop the tensors of the last collectives before Python ends.
+
+    They take Python's lock for it; one that gets it while Python ends aborts the process.
+    """
+    atexit.register(time.sleep, 0.1)
 
 
 def _share_random_state(mesh: Mesh) -> None:
