@@ -179,6 +179,33 @@ def test_guards_tell_which_graphs_mind_the_batch(function: Any, serves: list[boo
     assert capture(function, [torch.randn(n, 1) for n in (1, 4)]) == serves
 
 
+def test_batches_that_several_open_are_closed_in_the_end() -> None:
+    """Whatever the order in which threads leave."""
+    from torch.fx.experimental import _config
+
+    first, second = torch_compiler.open_batches(), torch_compiler.open_batches()
+    first.__enter__()
+    second.__enter__()
+    assert _config.backed_size_oblivious
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert not _config.backed_size_oblivious
+
+
+def test_open_batches_leave_other_captures_alone() -> None:
+    """Afterwards, torch says of unknown sizes what it said before."""
+    with torch_compiler.open_batches():
+        pass
+
+    def function(x: Tensor) -> Tensor:
+        return x.nonzero().squeeze(0).transpose(0, 1).reshape(1, -1)
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+        x = torch.tensor([0.0, 1.0, 1.0])
+        torch.testing.assert_close(compiled(x), function(x))
+
+
 def test_constant_sizes_stay_so_though_they_vary() -> None:
     torch._dynamo.reset()
     assert capture(lambda x: x + 1, [torch.randn(2, n) for n in (1, 4, 5)]) == [True] * 3

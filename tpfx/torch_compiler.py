@@ -71,8 +71,8 @@ _RESHAPE: Any = torch.ops.aten.reshape.default
 _ALIAS: Any = torch.ops.aten.alias.default
 _COMPOSITE: Any = torch._C.DispatchKey.CompositeImplicitAutograd
 
-# Whether `open_batches` may be used: only where this torch's `squeeze` asks in the way that it can answer.
-CAN_OPEN_BATCHES = _ask.__name__ in _SQUEEZE.co_names
+# Whether `open_batches` may be used: only where this torch's `squeeze` and `reshape` ask as it can answer.
+CAN_OPEN_BATCHES = _ask.__name__ in _SQUEEZE.co_names and _COMPOSITE not in _RESHAPE.py_kernels
 
 # What a call of a function that shall be one graph raises, before anything has run, where it cannot be.
 NOT_CAPTURED = (TorchDynamoException, FailOnRecompileLimitHit)
@@ -234,33 +234,39 @@ def open_batches() -> Iterator[None]:
     Where torch's own code asks whether a size is 1 and either answer will do, nothing is concluded from its
     being so now; where the model asks, or the answer matters, the graph is specialised by a guard as ever.
     Torch lets `squeeze` off: it would keep a dimension that has become 1. Here that is a guard, too. And a
-    `reshape` that changes no size, before which attention has transposed packed heads, asks in vain.
+    `reshape` to the sizes that a tensor has, as of transposed heads of one token, asks nothing.
     """
-    before = _size_settings.backed_size_oblivious, _sizes.guard_or_false
-    _size_settings.backed_size_oblivious, _sizes.guard_or_false = True, _guard_or_false
-    _RESHAPE.py_kernels[_COMPOSITE] = _reshape
-    _RESHAPE._dispatch_cache.clear()
+    _listen()
+    if _size_settings.backed_size_oblivious:  # within another, or in a torch whose threads have it in common
+        yield
+        return
+    _size_settings.backed_size_oblivious = True
     try:
         yield
     finally:
-        _size_settings.backed_size_oblivious, _sizes.guard_or_false = before
-        del _RESHAPE.py_kernels[_COMPOSITE]
-        _RESHAPE._dispatch_cache.clear()
+        _size_settings.backed_size_oblivious = False
 
 
-def _reshape(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
-    """To the sizes that it has: nothing to ask. In C++ it asks which are 1, lest their strides hinder."""
-    same = len(shape) == x.dim() and all(map(_sizes.statically_known_true, map(operator.eq, x.shape, shape)))
-    result: torch.Tensor = _ALIAS(x) if same else _RESHAPE._op_dk(_COMPOSITE, x, shape)
-    return result
+@functools.cache
+def _listen() -> None:
+    """From now on hear what torch asks; what is said differs where batches are open alone."""
+    _sizes.guard_or_false = _guard_or_false
+    _RESHAPE.py_impl(_COMPOSITE)(_reshape)
 
 
 def _guard_or_false(condition: Any) -> bool:
     """What torch's code asks where "no" will do if the answer is not known; of `squeeze`, the answer."""
     caller: Any = sys._getframe(1)
-    if _SQUEEZE in (caller.f_code, caller.f_back.f_code):  # or an expression in it
-        return bool(condition)
-    return _ask(condition)
+    squeezes = _SQUEEZE in (caller.f_code, caller.f_back.f_code)  # or an expression in it
+    return bool(condition) if squeezes and _size_settings.backed_size_oblivious else _ask(condition)
+
+
+def _reshape(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    """In C++ it asks which sizes are 1, lest their strides hinder."""
+    same = len(shape) == x.dim() and all(map(_sizes.statically_known_true, map(operator.eq, x.shape, shape)))
+    alias = same and _size_settings.backed_size_oblivious
+    result: torch.Tensor = _ALIAS(x) if alias else _RESHAPE._op_dk(_COMPOSITE, x, shape)
+    return result
 
 
 def serves_any_batch(values: Iterable[Any]) -> bool:
