@@ -17,7 +17,7 @@ from .axes import Size
 from .layout import Layout, Replicate, Shards
 from .rules import Bound, Dims, result_tensors
 
-_DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _JOINED, _MADE_FOR, _STANDS_FOR = (
+_DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _JOINED = (
     "tpfx_dims",
     "tpfx_bound",
     "tpfx_layout",
@@ -25,9 +25,8 @@ _DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _JOINED, _MADE_FOR, _STAND
     "tpfx_source",
     "tpfx_gradients",
     "tpfx_joined",
-    "tpfx_made_for",
-    "tpfx_stands_for",
 )
+_MADE_FOR, _STANDS_FOR = "tpfx_made_for", "tpfx_stands_for"
 # What a node that takes the place of another has from it.
 ORIGIN = ("stack_trace", "nn_module_stack", "recompute", "ac_graph_id", "partitioner_tag")
 

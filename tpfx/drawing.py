@@ -96,7 +96,7 @@ class _Column:
         """One step: its name, what is said of it, and the bars of its weights."""
         named = [step.name] if step.name else []
         room = (WIDTH - 28 - (BAR + 12 if step.weights else 0)) // 7
-        said = _wrapped(step.lines, room, 2)
+        said = wrapped(step.lines, room, 2)
         height = max((len(named) + len(said)) * LINE, 7 * len(step.weights[:8])) + 14
         self.parts.append(
             f'<rect class="box" x="{self.x}" y="{self.y}" width="{WIDTH}" height="{height}" rx="8"/>'
@@ -154,7 +154,7 @@ def _cut(text: str, room: int) -> str:
     return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
-def _wrapped(words: Sequence[str], room: int, most: int) -> list[str]:
+def wrapped(words: Sequence[str], room: int, most: int) -> list[str]:
     """Words as a few lines of text, of which the last may end in an ellipsis."""
     if any(": " in word for word in words):
         return list(words)
@@ -208,7 +208,7 @@ def _dot_label(step: Step, weights: Weights) -> str:
     size = sum(weights.plans[index].bytes for index in step.weights)
     count = "1 weight" if len(step.weights) == 1 else f"{len(step.weights)} weights"
     held = [f"{count}, {bytes_text(size)}"] if step.weights else []
-    return "\n".join([*([step.name] if step.name else []), *_wrapped(step.lines, 48, 2), *held])
+    return "\n".join([*([step.name] if step.name else []), *wrapped(step.lines, 48, 2), *held])
 
 
 def _quoted(text: str) -> str:

@@ -64,7 +64,7 @@ class Names:
 
     def forward_path(self, node: Node) -> str:
         """Of a node of the backward pass, the module that it computes gradients for; empty if unknown."""
-        return self._short(_path_of(node.meta.get("fwd_nn_module_stack")))
+        return self._short(path_of_stack(node.meta.get("fwd_nn_module_stack")))
 
     def _short(self, name: str) -> str:
         return "" if f"{self.prefix}.".startswith(f"{name}.") else name.removeprefix(f"{self.prefix}.")
@@ -107,10 +107,10 @@ def _is_attached(node: Node) -> bool:
 
 def module_path(node: Node) -> str:
     """The path of the module that a node comes from; empty for the model itself."""
-    return _path_of(node.meta.get("nn_module_stack"))
+    return path_of_stack(node.meta.get("nn_module_stack"))
 
 
-def _path_of(stack: dict[str, Any] | None) -> str:
+def path_of_stack(stack: dict[str, Any] | None) -> str:
     if not stack:
         return ""
     path = re.sub(

@@ -157,7 +157,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON, one line for each weight and each op; the same for equal plans."""
-        return _written({"schema": SCHEMA, **_json_of(self)})
+        return written({"schema": SCHEMA, **_json_of(self)})
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -208,7 +208,7 @@ class Plan:
             raise PlanError(
                 f"the plan is for {self.devices} devices, not for {devices}; make one with {devices}"
             )
-        mine = _weights_of(model)
+        mine = weights_of(model)
         for name in [*self.weights, *mine]:
             have, want = mine.get(name), self.weights.get(name)
             if have is None or want is None:
@@ -272,7 +272,7 @@ def describe(
     """What has been planned, as a `Plan`; `parallels` are the planned `captured`."""
     from . import __version__
 
-    weights = _weights_of(model)
+    weights = weights_of(model)
     for parallel in parallels:
         for name, planned in _weight_plans(parallel):
             if weights[name].shards is None:
@@ -301,7 +301,7 @@ def count_of(devices: Any) -> int:
     return count
 
 
-def _weights_of(model: torch.nn.Module) -> dict[str, WeightPlan]:
+def weights_of(model: torch.nn.Module) -> dict[str, WeightPlan]:
     """The parameters and buffers of a model, tied ones once, as yet without shards."""
     found: dict[str, WeightPlan] = {}
     seen: set[int] = set()
@@ -353,36 +353,36 @@ def _graph_plan(phase: Phase, parallel: Parallel, topology: Topology) -> GraphPl
 
 def _json_of(plan: Plan) -> dict[str, Any]:
     weights = {
-        name: {**_plain(weight), "shards": None if weight.shards is None else weight.shards.dims}
+        name: {**plain(weight), "shards": None if weight.shards is None else weight.shards.dims}
         for name, weight in plan.weights.items()
     }
     graphs = [
         {
-            **_plain(graph),
+            **plain(graph),
             "ops": [asdict(op) for op in graph.ops],
             "collectives": [asdict(message) for message in graph.collectives],
             "estimate": asdict(graph.estimate),
         }
         for graph in plan.graphs
     ]
-    return {**_plain(plan), "topology": asdict(plan.topology), "weights": weights, "graphs": graphs}
+    return {**plain(plan), "topology": asdict(plan.topology), "weights": weights, "graphs": graphs}
 
 
-def _plain(value: Any) -> dict[str, Any]:
+def plain(value: Any) -> dict[str, Any]:
     return {one.name: getattr(value, one.name) for one in fields(value)}
 
 
-def _written(value: Any, indent: str = "") -> str:
+def written(value: Any, indent: str = "") -> str:
     """JSON in which whatever is short has a line of its own."""
     line = json.dumps(value)
     if len(line) < 120 or not isinstance(value, (dict, list, tuple)):
         return line
     inner = indent + " "
     if isinstance(value, dict):
-        items = [f"{json.dumps(str(key))}: {_written(item, inner)}" for key, item in value.items()]
+        items = [f"{json.dumps(str(key))}: {written(item, inner)}" for key, item in value.items()]
         opening, closing = "{", "}"
     else:
-        items = [_written(item, inner) for item in value]
+        items = [written(item, inner) for item in value]
         opening, closing = "[", "]"
     return opening + "\n" + ",\n".join(inner + item for item in items) + "\n" + indent + closing
 
