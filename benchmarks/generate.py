@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 import tpfx
-from tpfx.device_compiler import DEVICE_COMPILERS
+from tpfx.lowering.device_compiler import DEVICE_COMPILERS
 
 from .models import build, config, prompt
 from .options import (

@@ -24,12 +24,12 @@ import transformers
 import typer
 from rich.console import Console
 
-from tpfx import pipeline
-from tpfx.annotations import set_source
-from tpfx.capture import Captured, capture
-from tpfx.mesh import Mesh, parse_devices
-from tpfx.pipeline import Context, lower
-from tpfx.topology import Topology
+from tpfx.capture.capture import Captured, capture
+from tpfx.ir.annotations import set_source
+from tpfx.passes import pipeline
+from tpfx.passes.pipeline import Context, lower
+from tpfx.planning.topology import Topology
+from tpfx.runtime.mesh import Mesh, parse_devices
 
 from .samples import over_linear, stage_table
 

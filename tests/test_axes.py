@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tpfx.annotations import dims_of
-from tpfx.axes import (
+from tpfx.ir.annotations import dims_of
+from tpfx.ir.axes import (
     Dim,
     Product,
     axes,
@@ -29,7 +29,7 @@ from tpfx.axes import (
     slice_of,
     unify,
 )
-from tpfx.notation import read
+from tpfx.ir.axes_text import read
 from tpfx.passes.infer_axes import infer_axes
 
 from .test_rule_truth import structures

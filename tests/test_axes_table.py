@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from benchmarks.architectures import LISTED, tiny
-from tpfx.annotations import dims_of, source_of
-from tpfx.axes import Dim, find, show
-from tpfx.capture import capture
+from tpfx.capture.capture import capture
 from tpfx.errors import ModelError
-from tpfx.pipeline import Context, infer_structures
-from tpfx.rules import is_tensor
+from tpfx.ir.annotations import dims_of, source_of
+from tpfx.ir.axes import Dim, find, show
+from tpfx.ir.nodes import is_tensor
+from tpfx.passes.pipeline import Context, infer_structures
 
 TABLE = Path(__file__).parent / "axes.txt"
 ALL = [(task, arch) for task, archs in LISTED.items() for arch in archs]

@@ -10,9 +10,9 @@ from tests.test_processes import launch
 
 PROGRAM = """
 import sys, torch, torch.distributed as dist
-from tpfx.mesh import Mesh
-from tpfx.processes import from_all, mesh_from
-from tpfx.runtime import Runtime
+from tpfx.runtime.mesh import Mesh
+from tpfx.runtime.processes import from_all, mesh_from
+from tpfx.runtime.thread_runtime import Runtime
 
 OPS, OUT, SHARES = torch.ops._c10d_functional, sys.argv[1], (2, 1)
 dist.init_process_group("gloo")
@@ -69,8 +69,8 @@ def test_collectives_between_owners_of_several_ranks(tmp_path: Path) -> None:
 
 REFUSED = """
 import pytest, torch, torch.distributed as dist, tpfx
-from tpfx.processes import mesh_from
-from tpfx.runtime import Runtime
+from tpfx.runtime.processes import mesh_from
+from tpfx.runtime.thread_runtime import Runtime
 dist.init_process_group("gloo")
 mesh = mesh_from(2, 60.0, dist.group.WORLD)
 call = lambda rank: lambda: torch.ops._c10d_functional.all_to_all_single(

@@ -17,15 +17,15 @@ from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.models import inputs, tiny
-from tpfx.annotations import Source, set_source
-from tpfx.capture import capture
-from tpfx.elimination import Factor, minimise
-from tpfx.options import Splits
+from tpfx.capture.capture import capture
+from tpfx.ir.annotations import Source, set_source
+from tpfx.ir.splits import Splits
 from tpfx.passes.choose import Problem
 from tpfx.passes.infer_axes import infer_axes
 from tpfx.passes.normalize import normalize
 from tpfx.passes.simplify import simplify
-from tpfx.topology import Topology
+from tpfx.planning.topology import Topology
+from tpfx.planning.variable_elimination import Factor, minimise
 
 RANKS = 2
 

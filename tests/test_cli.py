@@ -13,10 +13,11 @@ import transformers
 from typer.testing import CliRunner
 
 import tpfx
-from tpfx.capture import plan_offline
 from tpfx.cli import app, main
-from tpfx.plan import Plan
-from tpfx.topology import Topology
+from tpfx.dump.text import dump_text
+from tpfx.plan.offline import plan_offline
+from tpfx.plan.plan import Plan
+from tpfx.planning.topology import Topology
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -50,7 +51,7 @@ def expected():
     config = transformers.LlamaConfig(**TINY)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
-    return str(plan_offline(model, 2, {"input_ids": torch.zeros(2, 128, dtype=torch.int64)})) + "\n"
+    return dump_text(plan_offline(model, 2, {"input_ids": torch.zeros(2, 128, dtype=torch.int64)})) + "\n"
 
 
 @pytest.mark.parametrize("seed", [1, 2])

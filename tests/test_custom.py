@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import tpfx
-from tpfx.ops import TABLE
+from tpfx.rules.table import TABLE
 
 
 @torch.library.custom_op("tpfx_test::swish", mutates_args=())

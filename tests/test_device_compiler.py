@@ -13,7 +13,8 @@ from torch import nn
 
 import tpfx
 from tests.models import inputs, tiny
-from tpfx import backend, device_compiler
+from tpfx.frontend import aot_compiler
+from tpfx.lowering import device_compiler
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"
@@ -126,13 +127,13 @@ def test_what_inductor_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_compiler
 def test_a_rank_that_never_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is that of the collective, not the one that C++ makes of it."""
-    compiled = backend.compile_for_devices
+    compiled = aot_compiler.compile_for_devices
 
     def one_is_late(*given: Any) -> list[Any]:
         first, second = compiled(*given)
         return [first, lambda *args: (time.sleep(2.5), second(*args))[1]]
 
-    monkeypatch.setattr(backend, "compile_for_devices", one_is_late)
+    monkeypatch.setattr(aot_compiler, "compile_for_devices", one_is_late)
     model = tpfx.compile(Counter().eval(), 2, device_compiler="inductor", timeout=1.0)
     with (
         torch.no_grad(),

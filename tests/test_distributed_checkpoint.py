@@ -16,7 +16,7 @@ import tpfx
 from tests.models import inputs, tiny
 from tests.test_processes import launch
 from tests.test_tensor import PLACEMENTS, SHAPE, sharded
-from tpfx.distributed_checkpoint import boxes_of
+from tpfx.checkpoint.torch_dcp import boxes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.distributed is .*:UserWarning")  # dcp in one process
 

@@ -15,7 +15,9 @@ from torch import nn
 
 import tpfx
 from tests.models import inputs, tiny
-from tpfx.capture import capture, plan_graphs, plan_offline
+from tpfx.capture.capture import capture
+from tpfx.dump.text import dump_text
+from tpfx.plan.offline import plan_graphs, plan_offline
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -58,11 +60,11 @@ def lines(text, name):
 
 
 def test_a_graph_is_one_line_an_op():
-    assert str(plan_offline(Mlp(), 2, EXAMPLE, symbolic=False)) == MLP
+    assert dump_text(plan_offline(Mlp(), 2, EXAMPLE, symbolic=False)) == MLP
 
 
 def test_uneven_divisions_and_symbolic_sizes_are_named():
-    text = str(plan_offline(Mlp(), 3, EXAMPLE))
+    text = dump_text(plan_offline(Mlp(), 3, EXAMPLE))
     assert "# sizes: s0 = 8" in text
     assert lines(text, "up.weight") == ["up.weight    f32[256/3, 64]  # a:256, b:64, 86+85+85"]
     assert re.search(r"^up\.linear +f32\[s0, 256/3\] .*# column, split n, 86\+85\+85$", text, re.MULTILINE)
@@ -73,7 +75,7 @@ def test_ops_without_a_rule_are_called_out():
         def forward(self, x):
             return super().forward(torch.tril_indices(8, 8).sum() + torch.renorm(x, 2, 0, 1.0))
 
-    text = str(plan_offline(Lower(64, 64), 2, EXAMPLE, symbolic=False))
+    text = dump_text(plan_offline(Lower(64, 64), 2, EXAMPLE, symbolic=False))
     assert "# whole: no rule for aten.renorm.default, 1 times" in text
     assert re.search(r"= renorm\(x, 2, 0, 1.0\) +# whole: no rule$", text, re.MULTILINE)
 
@@ -82,14 +84,14 @@ def test_a_dimension_of_which_only_parts_are_divided_is_shown_by_its_parts():
     model = tiny(
         "falcon", num_hidden_layers=1
     )  # multi-query: each rank has 2 of 4 query heads, and the one k and v
-    text = str(plan_offline(model, 2, inputs(model), symbolic=False))
+    text = dump_text(plan_offline(model, 2, inputs(model), symbolic=False))
     name = "h.0.self_attention.query_key_value.weight"
     assert lines(text, name)[0].split(None, 1)[1].startswith("f32[([4/2|1|1] 16), 64]")
 
 
 def golden_text(name, devices):
     model = tiny(name, num_hidden_layers=1)
-    return str(plan_offline(model, devices, inputs(model))) + "\n"
+    return dump_text(plan_offline(model, devices, inputs(model))) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_every_operand_is_defined_above_its_use(path):
 
 def test_the_plan_without_weights_is_the_plan_of_compile():
     model = tiny("llama", num_hidden_layers=1)
-    offline = str(plan_offline(model, 2, inputs(model)))
+    offline = dump_text(plan_offline(model, 2, inputs(model)))
     compiled = tpfx.compile(model, ["cpu", "cpu"], example_inputs=inputs(model))
     assert tpfx.report(compiled).dump() == offline
 
@@ -129,7 +131,7 @@ def test_a_model_is_left_as_it_was():
     model = nn.Sequential(Mlp().train(), Mlp().eval(), nn.BatchNorm1d(64))
     model[1].down.weight = model[0].down.weight  # tied
     before = [*model.state_dict(keep_vars=True).items()]
-    text = str(plan_offline(model, 2, EXAMPLE))
+    text = dump_text(plan_offline(model, 2, EXAMPLE))
     assert len(lines(text, "0.down.weight")) == 1
     assert not lines(text, "1.down.weight")
     after = [*model.state_dict(keep_vars=True).items()]
@@ -145,7 +147,7 @@ def test_a_model_is_left_as_it_was():
 def test_planning_again_and_again_is_not_limited():
     model = Mlp()
     limit = torch._dynamo.config.recompile_limit
-    plans = {str(plan_offline(model, 2, EXAMPLE, symbolic=False)) for _ in range(limit + 2)}
+    plans = {dump_text(plan_offline(model, 2, EXAMPLE, symbolic=False)) for _ in range(limit + 2)}
     assert plans == {MLP}
 
 
@@ -162,10 +164,12 @@ def test_a_parameter_keeps_its_layout_in_later_graphs():
 
     first, second = plan_graphs(capture(Twice(), EXAMPLE, symbolic=False), 2)
     assert (
-        lines(str(first), "weight") == lines(str(second), "weight") == ["weight  f32[64, 64/2]  # a:64, b:64"]
+        lines(dump_text(first), "weight")
+        == lines(dump_text(second), "weight")
+        == ["weight  f32[64, 64/2]  # a:64, b:64"]
     )
-    assert "# column, split n" in str(first)
-    assert "# row, split k" in str(second)
+    assert "# column, split n" in dump_text(first)
+    assert "# row, split k" in dump_text(second)
 
 
 def test_inputs_that_cannot_be_used_are_refused():
@@ -196,4 +200,4 @@ def test_a_large_model_is_planned_without_its_weights():
     # Two all-reduces a layer, one for the embedding; the logits are gathered for the caller.
     kinds = [message.kind for message in plan.collectives()]
     assert (kinds.count("all_reduce"), kinds.count("gather"), len(kinds)) == (9, 1, 10)
-    assert "f32" not in str(plan).partition("# layers.0")[0].partition("rotary_emb.inv_freq")[0]
+    assert "f32" not in dump_text(plan).partition("# layers.0")[0].partition("rotary_emb.inv_freq")[0]

@@ -1,4 +1,4 @@
-"""`tpfx.elimination` against brute force, against scipy's milp, and beyond its table limit."""
+"""`variable_elimination` against brute force, against scipy's milp, and beyond its table limit."""
 
 import itertools
 import math
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from tpfx.elimination import Factor, Solution, minimise
+from tpfx.ir.parallel_graph import Solution
+from tpfx.planning.variable_elimination import Factor, minimise
 
 Problem = tuple[list[int], list[Factor]]
 PROFILE = settings(max_examples=200, deadline=None, derandomize=True, database=None)

@@ -17,11 +17,12 @@ from torch import nn
 
 from tests.exported import results
 from tests.models import tiny
-from tpfx.capture import capture, plan_graphs
+from tpfx.capture.capture import capture
 from tpfx.errors import InputError
-from tpfx.export import Exported, export
-from tpfx.pipeline import Parallel
-from tpfx.styles import matches, pattern_of
+from tpfx.export.exporter import Exported, export
+from tpfx.export.styles import matches, pattern_of
+from tpfx.ir.parallel_graph import Parallel
+from tpfx.plan.offline import plan_graphs
 
 ROOT = Path(__file__).parent.parent
 

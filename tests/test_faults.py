@@ -117,7 +117,7 @@ def test_a_result_that_cannot_be_gathered_is_named(monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         expected = model(torch.ones(2, 4))
         with monkeypatch.context() as patch, pytest.raises(ConnectionError, match="gone") as caught:
-            patch.setattr("tpfx.program.whole_of", broken_link)
+            patch.setattr("tpfx.execution.program.whole_of", broken_link)
             model(torch.ones(2, 4))
         assert "on rank 0 (cpu), in node linear_default: gathering its parts" in notes(caught)
         torch.testing.assert_close(model(torch.ones(2, 4)), expected)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import tpfx
 from benchmarks.zoo import largest_error
-from tpfx.annotations import choice_of
+from tpfx.ir.annotations import choice_of
 
 from .programs import STEPS, WIDTHS, Program, Step
 

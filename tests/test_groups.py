@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tpfx import thread_collectives, torch_private
 from tpfx.errors import CollectiveError
-from tpfx.mesh import Mesh
-from tpfx.runtime import Runtime
+from tpfx.runtime import thread_collectives
+from tpfx.runtime.mesh import Mesh
+from tpfx.runtime.thread_runtime import Runtime
+from tpfx.torch_internals import distributed
 
 SIZES = (1, 2, 3, 5)
 OPS = torch.ops._c10d_functional
@@ -240,16 +241,16 @@ def test_under_grad_mode_nothing_is_recorded() -> None:
 def test_groups_are_unregistered() -> None:
     with running(2) as runtime:
         names = runtime.mesh.names
-        assert torch_private.registered_group(names[1]).rank() == 1
+        assert distributed.registered_group(names[1]).rank() == 1
     for name in names:
         with pytest.raises(RuntimeError, match="resolve"):
-            torch_private.registered_group(name)
+            distributed.registered_group(name)
     collected = Runtime(Mesh((torch.device("cpu"),) * 2))
     names = collected.mesh.names
     del collected
     gc.collect()
     with pytest.raises(RuntimeError, match="resolve"):
-        torch_private.registered_group(names[0])
+        distributed.registered_group(names[0])
 
 
 @pytest.mark.cuda

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 import tpfx
 from tests.models import inputs, tiny
-from tpfx.tensor import ShardedTensor
+from tpfx.sharded_tensor.tensor import ShardedTensor
 
 CPUS = ["cpu", "cpu"]
 

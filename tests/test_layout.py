@@ -10,21 +10,11 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tpfx.axes import Dim, find, product
-from tpfx.layout import (
-    Shards,
-    Split,
-    carries,
-    concrete,
-    count_below,
-    local_size,
-    partitions,
-    pieces,
-    splittable,
-    unfold,
-)
-from tpfx.notation import read
-from tpfx.parts import join, local_shape, take, take_unfolded
+from tpfx.ir.axes import Dim, find, product
+from tpfx.ir.axes_text import read
+from tpfx.ir.layout import Split, carries, local_size, partitions, splittable, unfold
+from tpfx.ir.shards import Shards, concrete, count_below, pieces
+from tpfx.kernels.slices import join, local_shape, take, take_unfolded
 
 # Tensors that carry `a`, of 6, in many ways; those with `g` also an axis around it.
 TENSORS = (

@@ -15,10 +15,10 @@ from torch import nn
 
 import tpfx
 from tests.models import inputs, tiny
-from tpfx import checkpoints
-from tpfx.checkpoints import Stored
-from tpfx.parts import take
-from tpfx.tensor import ShardedTensor
+from tpfx.checkpoint import safetensors_files
+from tpfx.checkpoint.safetensors_files import Stored
+from tpfx.kernels.slices import take
+from tpfx.sharded_tensor.tensor import ShardedTensor
 
 
 def hollow(config: transformers.PretrainedConfig) -> Any:
@@ -195,8 +195,8 @@ def test_what_is_to_be_read_is_what_ranks_hold(
 ) -> None:
     """Replicated biases count once a rank."""
     expected, read = [], []
-    monkeypatch.setattr(checkpoints.Reading, "expect", lambda self, size: expected.append(size))
-    monkeypatch.setattr(checkpoints.Reading, "tell", lambda self, size: read.append(size))
+    monkeypatch.setattr(safetensors_files.Reading, "expect", lambda self, size: expected.append(size))
+    monkeypatch.setattr(safetensors_files.Reading, "tell", lambda self, size: read.append(size))
     model = tpfx.load(empty(), saved[1], ["cpu"] * 2, example_inputs=(X,))
     held = sum(sum(weight.resident_bytes) for weight in (*model.parameters(), *model.buffers()))
     assert expected == [sum(read)] == [held]
@@ -217,8 +217,8 @@ def test_slices_of_a_file_are_parts_of_the_whole(
     whole = torch.randn(4, 6, 3)
     save_file({"a": whole}, tmp_path / "a.safetensors")
     stored = Stored(tmp_path / "a.safetensors", "a", (4, 6, 3), lambda size: None)
-    for piece in (1, 2 * 6 * 3 * 4, checkpoints.PIECE):  # bytes: a row at a time, two, all
-        monkeypatch.setattr(checkpoints, "PIECE", piece)
+    for piece in (1, 2 * 6 * 3 * 4, safetensors_files.PIECE):  # bytes: a row at a time, two, all
+        monkeypatch.setattr(safetensors_files, "PIECE", piece)
         for rank in (0, 1):
             for dtype in (torch.float32, torch.float64):
                 expected = take(whole, dims, rank).to(dtype)

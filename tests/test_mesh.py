@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tpfx.errors import DeviceError, TpfxError
-from tpfx.mesh import Mesh, parse_devices
+from tpfx.runtime.mesh import Mesh, parse_devices
 
 CPU = torch.device("cpu")
 

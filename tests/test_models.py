@@ -14,7 +14,7 @@ import transformers
 import tpfx
 from benchmarks import architectures
 from tests.models import MODELS, inputs, tiny
-from tpfx.tensor import ShardedTensor
+from tpfx.sharded_tensor.tensor import ShardedTensor
 
 LAYERS = 2
 # Attention and MLP read the same input: their addends join one all-reduce.

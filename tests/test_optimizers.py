@@ -14,8 +14,8 @@ from torch import nn
 
 import tpfx
 from tests.test_tensor import PLACEMENTS, SHAPE, agree, sharded
-from tpfx import foreach
-from tpfx.tensor import ShardedTensor
+from tpfx.sharded_tensor import foreach
+from tpfx.sharded_tensor.tensor import ShardedTensor
 
 CPUS = ["cpu", "cpu"]
 PAIRS = [("rows", "packed", "overlapping", "undivided"), ("replicated", "one rank has it all", "two dims")]
@@ -265,7 +265,7 @@ def test_an_infinity_on_one_rank_skips_the_step(split: nn.Module) -> None:
 def test_large_parts_are_worked_on_in_the_ranks_threads(
     split: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tpfx.partwise.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("tpfx.sharded_tensor.per_shard.WORTH_A_THREAD", 1)
     test_optimizers(split, "AdamW, fused")
     test_optimizers(split, "Adam")
 
@@ -291,7 +291,7 @@ def test_what_each_device_holds_while_training() -> None:
 
 def test_unseen_parts_cover_each_index_once() -> None:
     owned = ((((0, 4), (6, 8))), ((2, 7),), (), ((0, 9),))
-    from tpfx.layout import unseen
+    from tpfx.ir.shards import unseen
 
     assert [unseen(owned, rank) for rank in range(4)] == [((0, 6),), ((2, 4),), (), ((8, 9),)]
 

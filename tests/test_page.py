@@ -10,14 +10,16 @@ import pytest
 import torch
 import transformers
 
-from tpfx.capture import capture, plan_graphs
+from tpfx.capture.capture import capture
 from tpfx.cli import main
-from tpfx.drawing import dot, svg
-from tpfx.dump import dump_json
-from tpfx.model_explorer import model_explorer
-from tpfx.page import contents, embedded, page
-from tpfx.plan import describe
-from tpfx.topology import Topology
+from tpfx.draw.dot import dot
+from tpfx.draw.model_explorer import model_explorer
+from tpfx.draw.page import contents, embedded, page
+from tpfx.draw.svg import svg
+from tpfx.dump.text import dump_json
+from tpfx.plan.make import describe
+from tpfx.plan.offline import plan_graphs
+from tpfx.planning.topology import Topology
 
 LLAMA = {
     "vocab_size": 256,

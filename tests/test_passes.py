@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import tpfx
-from tpfx.annotations import layout_of
-from tpfx.capture import plan_offline
-from tpfx.collectives import all_reduce
-from tpfx.dump import dump_text as dump
-from tpfx.layout import Partial
+from tpfx.dump.text import dump_text as dump
+from tpfx.ir.annotations import layout_of
+from tpfx.ir.layout import Partial
+from tpfx.ir.resharding import all_reduce
 from tpfx.passes.verify import verify
+from tpfx.plan.offline import plan_offline
 
 
 def ops(model: torch.nn.Module, *shapes: tuple[int, ...], devices: int = 2) -> str:

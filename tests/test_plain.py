@@ -11,7 +11,7 @@ from torch import nn
 
 import tpfx
 from benchmarks.zoo import largest_error
-from tpfx.strides import relaid
+from tpfx.kernels.slices import relaid
 
 
 def split(model: nn.Module, devices: int, **options: Any) -> nn.Module:

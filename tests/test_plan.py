@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 import tpfx
-import tpfx.pipeline
 from tests.models import inputs, tiny
-from tpfx.capture import capture, plan_graphs
+from tpfx.capture.capture import capture
 from tpfx.errors import InputError, PlanError
-from tpfx.explain import Explainer
-from tpfx.plan import Plan, describe
-from tpfx.plan_diff import differences
-from tpfx.plan_tables import comparison
-from tpfx.topology import TOPOLOGIES, Topology, topology_of
+from tpfx.passes import pipeline
+from tpfx.plan.diff import differences
+from tpfx.plan.explain import Explainer
+from tpfx.plan.make import describe
+from tpfx.plan.offline import plan_graphs
+from tpfx.plan.plan import Plan
+from tpfx.plan.tables import comparison
+from tpfx.planning.topology import TOPOLOGIES, Topology, topology_of
 
 LAYERS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 16
 
@@ -100,7 +102,7 @@ def test_compile_follows_a_plan_without_choosing(monkeypatch: Any, tmp_path: Any
         raise AssertionError("the plan says it")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tpfx.pipeline, "choose", never)
+        patch.setattr(pipeline, "choose", never)
         model = tpfx.compile(tiny("llama"), 3, example_inputs=given, plan=tmp_path / "plan.json")
         with torch.no_grad():
             torch.testing.assert_close(model(**given).logits, plain(**given).logits, rtol=1e-4, atol=1e-4)

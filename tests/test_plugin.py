@@ -15,7 +15,7 @@ import tpfx
 from benchmarks.architectures import tiny as tiny_of
 from benchmarks.zoo import TOLERANCE, largest_error
 from tests.models import inputs, tiny
-from tpfx.tensor import ShardedTensor
+from tpfx.sharded_tensor.tensor import ShardedTensor
 
 TWO = {"devices": ["cpu", "cpu"]}
 

@@ -211,7 +211,7 @@ def test_other_inputs_on_one_process_are_an_error_on_all() -> None:
 AMID_A_TRACE = """
 import torch, tpfx
 from torch._dispatch.python import enable_python_dispatcher
-from tpfx.processes import require_same, world_mesh
+from tpfx.runtime.processes import require_same, world_mesh
 mesh = world_mesh(timeout=20)
 with enable_python_dispatcher():
     for step in range(300):

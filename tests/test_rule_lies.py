@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from tpfx import indexing, reductions, shapes
-from tpfx.axes import Dim, factors, find, product
-from tpfx.notation import read
-from tpfx.ops import TABLE
-from tpfx.rules import Bound, Call, Rule
-from tpfx.truth import UntrueRuleError, check_rule
+from tpfx.ir.axes import Dim, factors, find, product
+from tpfx.ir.axes_text import read
+from tpfx.ir.op_dims import Bound, Call
+from tpfx.rules import indexing, pointwise, reductions, views, whole_dims
+from tpfx.rules.rule import Rule
+from tpfx.rules.table import TABLE
+from tpfx.verify.rule_check import UntrueRuleError, check_rule
 
 aten = torch.ops.aten
 MANY = torch.arange(24, dtype=torch.float64).reshape(4, 6) % 7 - 2.5
@@ -33,11 +34,11 @@ def _values_free(call: Call) -> Bound:
 
 def _one_operand(call: Call) -> Bound:
     """cat that passes on a sum that is pending in its first operand only."""
-    return dataclasses.replace(shapes.cat(call), linear=((0,),))
+    return dataclasses.replace(views.cat(call), linear=((0,),))
 
 
 def _filled(call: Call) -> Bound:
-    return dataclasses.replace(shapes.masked_fill(call), linear=((0,),))
+    return dataclasses.replace(pointwise.masked_fill(call), linear=((0,),))
 
 
 LIES: dict[str, tuple[Any, Rule, tuple[Any, ...]]] = {
@@ -75,25 +76,29 @@ LIES: dict[str, tuple[Any, Rule, tuple[Any, ...]]] = {
     "amax: no lowering": (aten.amax.default, Rule(reductions.reduction), (MANY, [1])),
     "var: contracted": (aten.var.correction, Rule(reductions.reduction), (MANY, [1])),
     "argmax: free": (aten.argmax.default, Rule("m k -> m"), (MANY, 1)),
-    "add: linear beside a number": (aten.add.Tensor, Rule(shapes.pointwise, linear=((0,),)), (MANY, 3)),
-    "add: linear in one of two": (aten.add.Tensor, Rule(shapes.pointwise, linear=((0,),)), (MANY, MANY)),
-    "mul: linear in both at once": (aten.mul.Tensor, Rule(shapes.pointwise, linear=((0, 1),)), (MANY, MANY)),
-    "div: linear below": (aten.div.Tensor, Rule(shapes.pointwise, linear=((1,),)), (MANY, MANY)),
-    "gelu: linear": (aten.gelu.default, Rule(shapes.pointwise, linear=((0,),)), (MANY,)),
+    "add: linear beside a number": (aten.add.Tensor, Rule(pointwise.pointwise, linear=((0,),)), (MANY, 3)),
+    "add: linear in one of two": (aten.add.Tensor, Rule(pointwise.pointwise, linear=((0,),)), (MANY, MANY)),
+    "mul: linear in both at once": (
+        aten.mul.Tensor,
+        Rule(pointwise.pointwise, linear=((0, 1),)),
+        (MANY, MANY),
+    ),
+    "div: linear below": (aten.div.Tensor, Rule(pointwise.pointwise, linear=((1,),)), (MANY, MANY)),
+    "gelu: linear": (aten.gelu.default, Rule(pointwise.pointwise, linear=((0,),)), (MANY,)),
     "where: linear in one branch": (
         aten.where.self,
-        Rule(shapes.pointwise, linear=((1,),)),
+        Rule(pointwise.pointwise, linear=((1,),)),
         (MANY > 0, MANY, MANY),
     ),
     "masked_fill: linear": (aten.masked_fill.Scalar, Rule(_filled), (MANY, MANY > 0, 1.0)),
     "cat: linear in one operand": (aten.cat.default, Rule(_one_operand), ([MANY, MANY],)),
-    "slice: no lowering": (aten.slice.Tensor, Rule(shapes.slice_), (MANY, 1, 0, 3)),
-    "select: no lowering": (aten.select.int, Rule(shapes.select), (MANY, 1, 2)),
-    "split: no lowering": (aten.split.Tensor, Rule(shapes.split), (MANY, 3, 1)),
-    "squeeze: no lowering": (aten.squeeze.dim, Rule(shapes.squeeze), (MANY[:2], 0)),
-    "view: no local shape": (aten.reshape.default, Rule(shapes.view), (MANY, [2, 2, 6])),
-    "expand: no local shape": (aten.expand.default, Rule(shapes.expand), (MANY[:1], [4, 6])),
-    "full: no local shape": (aten.full.default, Rule(shapes.fresh), ([4, 6], 1.0)),
+    "slice: no lowering": (aten.slice.Tensor, Rule(views.slice_), (MANY, 1, 0, 3)),
+    "select: no lowering": (aten.select.int, Rule(views.select), (MANY, 1, 2)),
+    "split: no lowering": (aten.split.Tensor, Rule(views.split), (MANY, 3, 1)),
+    "squeeze: no lowering": (aten.squeeze.dim, Rule(views.squeeze), (MANY[:2], 0)),
+    "view: no local shape": (aten.reshape.default, Rule(views.view), (MANY, [2, 2, 6])),
+    "expand: no local shape": (aten.expand.default, Rule(views.expand), (MANY[:1], [4, 6])),
+    "full: no local shape": (aten.full.default, Rule(pointwise.fresh), ([4, 6], 1.0)),
     "transpose: not transposed": (aten.t.default, Rule("m n -> m n"), (SQUARE,)),
     "embedding: no lowering": (aten.embedding.default, Rule("v d, ... -> ... d"), (MANY, IDS)),
     "cumsum: free": (aten.cumsum.default, Rule("m n -> m n"), (MANY, 1)),
@@ -127,7 +132,7 @@ def test_lie_about_a_packed_dimension_is_found() -> None:
     """A cut through the middle of heads: only whole heads may be split."""
 
     def careless(call: Call) -> Bound:
-        bound = shapes.unsplit(call)
+        bound = whole_dims.unsplit(call)
         bound.whole.clear()
         half = product([factors(call.dims[0][0])[0], Dim(4)])
         bound.results[0] = [half]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from tpfx import shapes
-from tpfx.ops import _EXTERNAL, TABLE, rule_for
-from tpfx.truth import check_rule
+from tpfx.rules import whole_dims
+from tpfx.rules.table import _EXTERNAL, TABLE, rule_for
+from tpfx.verify.rule_check import check_rule
 
 from . import rule_samples_gradients, rule_samples_images, rule_samples_pointwise, rule_samples_shapes  # noqa: F401  (register their samples)
 from .rule_samples import SAMPLES, Case, Sampler
@@ -147,7 +147,7 @@ def test_rule_is_true(op: Any) -> None:
 
 def test_every_row_has_samples() -> None:
     assert set(TABLE) - NOT_OF_TENSORS - CUDA_ONLY - UNRUN == set(SAMPLES)
-    assert {TABLE[op].pattern for op in UNRUN} == {shapes.unsplit}
+    assert {TABLE[op].pattern for op in UNRUN} == {whole_dims.unsplit}
 
 
 def test_enough_was_run() -> None:

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch.fx import Graph
 
-from tpfx.annotations import dims_of, set_dims, size_of
-from tpfx.axes import Dim, find, same, show
-from tpfx.notation import read
-from tpfx.rules import Bound, Call, Rule, Term, arguments, parse, tensor_nodes
-from tpfx.truth import check_rule
+from tpfx.ir.annotations import dims_of, set_dims
+from tpfx.ir.axes import Dim, find, same, show
+from tpfx.ir.axes_text import read
+from tpfx.ir.nodes import arguments, size_of, tensor_nodes
+from tpfx.ir.op_dims import Bound, Call
+from tpfx.rules.rule import Rule, Term, parse
+from tpfx.verify.rule_check import check_rule
 
 aten = torch.ops.aten
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from tpfx import runtime as runtime_module
 from tpfx.errors import CollectiveError, CollectiveTimeout, RankAborted, TpfxError
-from tpfx.mesh import Mesh
-from tpfx.runtime import Runtime, node_of
+from tpfx.runtime import thread_runtime
+from tpfx.runtime.mesh import Mesh
+from tpfx.runtime.thread_runtime import Runtime, node_of
 
 CPU = torch.device("cpu")
 OPS = torch.ops._c10d_functional
@@ -288,7 +288,7 @@ def test_results_and_arguments_are_not_kept(pair: Runtime) -> None:
 
 def test_threads_do_not_keep_the_interpreter() -> None:
     code = (
-        "import torch; from tpfx.mesh import Mesh; from tpfx.runtime import Runtime\n"
+        "import torch; from tpfx.runtime.mesh import Mesh; from tpfx.runtime.thread_runtime import Runtime\n"
         "runtime = Runtime(Mesh((torch.device('cpu'),) * 2)); print(runtime.run([lambda: 1, lambda: 2]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -296,7 +296,7 @@ def test_threads_do_not_keep_the_interpreter() -> None:
 
 
 def test_node_of_lines_of_generated_code() -> None:
-    match = runtime_module._ASSIGNMENT.match
+    match = thread_runtime._ASSIGNMENT.match
     for line, name in {
         "    add = torch.ops.aten.add(x, y == z);  x = None": "add",
         '    mul_1: "f32[2, s0 = 3]" = torch.mul(a, b)': "mul_1",

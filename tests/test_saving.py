@@ -16,7 +16,7 @@ from torch import nn
 import tpfx
 from benchmarks.architectures import tiny as tiny_of
 from tests.models import inputs, tiny
-from tpfx.tensor import ShardedTensor
+from tpfx.sharded_tensor.tensor import ShardedTensor
 
 CPUS = ["cpu", "cpu"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from tpfx.shrinking import shrunk
+from tpfx.verify.shrink_config import shrunk
 
 LARGE = {
     "a llama of 8 billion": transformers.LlamaConfig(

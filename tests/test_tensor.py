@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 import tpfx
-from tpfx.layout import Shards
-from tpfx.mesh import Mesh
-from tpfx.parts import take
-from tpfx.tensor import ShardedTensor
+from tpfx.ir.shards import Shards
+from tpfx.kernels.slices import take
+from tpfx.runtime.mesh import Mesh
+from tpfx.sharded_tensor.tensor import ShardedTensor
 
 MESH = Mesh((torch.device("cpu"),) * 2)
 SHAPE = (4, 6, 3)

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 import tpfx
-from tpfx import torch_compiler
-from tpfx.tensor import ShardedTensor
+from tpfx.sharded_tensor.tensor import ShardedTensor
+from tpfx.torch_internals import aot, batch_guards, dynamo, fake, fx, inductor, wrapper_subclass
 
 
 class Plain(Tensor):
     """The least that a wrapper needs."""
 
-    __torch_function__ = torch_compiler.without_torch_function
+    __torch_function__ = wrapper_subclass.without_torch_function
     seen: list[str]
 
     @classmethod
@@ -33,7 +33,7 @@ class Plain(Tensor):
 
 def wrapper(**given: Any) -> Any:
     Plain.seen = []
-    return torch_compiler.make_wrapper_subclass(Plain, (2, 3), **given)
+    return wrapper_subclass.make_wrapper_subclass(Plain, (2, 3), **given)
 
 
 def test_a_wrapper_has_a_shape_and_a_stride_but_no_memory() -> None:
@@ -63,15 +63,15 @@ def test_is_param_makes_a_parameter() -> None:
 
 def test_set_data_takes_over_the_dtype() -> None:
     one, other = wrapper(dtype=torch.float32), wrapper(dtype=torch.float64)
-    torch_compiler.set_data(one, other)
+    wrapper_subclass.set_data(one, other)
     assert one.dtype == torch.float64
 
 
 def test_traceable_wrappers_are_told_by_their_flatten_methods() -> None:
-    assert not torch_compiler.is_traceable_wrapper_subclass(torch.ones(1))
-    assert not torch_compiler.is_traceable_wrapper_subclass(wrapper(dtype=torch.float32))
+    assert not wrapper_subclass.is_traceable_wrapper_subclass(torch.ones(1))
+    assert not wrapper_subclass.is_traceable_wrapper_subclass(wrapper(dtype=torch.float32))
     whole = torch.ones(1)
-    assert torch_compiler.is_traceable_wrapper_subclass(ShardedTensor(None, whole, whole=whole))
+    assert wrapper_subclass.is_traceable_wrapper_subclass(ShardedTensor(None, whole, whole=whole))
 
 
 def test_conversions_of_a_module_go_through_apply() -> None:
@@ -115,14 +115,14 @@ def graphs_for(sizes: list[int], mark: bool) -> int:
     for size in sizes:
         x = torch.ones(size, 4)
         if mark:
-            torch_compiler.mark_dynamic_sizes(x, {0})
-            assert torch_compiler.dynamic_sizes(x) == {0}
+            dynamo.mark_dynamic_sizes(x, {0})
+            assert dynamo.dynamic_sizes(x) == {0}
         compiled(x)
     return count
 
 
 def test_marked_sizes_are_not_specialised_on() -> None:
-    assert torch_compiler.dynamic_sizes(torch.ones(1)) is None
+    assert dynamo.dynamic_sizes(torch.ones(1)) is None
     assert graphs_for([3, 4, 5], mark=True) == 1
     torch._dynamo.reset()
     assert graphs_for([3, 4, 5], mark=False) == 2
@@ -134,13 +134,13 @@ def capture(function: Any, inputs: list[Tensor]) -> list[Any]:
 
     def backend(module: torch.fx.GraphModule, _: Any) -> Any:
         fakes = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
-        found.append(torch_compiler.serves_any_batch(fakes))
+        found.append(batch_guards.serves_any_batch(fakes))
         return module.forward
 
     compiled = torch.compile(function, backend=backend, fullgraph=True)
     for one in inputs:
-        torch_compiler.mark_dynamic_sizes(one, {0}, constant={1})
-        with torch_compiler.open_batches():
+        dynamo.mark_dynamic_sizes(one, {0}, constant={1})
+        with batch_guards.open_batches():
             torch.testing.assert_close(compiled(one), function(one))
     return found
 
@@ -155,7 +155,7 @@ def test_graphs_of_open_batches_serve_one_row_too(rows: tuple[int, ...]) -> None
     def function(x: Tensor) -> Tensor:
         return (x.expand(-1, 3).transpose(0, 1) @ x.new_ones(x.shape[0], 2)).sum(0)
 
-    assert torch_compiler.CAN_OPEN_BATCHES
+    assert batch_guards.CAN_OPEN_BATCHES
     torch._dynamo.reset()
     assert capture(function, [torch.randn(n, 1) for n in rows]) == [True]
     assert not torch.fx.experimental._config.backed_size_oblivious
@@ -183,7 +183,7 @@ def test_batches_that_several_open_are_closed_in_the_end() -> None:
     """Whatever the order in which threads leave."""
     from torch.fx.experimental import _config
 
-    first, second = torch_compiler.open_batches(), torch_compiler.open_batches()
+    first, second = batch_guards.open_batches(), batch_guards.open_batches()
     first.__enter__()
     second.__enter__()
     assert _config.backed_size_oblivious
@@ -194,7 +194,7 @@ def test_batches_that_several_open_are_closed_in_the_end() -> None:
 
 def test_open_batches_leave_other_captures_alone() -> None:
     """Afterwards, torch says of unknown sizes what it said before."""
-    with torch_compiler.open_batches():
+    with batch_guards.open_batches():
         pass
 
     def function(x: Tensor) -> Tensor:
@@ -225,14 +225,14 @@ def test_what_cannot_be_one_graph_says_so_before_it_runs() -> None:
         return lambda *inputs: ran.append(1) or module(*inputs)
 
     torch._dynamo.reset()
-    with pytest.raises(torch_compiler.NOT_CAPTURED):
+    with pytest.raises(dynamo.NOT_CAPTURED):
         torch.compile(breaks, backend=backend, fullgraph=True)(torch.ones(2))
-    with pytest.raises(torch_compiler.NOT_CAPTURED):
+    with pytest.raises(dynamo.NOT_CAPTURED):
         torch.compile(lambda x: x + 1, backend=refuses, fullgraph=True)(torch.ones(2))
     with torch._dynamo.config.patch(recompile_limit=1):
         limited = torch.compile(lambda x: x + 1, backend=backend, fullgraph=True, dynamic=False)
         limited(torch.ones(2))
-        with pytest.raises(torch_compiler.NOT_CAPTURED):
+        with pytest.raises(dynamo.NOT_CAPTURED):
             limited(torch.ones(3))
     assert ran == [1]
 
@@ -249,8 +249,8 @@ def test_twins_have_graphs_of_their_own_and_share_what_varies() -> None:
         inputs.append(len(examples))
         return module.forward
 
-    first = torch_compiler.fresh(Scaled().forward)
-    for forward, scale in ((first, 2), (torch_compiler.twin(first), 3)):
+    first = dynamo.fresh(Scaled().forward)
+    for forward, scale in ((first, 2), (dynamo.twin(first), 3)):
         assert torch.compile(forward, backend=backend)(torch.ones(1), scale) == scale
     assert inputs == [1, 2]
 
@@ -297,7 +297,7 @@ def test_aot_module_simplified_hands_over_an_aten_graph() -> None:
         return run
 
     def backend(module: Any, inputs: Any) -> Any:
-        return torch_compiler.aot_module_simplified(
+        return aot.aot_module_simplified(
             module,
             inputs,
             fw_compiler=compiler,
@@ -318,7 +318,7 @@ def test_what_a_backend_raises_is_inside_of_what_dynamo_raises() -> None:
     def backend(module: Any, inputs: Any) -> Any:
         raise problem
 
-    with pytest.raises(torch_compiler.BackendCompilerFailed) as caught:
+    with pytest.raises(dynamo.BackendCompilerFailed) as caught:
         torch.compile(lambda x: x + 1, backend=backend)(torch.ones(1))
     assert caught.value.inner_exception is problem
 
@@ -339,24 +339,24 @@ def test_a_function_is_captured_any_number_of_times() -> None:
             torch.compile(double, backend=backend)(torch.ones(1))
 
     limit = torch._dynamo.config.recompile_limit
-    with torch_compiler.capturing_again():
+    with dynamo.capturing_again():
         capture(limit + 4)
     assert len(captured) == limit + 4
     assert torch._dynamo.config.recompile_limit == limit
 
 
 def test_fakes_say_so_where_they_do_not_know() -> None:
-    with torch_compiler.FakeTensorMode():
+    with fake.FakeTensorMode():
         flags = torch.ones(3, dtype=torch.bool)
         for unknown in (flags.nonzero, flags.sum().item):
-            with pytest.raises(torch_compiler.UNKNOWN_TO_FAKES):
+            with pytest.raises(fake.UNKNOWN_TO_FAKES):
                 unknown()
 
 
 def test_fake_modes_can_be_left_for_a_while() -> None:
-    with torch_compiler.FakeTensorMode():
-        assert isinstance(torch.ones(2), torch_compiler.FakeTensor)
-        with torch_compiler.unset_fake_temporarily():
+    with fake.FakeTensorMode():
+        assert isinstance(torch.ones(2), fake.FakeTensor)
+        with fake.unset_fake_temporarily():
             assert type(torch.ones(2)) is Tensor
 
 
@@ -376,7 +376,7 @@ def test_a_joint_graph_is_parted_and_its_nodes_keep_their_names_and_notes() -> N
         assert len(joint.graph.output_node().args[0]) == num_fwd_outputs + 2  # a gradient for each input
         for node in joint.graph.nodes:
             node.meta["note"] = node.name
-        parts = torch_compiler.min_cut_rematerialization_partition(
+        parts = aot.min_cut_rematerialization_partition(
             joint, inputs, num_fwd_outputs=num_fwd_outputs, **options
         )
         for part in parts:
@@ -393,7 +393,7 @@ def test_a_joint_graph_is_parted_and_its_nodes_keep_their_names_and_notes() -> N
         return run
 
     def backend(module: Any, inputs: Any) -> Any:
-        return torch_compiler.aot_module_simplified(
+        return aot.aot_module_simplified(
             module, inputs, fw_compiler=compiler, bw_compiler=compiler, partition_fn=partition
         )
 
@@ -406,14 +406,14 @@ def test_a_joint_graph_is_parted_and_its_nodes_keep_their_names_and_notes() -> N
 @pytest.mark.parametrize("module", [torch.nn.LSTM(2, 3), torch.nn.Linear(2, 3)])
 def test_dynamo_captures_lstms_only_if_told_to(module: torch.nn.Module) -> None:
     assert not torch._dynamo.config.allow_rnn
-    with torch_compiler.Settings(module):
+    with dynamo.Settings(module):
         assert torch._dynamo.config.allow_rnn is isinstance(module, torch.nn.LSTM)
     assert not torch._dynamo.config.allow_rnn
 
 
 def test_settings_may_be_nested() -> None:
     before = torch._dynamo.config.specialize_float
-    settings = torch_compiler.Settings(torch.nn.Linear(2, 3))
+    settings = dynamo.Settings(torch.nn.Linear(2, 3))
     with settings, settings:
         assert torch._dynamo.config.specialize_float
     assert torch._dynamo.config.specialize_float == before
@@ -441,7 +441,7 @@ def test_numbers_of_one_model_do_not_vary_because_another_has_others() -> None:
 
         for scale in (0.5, 0.25):
             forward = Scaled(scale).forward
-            torch.compile(torch_compiler.fresh(forward) if alone else forward, backend=backend)(torch.ones(3))
+            torch.compile(dynamo.fresh(forward) if alone else forward, backend=backend)(torch.ones(3))
     assert inputs == {True: [1, 1], False: [1, 2]}
 
 
@@ -455,7 +455,7 @@ def test_graphs_keep_nodes_that_they_no_longer_have_until_told_to_forget_them() 
     del gone
     gc.collect()
     assert kept() is not None  # if not, `forget_erased` is no longer needed
-    torch_compiler.forget_erased(graph)
+    fx.forget_erased(graph)
     gc.collect()
     assert kept() is None
     graph.lint()
@@ -468,9 +468,9 @@ def test_an_op_of_a_library_stands_for_one_overload() -> None:
     made = torch.library.custom_op(name, lambda x: x + 1, mutates_args=(), schema="(Tensor x) -> Tensor")
     overload = torch.ops.tpfx_test.of_one.default
     for op in (made, torch.ops.tpfx_test.of_one, overload):
-        assert torch_compiler.overload_of(op) is overload
+        assert fx.overload_of(op) is overload
     for op in (torch.ops.aten.add, torch.add, None):
-        assert torch_compiler.overload_of(op) is None
+        assert fx.overload_of(op) is None
 
 
 def test_results_that_stand_for_views_are_known() -> None:
@@ -479,18 +479,18 @@ def test_results_that_stand_for_views_are_known() -> None:
     found = []
 
     def compiler(module: torch.fx.GraphModule, _: Any) -> Any:
-        found.append(torch_compiler.aliased_outputs())
+        found.append(aot.aliased_outputs())
         return aot_autograd.make_boxed_func(module.forward)
 
     def backend(module: torch.fx.GraphModule, inputs: Any) -> Any:
-        return torch_compiler.aot_module_simplified(module, inputs, compiler, inference_compiler=compiler)
+        return aot.aot_module_simplified(module, inputs, compiler, inference_compiler=compiler)
 
     def function(x: torch.Tensor) -> Any:
         return x + 1, x[:, 1:], x
 
     torch.compile(function, backend=backend)(torch.ones(2, 3))
     assert found == [frozenset({1})]
-    assert torch_compiler.aliased_outputs() == frozenset()
+    assert aot.aliased_outputs() == frozenset()
 
 
 def test_foreach_is_allowed_for_a_kind_of_tensor() -> None:
@@ -503,8 +503,8 @@ def test_foreach_is_allowed_for_a_kind_of_tensor() -> None:
     assert not _has_foreach_support([torch.nn.Parameter(torch.ones(1))], cpu)
     tensor = wrapper(dtype=torch.float32, device=cpu)
     assert not _has_foreach_support([tensor], cpu)
-    torch_compiler.allow_foreach(type(tensor))
-    torch_compiler.allow_foreach(type(tensor))
+    wrapper_subclass.allow_foreach(type(tensor))
+    wrapper_subclass.allow_foreach(type(tensor))
     assert _has_foreach_support([tensor], cpu)
     for kinds in (first, second):
         assert kinds.count(type(tensor)) == 1
@@ -534,7 +534,7 @@ def test_no_private_name_is_unpinned() -> None:
     }
     pinned |= {"CAN_OPEN_BATCHES", "NOT_CAPTURED", "open_batches", "serves_any_batch", "twin"}
     pinned |= {"is_traceable_wrapper_subclass", "mark_dynamic_sizes", "set_data", "skip_frames"}
-    assert set(torch_compiler.__all__) == pinned | {"unset_fake_temporarily", "without_torch_function"}
+    assert set(dynamo.__all__) == pinned | {"unset_fake_temporarily", "without_torch_function"}
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
@@ -542,13 +542,13 @@ def test_no_private_name_is_unpinned() -> None:
 def test_inductor_compiles_a_graph_whose_sizes_vary(cpp_wrapper: bool) -> None:
     """Python functions as targets are traced through; the code runs for other sizes too."""
     shapes = ShapeEnv()
-    mode = torch_compiler.FakeTensorMode(shape_env=shapes)
+    mode = fake.FakeTensorMode(shape_env=shapes)
     context = StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC])
-    fake = mode.from_tensor(torch.zeros(3, 4), symbolic_context=context)
+    like = mode.from_tensor(torch.zeros(3, 4), symbolic_context=context)
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
     graph.output((graph.call_function(lambda value: value.sin() + 1, (x,)),))
-    run = torch_compiler.compile_by_inductor(torch.fx.GraphModule({}, graph), [fake], mode, cpp_wrapper)
+    run = inductor.compile_by_inductor(torch.fx.GraphModule({}, graph), [like], mode, cpp_wrapper)
     for rows in (3, 5):
         x = torch.randn(rows, 4)
         torch.testing.assert_close(run(x)[0], x.sin() + 1)
@@ -560,8 +560,8 @@ def test_inductor_calls_the_linear_of_onednn() -> None:
     """From C++, with a weight that is an input; the op itself computes the same."""
     from torch._inductor.utils import run_and_get_code
 
-    linear = torch_compiler.linear_for_inductor()
-    mode = torch_compiler.FakeTensorMode(shape_env=ShapeEnv())
+    linear = inductor.linear_for_inductor()
+    mode = fake.FakeTensorMode(shape_env=ShapeEnv())
     graph = torch.fx.Graph()
     product = graph.call_function(linear, (graph.placeholder("x"), graph.placeholder("weight")))
     graph.output((graph.call_function(torch.ops.aten.relu.default, (product,)),))
@@ -569,7 +569,7 @@ def test_inductor_calls_the_linear_of_onednn() -> None:
     fakes = [mode.from_tensor(x), mode.from_tensor(weight)]
     module = torch.fx.GraphModule({}, graph)
     with torch._inductor.config.patch(fx_graph_cache=False):  # what is found there has no code to look at
-        run, code = run_and_get_code(torch_compiler.compile_by_inductor, module, fakes, mode, True)
+        run, code = run_and_get_code(inductor.compile_by_inductor, module, fakes, mode, True)
     expected = torch.nn.functional.linear(x, weight)
     torch.testing.assert_close(run(x, weight)[0], expected.relu())
     torch.testing.assert_close(linear(x, weight), expected)

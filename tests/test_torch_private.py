@@ -5,12 +5,12 @@ import inspect
 import pytest
 import torch
 
-from tpfx import torch_private
+from tpfx.torch_internals import distributed, onednn
 
 OPS = torch.ops._c10d_functional
 
 # The method that torch calls for each functional collective. If a test below misses a call, torch has renamed
-# the method: rename it in tpfx/groups.py too.
+# the method: rename it in tpfx/runtime/process_groups.py too.
 METHODS = {
     "all_reduce": "allreduce",
     "all_reduce_coalesced": "allreduce_coalesced",
@@ -21,13 +21,13 @@ METHODS = {
 }
 
 
-class Recorder(torch_private.ProcessGroup):  # type: ignore[misc]
+class Recorder(distributed.ProcessGroup):  # type: ignore[misc]
     """Notes what is called, and returns a completed work."""
 
     def __init__(self) -> None:
         super().__init__(0, 2)
         self.calls: list[tuple[str, tuple[object, ...]]] = []
-        self.done = torch_private.completed_work()
+        self.done = distributed.completed_work()
 
 
 def recording(name: str) -> object:
@@ -54,11 +54,11 @@ for _name in METHODS.values():
 )
 def test_functional_collectives_call_a_python_group(op: str, arguments: tuple[object, ...]) -> None:
     group = Recorder()
-    torch_private.register_group("tpfx:test", group)
+    distributed.register_group("tpfx:test", group)
     try:
         OPS.wait_tensor(getattr(OPS, op)(torch.ones(4), *arguments, "tpfx:test"))
     finally:
-        torch_private.unregister_group("tpfx:test")
+        distributed.unregister_group("tpfx:test")
     assert [name for name, _ in group.calls] == [METHODS[op]]
 
 
@@ -69,13 +69,13 @@ def test_no_process_group_is_initialised() -> None:
 @pytest.mark.parametrize("reduction", ["sum", "avg", "product", "min", "max"])
 def test_reductions_have_a_name(reduction: str) -> None:
     group = Recorder()
-    torch_private.register_group("tpfx:test", group)
+    distributed.register_group("tpfx:test", group)
     try:
         OPS.wait_tensor(OPS.all_reduce(torch.ones(4), reduction, "tpfx:test"))
     finally:
-        torch_private.unregister_group("tpfx:test")
+        distributed.unregister_group("tpfx:test")
     options = group.calls[0][1][1]
-    assert torch_private.REDUCTIONS[options.reduceOp.op] == reduction  # type: ignore[attr-defined]
+    assert distributed.REDUCTIONS[options.reduceOp.op] == reduction  # type: ignore[attr-defined]
 
 
 def test_an_exception_passes_through_the_op_unchanged() -> None:
@@ -85,35 +85,35 @@ def test_an_exception_passes_through_the_op_unchanged() -> None:
 
     problem = KeyError("mine")
     group = Failing()
-    torch_private.register_group("tpfx:test", group)
+    distributed.register_group("tpfx:test", group)
     try:
         with pytest.raises(KeyError) as caught:
             OPS.all_reduce(torch.ones(4), "sum", "tpfx:test")
     finally:
-        torch_private.unregister_group("tpfx:test")
+        distributed.unregister_group("tpfx:test")
     assert caught.value is problem
 
 
 def test_torch_holds_groups_weakly_and_names_can_be_reused() -> None:
     group = Recorder()
-    torch_private.register_group("tpfx:test", group)
-    assert torch_private.registered_group("tpfx:test") is group
-    torch_private.unregister_group("tpfx:test")
+    distributed.register_group("tpfx:test", group)
+    assert distributed.registered_group("tpfx:test") is group
+    distributed.unregister_group("tpfx:test")
     with pytest.raises(RuntimeError, match="resolve"):
-        torch_private.registered_group("tpfx:test")
-    torch_private.register_group("tpfx:test", group)
-    torch_private.unregister_group("tpfx:test")
+        distributed.registered_group("tpfx:test")
+    distributed.register_group("tpfx:test", group)
+    distributed.unregister_group("tpfx:test")
 
 
 def test_a_completed_work_may_be_waited_for_again_and_again() -> None:
-    work = torch_private.completed_work()
+    work = distributed.completed_work()
     assert all(work.wait() for _ in range(3))
 
 
 def test_the_nccl_names_exist() -> None:
-    if not torch_private.nccl_available():
+    if not distributed.nccl_available():
         pytest.skip("this build of torch has no NCCL")
-    source = inspect.getsource(torch_private.create_nccl_group)
+    source = inspect.getsource(distributed.create_nccl_group)
     for name in ("eager_connect_single_device", "_set_sequence_number_for_group"):
         assert name in source
         assert hasattr(torch.distributed.ProcessGroupNCCL, name)
@@ -121,7 +121,7 @@ def test_the_nccl_names_exist() -> None:
 
 def test_below_autograd_skips_the_autograd_kernels() -> None:
     x = torch.ones(2, requires_grad=True)
-    with torch_private.below_autograd():
+    with distributed.below_autograd():
         assert not (x + 1).requires_grad
     assert (x + 1).requires_grad
 
@@ -132,7 +132,7 @@ def test_outside_traces_the_python_dispatcher_is_off() -> None:
     key = torch._C.DispatchKey.PythonDispatcher
     with torch._C._EnablePythonDispatcher():
         assert enabled(key)
-        with torch_private.outside_traces():
+        with distributed.outside_traces():
             assert not enabled(key)
         assert enabled(key)
 
@@ -144,7 +144,7 @@ def test_the_linear_of_onednn_is_linear(rows: tuple[int, ...], inner: int, outer
     x, weight = torch.randn(*rows, inner), torch.randn(outer, inner)
     for left in (x, torch.randn(inner, *rows).movedim(0, -1), x[:1].expand(*rows, inner)):
         for right in (weight, torch.randn(inner, outer).t(), torch.randn(outer, 2 * inner)[:, :inner]):
-            call = torch_private.linear_of_onednn(left, right)
+            call = onednn.linear_of_onednn(left, right)
             if call is None:
                 pytest.skip("torch was built without oneDNN")
             torch.testing.assert_close(call[0](*call[1:]), torch.nn.functional.linear(left, right))

@@ -14,18 +14,19 @@ from torch.fx import Graph, GraphModule, Node
 
 import tpfx
 from tests.models import inputs, tiny
-from tpfx import verification
-from tpfx.annotations import made_for
-from tpfx.captures import copied
-from tpfx.dump import names_of
-from tpfx.findings import Finding
-from tpfx.mesh import Mesh
-from tpfx.parts import embedding_shard, gather_shards
-from tpfx.pipeline import Parallel
-from tpfx.replay import Replayed, verify_graphs
-from tpfx.runtime import Runtime
-from tpfx.topology import Topology
-from tpfx.verification import verify
+from tpfx.dump.text import names_of
+from tpfx.ir.nodes import copied
+from tpfx.ir.parallel_graph import Parallel
+from tpfx.ir.provenance import made_for
+from tpfx.kernels.collectives import gather_shards
+from tpfx.kernels.lookups import embedding_shard
+from tpfx.planning.topology import Topology
+from tpfx.runtime.mesh import Mesh
+from tpfx.runtime.thread_runtime import Runtime
+from tpfx.verify import model
+from tpfx.verify.compare_runs import Replayed, verify_graphs
+from tpfx.verify.findings import Finding
+from tpfx.verify.model import verify
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 REDUCE = (c10d.all_reduce.default, c10d.all_reduce_.default)
@@ -78,7 +79,7 @@ def planned(model: nn.Module, given: Any, **options: Any) -> Planned:
         return verify_graphs(captured, parallel, modules, args, runtime)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verification, "verify_graphs", record)
+        patch.setattr(model, "verify_graphs", record)
         assert verify(model, 2, given, **options).right
     (one,) = made
     return one
@@ -377,14 +378,14 @@ def test_inputs_that_are_written_to() -> None:
 
 
 def test_a_pass_that_changes_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = verification.parallelize
+    plan = model.parallelize
 
     def wrong(graph: Graph, *args: Any) -> Parallel:
         (node,) = graph.find_nodes(op="call_function", target=aten.sin.default)
         node.target = aten.tanh.default
         return plan(graph, *args)
 
-    monkeypatch.setattr(verification, "parallelize", wrong)
+    monkeypatch.setattr(model, "parallelize", wrong)
     outcome = verify(Branches(), 2, (torch.randn(3, 64),))
     assert [(one.kind, one.node) for one in outcome.findings] == [("rewrite", "tanh")]
     assert not outcome.right

@@ -3,8 +3,7 @@
 >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
 """
 
-from .api import compile, full_state_dict, load, report
-from .custom import register_rule
+from .api import compile, load, report
 from .errors import (
     AlreadyCompiledError,
     CollectiveError,
@@ -18,14 +17,16 @@ from .errors import (
     ShardingError,
     TpfxError,
 )
-from .pipeline import Collective
-from .plan import Plan, plan
-from .report import Report
-from .tensor import ShardedTensor
-from .topology import Topology
-from .truth import UntrueRuleError, check_rule
-
-__version__ = "0.1.0.dev0"
+from .frontend.report import Report
+from .ir.parallel_graph import Collective
+from .plan.make import plan
+from .plan.plan import Plan
+from .planning.topology import Topology
+from .rules.register import register_rule
+from .sharded_tensor.model_weights import full_state_dict
+from .sharded_tensor.tensor import ShardedTensor
+from .verify.rule_check import UntrueRuleError, check_rule
+from .version import __version__ as __version__
 
 __all__ = [
     "AlreadyCompiledError",

@@ -14,27 +14,26 @@ import torch
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from .backend import Session
-from .checkpoints import Checkpoint, Stored, reading, weights_in
-from .entry import Entry, Inputs
+from .checkpoint.safetensors_files import Checkpoint, Stored, reading, weights_in
 from .errors import AlreadyCompiledError, InputError, ModelError
-from .mesh import DeviceSpec
-from .plan import Plan
-from .plugin import session_of
-from .processes import average_gradients
-from .report import Report
-from .slots import Slot
-from .target import Target
-from .topology import Topology
-from .weights import (
+from .frontend.compiled_forward import Entry, Inputs
+from .frontend.dynamo_backend import session_of
+from .frontend.options import Target
+from .frontend.report import Report
+from .frontend.session import Session
+from .plan.plan import Plan
+from .planning.topology import Topology
+from .runtime.data_parallel import average_gradients
+from .runtime.mesh import DeviceSpec
+from .sharded_tensor.model_weights import (
     check_weights,
-    full_state_dict,
     load_into_place,
     read_weights,
     restore_weights,
     save_whole,
     shard_weights,
 )
+from .torch_internals.parameter_slots import Slot
 
 log = logging.getLogger("tpfx")
 
@@ -263,6 +262,3 @@ def _own_inputs(model: torch.nn.Module, device: torch.device) -> dict[str, Any] 
     return {
         name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
     }
-
-
-__all__ = ["compile", "full_state_dict", "load", "report"]

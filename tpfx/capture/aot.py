@@ -11,12 +11,14 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
-from .annotations import Source, set_gradients
+from ..errors import TpfxError
+from ..ir.annotations import Source
+from ..torch_internals.aot import aot_module_simplified
+from ..torch_internals.fake import unset_fake_temporarily
 from .decompositions import decompositions
-from .errors import TpfxError
-from .torch_compiler import aot_module_simplified, unset_fake_temporarily
+from .joint import is_tangent
 
 Compiled = Callable[..., Any]
 
@@ -96,20 +98,6 @@ def settle_sources(lowered: GraphModule, sources: Sequence[Source]) -> list[Sour
         kind = "state" if node in written and source.kind == "input" else source.kind
         settled.append(replace(source, kind=kind, mutated=node in written))
     return settled + [Source("tangent", node.name) for node in placeholders[len(inputs) :]]
-
-
-def mark_gradients(joint: Graph, results: int) -> None:
-    """Record which values of a joint graph are gradients: after the results, one for each input, or none."""
-    output = joint.output_node()
-    inputs = [node for node in joint.find_nodes(op="placeholder") if not is_tangent(node)]
-    returned: Sequence[Any] = output.args[0]  # type: ignore[assignment]
-    gradients = zip(range(results, len(returned)), inputs, strict=True)
-    set_gradients(output, {at: node for at, node in gradients if isinstance(returned[at], Node)})
-
-
-def is_tangent(node: Node) -> bool:
-    """Whether an input of a joint graph is the gradient of one of its results."""
-    return str(node.target).startswith("tangents")
 
 
 def _written(lowered: GraphModule) -> set[Node]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
-from .annotations import Source
-from .torch_compiler import mark_dynamic_sizes, min_cut_rematerialization_partition
-from .trace import boxed, settle_sources, trace
+from ..ir.annotations import Source
+from ..ir.nodes import copied
+from ..torch_internals.dynamo import mark_dynamic_sizes
+from .aot import boxed, settle_sources, trace
+from .joint import Joint
 
 Phase = Literal["prefill", "decode", "train"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -34,23 +36,6 @@ class Captured:
     phase: Phase = "prefill"
     kept: dict[int, tuple[int, int]] = field(default_factory=dict)
     joint: Joint | None = None
-
-
-@dataclass
-class Joint:
-    """What the min-cut partition of a joint graph needs: how many results are the model's, and its inputs."""
-
-    results: int
-    options: dict[str, Any]
-
-    def parts(self, module: GraphModule) -> tuple[GraphModule, GraphModule]:
-        """The forward and the backward part."""
-        options = dict(self.options)
-        inputs = options.pop("inputs")
-        parts: tuple[GraphModule, GraphModule] = min_cut_rematerialization_partition(
-            module, inputs, num_fwd_outputs=self.results, **options
-        )
-        return parts
 
 
 @dataclass
@@ -132,12 +117,3 @@ class _Recording:
     def backward(self, lowered: GraphModule) -> Callable[..., Any]:
         """Its backward part."""
         return boxed(lambda args: lowered(*args))
-
-
-def copied(module: GraphModule) -> GraphModule:
-    """The same graph in a graph of its own, with the same fake tensors and constants."""
-    made: dict[Node, Node] = {}
-    graph = Graph()
-    for node in module.graph.nodes:
-        made[node] = graph.node_copy(node, made.__getitem__)
-    return GraphModule(module, graph)

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from safetensors import safe_open
 
-from .errors import ModelError
-from .layout import SplitDims
-from .parts import boxes
-from .slots import slots_of
+from ..errors import ModelError
+from ..ir.shards import SplitDims
+from ..kernels.slices import boxes
+from ..torch_internals.parameter_slots import slots_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

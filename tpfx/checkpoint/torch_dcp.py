@@ -18,10 +18,11 @@ import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from .layout import Interval, Pieces, Shards, minus, unseen
+from ..ir.layout import Interval
+from ..ir.shards import Pieces, Shards, minus, unseen
 
 if TYPE_CHECKING:
-    from .tensor import ShardedTensor
+    from ..sharded_tensor.tensor import ShardedTensor
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,22 @@ from typing import Annotated
 
 import typer
 
-from ..capture import capture, plan_graphs
-from ..captures import Captured, copied
-from ..drawing import dot, svg
-from ..dump import dump_json, dump_text, structures
+from ..capture.capture import capture
+from ..capture.recorder import Captured
+from ..draw.dot import dot
+from ..draw.model_explorer import model_explorer
+from ..draw.page import page
+from ..draw.svg import svg
+from ..dump.text import dump_json, dump_text, structures
 from ..errors import InputError
-from ..mesh import Mesh, parse_devices
-from ..model_explorer import model_explorer
-from ..page import page
-from ..pipeline import Context, Parallel, infer_structures, lower
-from ..plan import Plan, describe
-from ..topology import Topology
+from ..ir.nodes import copied
+from ..ir.parallel_graph import Parallel
+from ..passes.pipeline import Context, infer_structures, lower
+from ..plan.make import describe
+from ..plan.offline import plan_graphs
+from ..plan.plan import Plan
+from ..planning.topology import Topology
+from ..runtime.mesh import Mesh, parse_devices
 from .arguments import (
     BatchOption,
     DevicesOption,

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ..capture import capture, plan_graphs
-from ..explain import Explainer, Explanation
-from ..plan import Plan
-from ..plan_diff import differences
-from ..topology import topology_of
+from ..capture.capture import capture
+from ..plan.diff import differences
+from ..plan.explain import Explainer, Explanation
+from ..plan.offline import plan_graphs
+from ..plan.plan import Plan
+from ..planning.topology import topology_of
 from .arguments import (
     BatchOption,
     DevicesOption,

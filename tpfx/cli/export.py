@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..capture import capture, plan_graphs
-from ..export import export as exported
+from ..capture.capture import capture
+from ..export.exporter import export as exported
+from ..plan.offline import plan_graphs
 from .arguments import DevicesOption, ModelArgument, SettingsOption, console, require_devices, step
 from .models import build
 

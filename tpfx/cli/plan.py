@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..capture import capture
+from ..capture.capture import capture
 from ..errors import InputError
-from ..plan import plan_of
-from ..plan_tables import comparison
-from ..topology import topology_of
+from ..plan.make import plan_of
+from ..plan.tables import comparison
+from ..planning.topology import topology_of
 from .arguments import (
     BatchOption,
     LengthOption,

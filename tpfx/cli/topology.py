@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..measure import measure as measured
+from ..plan.measure_topology import measure as measured
 from .arguments import step
 
 topology = typer.Typer(name="topology", help="What messages and arithmetic cost.", no_args_is_help=True)

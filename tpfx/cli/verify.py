@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ..capture import Inputs
+from ..capture.capture import Inputs
 from ..errors import InputError
-from ..shrinking import shrunk
-from ..verification import verify as verified
+from ..verify.model import verify as verified
+from ..verify.shrink_config import shrunk
 from .arguments import DevicesOption, ModelArgument, SettingsOption, require_devices, step
 from .models import Built, build, explained, inputs_of, of_config, parse_settings, read_config
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from .blocks import Blocks, Module, OpLine, Part, Stack, WeightLine
-from .columns import bytes_text
-from .folding import span
-from .plan import GraphPlan
+from ..dump.repeated_layers import span
+from ..formatting import bytes_text
+from ..plan.plan import GraphPlan
+from .module_tree import Blocks, Module, OpLine, Part, Stack, WeightLine
 
 L = TypeVar("L", OpLine, WeightLine)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from .folding import layer_of, stem_of
-from .names import Names
-from .pipeline import Parallel
+from ..dump.node_names import Names
+from ..dump.repeated_layers import layer_of, stem_of
+from ..ir.parallel_graph import Parallel
 
 
 @dataclass

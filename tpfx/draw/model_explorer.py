@@ -12,12 +12,12 @@ from typing import Any
 
 from torch.fx import Node
 
-from .grouping import homes
-from .lines import Lines
-from .names import source_line
-from .pipeline import Parallel
-from .plan import Plan
-from .rules import is_tensor
+from ..dump.node_text import Lines
+from ..ir.nodes import is_tensor
+from ..ir.parallel_graph import Parallel
+from ..ir.provenance import source_line
+from ..plan.plan import Plan
+from .layers import homes
 
 
 def model_explorer(plan: Plan, parallels: Sequence[Parallel]) -> dict[str, Any]:

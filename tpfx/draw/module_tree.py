@@ -21,16 +21,17 @@ from typing import TypeAlias
 
 from torch.fx import Node
 
-from .annotations import bytes_of, dims_of, source_of
-from .axes import Concat, Dim, find, segments
-from .collectives import MESSAGES
-from .columns import Row
-from .dump import Dump
-from .folding import SHORTEST, Layer, layer_of, runs
-from .grouping import Group, Home, groups, homes, sequences
-from .names import source_line
-from .pipeline import Parallel
-from .plan import Plan, WeightPlan
+from ..dump.columns import Row
+from ..dump.repeated_layers import SHORTEST, Layer, layer_of, runs
+from ..dump.text import Dump
+from ..ir.annotations import dims_of, source_of
+from ..ir.axes import Concat, Dim, find, segments
+from ..ir.nodes import bytes_of
+from ..ir.parallel_graph import Parallel
+from ..ir.provenance import source_line
+from ..ir.resharding import MESSAGES
+from ..plan.plan import Plan, WeightPlan
+from .layers import Group, Home, groups, homes, sequences
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 WIDEST = 72  # a comment stands further right only where its own line is longer
 
 
@@ -21,22 +19,6 @@ class Row:
     type: str
     expression: str = ""
     comments: tuple[str, ...] = ()
-
-
-def dtype_text(dtype: torch.dtype) -> str:
-    """float32 as f32"""
-    name = str(dtype).removeprefix("torch.")
-    for long, short in (("bfloat", "bf"), ("float", "f"), ("complex", "c"), ("uint", "u"), ("int", "i")):
-        name = name.replace(long, short)
-    return name
-
-
-def bytes_text(size: int) -> str:
-    """524288 as 512 KiB"""
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size >= 2**power:
-            return f"{size / 2**power:.4g} {unit}"
-    return f"{size} B"
 
 
 def block(heading: str, rows: Sequence[Row]) -> str:

@@ -10,17 +10,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from .annotations import is_getitem, source_of
-from .collectives import all_gather, all_reduce, pend, shard
-from .layout import Partial
-
-_TORCH = str(Path(torch.__file__).parent)
+from ..ir.annotations import source_of
+from ..ir.layout import Partial
+from ..ir.nodes import is_getitem
+from ..ir.provenance import module_path, op_name, path_of_stack
+from ..ir.resharding import all_gather, all_reduce, pend, shard
 
 # What is added to the name of a value that is brought into another layout.
 _SUFFIXES: dict[Any, str] = {all_reduce: "sum", all_gather: "whole", shard: "part", pend: "addend"}
@@ -105,31 +104,6 @@ def _is_attached(node: Node) -> bool:
     return is_getitem(node) or node.target in _SUFFIXES
 
 
-def module_path(node: Node) -> str:
-    """The path of the module that a node comes from; empty for the model itself."""
-    return path_of_stack(node.meta.get("nn_module_stack"))
-
-
-def path_of_stack(stack: dict[str, Any] | None) -> str:
-    if not stack:
-        return ""
-    path = re.sub(
-        r"^[LG]\['\w+'\](\.__self__)?", "", str(list(stack.values())[-1][0])
-    )  # whatever holds the model
-    path = re.sub(r"\._modules\['([^']*)'\]|\['([^']*)'\]|\[(\d+)\]", r".\1\2\3", path)
-    return path.strip(".")
-
-
-def source_line(node: Node) -> str:
-    """The file and line that a node was captured from, `modeling_llama.py:112`; empty where none is known.
-
-    The innermost one outside torch: of a linear layer the line that calls it, not the one inside `nn.Linear`.
-    """
-    frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace") or ""))
-    own = [frame for frame in frames if not frame[0].startswith(_TORCH)]
-    return ":".join((own or frames)[-1]) if frames else ""
-
-
 def _shared(paths: Iterable[str]) -> str:
     """The modules that all paths of several steps begin with, such that no number comes next."""
     deep = [path.split(".") for path in sorted(paths) if "." in path]
@@ -145,11 +119,3 @@ def _parents(path: str) -> Iterator[str]:
     while "." in path:
         path = path.rpartition(".")[0]
         yield path
-
-
-def op_name(node: Node) -> str:
-    """An op as people call it: its name in the schema; every kernel of attention is `attention`."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return str(getattr(node.target, "__name__", node.target))
-    name = node.target._schema.name.partition("::")[2].lstrip("_")
-    return re.sub(r"^scaled_dot_product_\w*attention\w*$", "attention", name)

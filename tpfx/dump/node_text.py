@@ -11,26 +11,18 @@ import sympy
 import torch
 from torch.fx import Node
 
-from .annotations import (
-    bound_of,
-    bytes_of,
-    choice_of,
-    dims_of,
-    is_getitem,
-    is_joined,
-    is_view,
-    layout_of,
-    size_of,
-    source_of,
-)
-from .axes import Concat, Dim, Size, axes, factors, find, segments, show
-from .collectives import MESSAGES
-from .columns import Row, bytes_text, dtype_text
-from .layout import Interval, Layout, Partial, Split, carries
-from .names import Names, op_name
-from .ops import is_random, rule_for
-from .rules import Bound, arguments, is_tensor
-from .shapes import FULL
+from ..formatting import bytes_text, dtype_text
+from ..ir.annotations import bound_of, choice_of, dims_of, is_joined, layout_of, source_of
+from ..ir.axes import Concat, Dim, Size, axes, factors, find, segments, show
+from ..ir.layout import Interval, Layout, Partial, Split, carries
+from ..ir.nodes import arguments, bytes_of, is_getitem, is_tensor, is_view, size_of
+from ..ir.op_dims import Bound
+from ..ir.provenance import op_name
+from ..ir.resharding import MESSAGES
+from ..rules.table import is_random, rule_for
+from ..rules.views import FULL
+from .columns import Row
+from .node_names import Names
 
 
 class Lines:

@@ -20,14 +20,16 @@ from typing import Any, TypeAlias
 import torch
 from torch.fx import Graph, Node
 
-from .annotations import dims_of, hint_of, source_of
-from .axes import Dim, show
-from .columns import Row, block, bytes_text, dtype_text
-from .folding import Layer, layer_of, runs, span, stem_of
-from .lines import Lines
-from .names import Names, source_line
-from .pipeline import Parallel
-from .rules import is_tensor
+from ..formatting import bytes_text, dtype_text
+from ..ir.annotations import dims_of, source_of
+from ..ir.axes import Dim, show
+from ..ir.nodes import hint_of, is_tensor
+from ..ir.parallel_graph import Parallel
+from ..ir.provenance import source_line
+from .columns import Row, block
+from .node_names import Names
+from .node_text import Lines
+from .repeated_layers import Layer, layer_of, runs, span, stem_of
 
 Group: TypeAlias = tuple[str, list[Node]]  # a layer, and nodes of it
 

@@ -16,7 +16,7 @@ import sympy
 import torch
 from torch.fx import Node
 
-from .errors import TpfxError
+from ..errors import TpfxError
 
 _FUNCTIONS = {
     "FloorDiv": operator.floordiv,
@@ -80,18 +80,3 @@ def _number(at: int, args: Sequence[Any]) -> int:
 
 def _size(at: int, dim: int, args: Sequence[Any]) -> int:
     return int(args[at].shape[dim])
-
-
-def relaid(tensor: torch.Tensor, stride: Sequence[int], offset: Any) -> torch.Tensor:
-    """A plain tensor of the same numbers with these strides, at this offset of its memory."""
-    if tensor.stride() == tuple(stride) and tensor.storage_offset() == offset:
-        return tensor
-    sizes = [1 if step == 0 else size for size, step in zip(tensor.shape, stride, strict=True)]
-    room = offset + 1 + sum((size - 1) * step for size, step in zip(sizes, stride, strict=True))
-    made = tensor.new_empty(room if tensor.numel() else offset)
-    if tensor.numel():
-        once = tensor
-        for dim, size in enumerate(sizes):
-            once = once.narrow(dim, 0, size)
-        made.as_strided(sizes, stride, offset).copy_(once)
-    return made.as_strided(tensor.shape, stride, offset)

@@ -13,26 +13,19 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from .annotations import Source, dims_of, is_joined, layout_of, source_of
-from .layout import Layout, Partial, Shards, Split, concrete, unfold
-from .memory import folded_whole_of, split_among, whole_of
-from .mesh import Mesh
-from .names import module_path
-from .process_runtime import ProcessRuntime
-from .rules import is_tensor
-from .runtime import Runtime, node_of
-from .strides import Strides, relaid
-from .tensor import ShardedTensor
-from .torch_compiler import mark_dynamic_sizes
-
-
-def shards_of(node: Node) -> Shards:
-    """The layout of a tensor in a parallel graph, made concrete."""
-    layout: Layout = layout_of(node)
-    if not isinstance(layout, Split):
-        return Shards()
-    dims, unfolding = unfold(dims_of(node), layout)
-    return Shards(concrete(dims, layout).dims, unfolding)
+from ..ir.annotations import Source, is_joined, layout_of, shards_of, source_of
+from ..ir.layout import Partial
+from ..ir.nodes import is_tensor
+from ..ir.provenance import module_path
+from ..ir.shards import Shards
+from ..kernels.slices import relaid
+from ..runtime.mesh import Mesh
+from ..runtime.process_runtime import ProcessRuntime
+from ..runtime.thread_runtime import Runtime, node_of
+from ..sharded_tensor.storage import folded_whole_of, split_among, whole_of
+from ..sharded_tensor.tensor import ShardedTensor
+from ..torch_internals.dynamo import mark_dynamic_sizes
+from .output_strides import Strides
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from .agreement import Agreement
-from .annotations import choice_of, layout_of, source_of
-from .capture import Inputs
-from .collectives import all_reduce
-from .errors import InputError
-from .layout import Partial
-from .names import module_path
-from .pipeline import Parallel
-from .regions import is_weight, must_be_whole
+from ..capture.capture import Inputs
+from ..errors import InputError
+from ..ir.annotations import choice_of, layout_of, source_of
+from ..ir.layout import Partial
+from ..ir.parallel_graph import Parallel
+from ..ir.provenance import module_path
+from ..ir.resharding import all_reduce
+from .layer_consistency import Agreement
+from .sharded_regions import is_weight, must_be_whole
 from .styles import STYLES, matches, pattern_of, python_of_torch, python_of_transformers
 
 

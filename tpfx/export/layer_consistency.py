@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from .capture import Inputs
-from .members import Member, Owners
-from .pipeline import Parallel
-from .regions import Region, survey
-from .rehearsal import rehearse
+from ..capture.capture import Inputs
+from ..ir.parallel_graph import Parallel
+from .sharded_modules import Member, Owners
+from .sharded_regions import Region, survey
 from .styles import pattern_of
+from .trial_capture import rehearse
 
 
 class Agreement:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .annotations import dims_of, source_of
-from .axes import Dim, axes
-from .collectives import MESSAGES, pend, shard
-from .layout import Split, concrete
-from .names import module_path
+from ..ir.annotations import dims_of, source_of
+from ..ir.axes import Dim, axes
+from ..ir.layout import Split
+from ..ir.provenance import module_path
+from ..ir.resharding import MESSAGES, pend, shard
+from ..ir.shards import concrete
 
 CONVERSIONS = (*MESSAGES, shard, pend)
 # What splitting a weight along a dimension means: the weight's part, and what goes in and out.

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from .annotations import choice_of, is_joined, layout_of, source_of
-from .collectives import all_gather, shard
-from .layout import Partial, Split
-from .members import CONVERSIONS, Member, Owners, as_chunks, cut, members_of
-from .names import module_path, op_name
-from .pipeline import Parallel
-from .rules import is_tensor, tensor_nodes
+from ..ir.annotations import choice_of, is_joined, layout_of, source_of
+from ..ir.layout import Partial, Split
+from ..ir.nodes import is_tensor, tensor_nodes
+from ..ir.parallel_graph import Parallel
+from ..ir.provenance import module_path, op_name
+from ..ir.resharding import all_gather, shard
+from .sharded_modules import CONVERSIONS, Member, Owners, as_chunks, cut, members_of
 
 
 @dataclass

@@ -18,20 +18,21 @@ import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from .annotations import bound_of, choice_of, dims_of, layout_of, size_of, source_of
-from .axes import Size
-from .capture import Inputs, capture
-from .collectives import all_gather, shard
-from .errors import TpfxError
-from .layout import Split, carries, local_size
-from .members import CONVERSIONS, chunks
-from .ops import rule_for
-from .passes.normalize import normalize
-from .passes.simplify import simplify
-from .pipeline import Parallel
-from .regions import Region, must_be_whole, where
-from .rules import Dims, arguments, is_tensor, result_tensors, tensor_nodes
-from .torch_compiler import FakeTensor
+from ..capture.capture import Inputs, capture
+from ..errors import TpfxError
+from ..ir.annotations import bound_of, choice_of, dims_of, layout_of, source_of
+from ..ir.axes import Size
+from ..ir.layout import Split, carries, local_size
+from ..ir.nodes import arguments, is_tensor, result_tensors, size_of, tensor_nodes
+from ..ir.op_dims import Dims
+from ..ir.parallel_graph import Parallel
+from ..ir.resharding import all_gather, shard
+from ..passes.normalize import normalize
+from ..passes.simplify import simplify
+from ..rules.table import rule_for
+from ..torch_internals.fake import FakeTensor
+from .sharded_modules import CONVERSIONS, chunks
+from .sharded_regions import Region, must_be_whole, where
 
 # What has the value that it is given. Whether a copy is needed depends on strides.
 _SAME_VALUE = (*CONVERSIONS, torch.ops.aten.clone.default)

@@ -6,101 +6,57 @@ and returns sharded tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from .annotations import Source, set_source, source_of
-from .captures import Joint
-from .device_compiler import compile_for_devices
-from .mesh import Mesh
-from .pipeline import Decided, Parallel, lower, parallelize
-from .process_runtime import ProcessRuntime
-from .processes import require_same
-from .program import Program, Ranks, shards_of
-from .runtime import Runtime
-from .strides import Strides
-from .target import Target
-from .tensor import ShardedTensor
-from .topology import Topology
-from .torch_compiler import (
-    aliased_outputs,
-    serves_any_batch,
-    skip_frames,
-    unset_fake_temporarily,
-)
-from .trace import mark_gradients, settle_sources, trace
+from ..capture.aot import settle_sources, trace
+from ..capture.joint import Joint, mark_gradients
+from ..execution.output_strides import Strides
+from ..execution.program import Program, Ranks
+from ..ir.annotations import Source, set_source, shards_of, source_of
+from ..ir.parallel_graph import Parallel
+from ..lowering.device_compiler import compile_for_devices
+from ..passes.apply_plan import remember
+from ..passes.pipeline import lower, parallelize
+from ..runtime.mesh import Mesh
+from ..runtime.processes import require_same
+from ..sharded_tensor.tensor import ShardedTensor
+from ..torch_internals.aot import aliased_outputs
+from ..torch_internals.batch_guards import serves_any_batch
+from ..torch_internals.dynamo import skip_frames
+from ..torch_internals.fake import unset_fake_temporarily
+from .session import Session
 
-skip_frames(__package__)
+skip_frames("tpfx")
 
 
-@dataclass
-class Session:
-    """What the graphs of one compiled model share.
+def compile_graph(session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Dynamo's backend: plan a graph, write one for each rank, return what runs them."""
+    return _through_autograd(session, module, example_inputs, _Lowering)
 
-    Attributes:
-        mesh: the devices.
-        runtime: the threads that run the ranks.
-        topology: what messages cost.
-        device_compiler: what runs the graph of a rank, one of `DEVICE_COMPILERS`.
-        graphs: how many graphs have been compiled.
-        newest: the newest parallel graph, or that of the plan while nothing has run.
-        whole_ops: ops that ran whole for want of a rule, in all graphs.
-        runs: how often a graph has been run.
-        whole_calls: calls of the model that ran no graph, but whole, as the model's own code.
-        planned: how a plan would have graphs carried out, by their fingerprints.
-        batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
-    """
 
-    mesh: Mesh
-    runtime: Runtime | ProcessRuntime
-    topology: Topology = field(default_factory=Topology)
-    device_compiler: str = "eager"
-    graphs: int = 0
-    newest: Parallel | None = None
-    whole_ops: dict[str, int] = field(default_factory=dict)
-    runs: int = 0
-    whole_calls: int = 0
-    planned: Mapping[str, Decided] = field(default_factory=dict)
-    batch_by_batch: str | None = None
+def compile_for_any_batch(
+    session: Session, module: GraphModule, example_inputs: Sequence[Any]
+) -> Callable[..., Any]:
+    """Dynamo's backend inside `open_batches`; it refuses graphs that do for some batches alone."""
+    return _through_autograd(session, module, example_inputs, _LoweringForAnyBatch)
 
-    @staticmethod
-    def on(mesh: Mesh, target: Target) -> Session:
-        """A session whose ranks are those of a mesh.
 
-        Raises:
-            TpfxError: the timeout is not above 0.
-        """
-        runtime = ProcessRuntime(mesh) if mesh.rank_is_process else Runtime(mesh, target.timeout)
-        return Session(mesh, runtime, target.topology or Topology(), target.device_compiler)
+def plan_graph(session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Dynamo's backend while planning: choose layouts for the parameters, run nothing."""
+    return _through_autograd(session, module, example_inputs, _Planning)
 
-    def count_run(self) -> None:
-        """Note that a graph is run."""
-        self.runs += 1
 
-    def compile(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Dynamo's backend: plan a graph, write one for each rank, return what runs them."""
-        return self._through_autograd(module, example_inputs, _Lowering)
-
-    def compile_for_any_batch(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Dynamo's backend inside `open_batches`; it refuses graphs that do for some batches alone."""
-        return self._through_autograd(module, example_inputs, _LoweringForAnyBatch)
-
-    def plan(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Dynamo's backend while planning: choose layouts for the parameters, run nothing."""
-        return self._through_autograd(module, example_inputs, _Planning)
-
-    def _through_autograd(
-        self, module: GraphModule, example_inputs: Sequence[Any], compiler: type[_Planning]
-    ) -> Callable[..., Any]:
-        placeholders = module.graph.find_nodes(op="placeholder")
-        sources = [
-            _source(value, node.name) for value, node in zip(example_inputs, placeholders, strict=True)
-        ]
-        return trace(module, compiler(self, sources, example_inputs), [_fake(node) for node in placeholders])
+def _through_autograd(
+    session: Session, module: GraphModule, example_inputs: Sequence[Any], compiler: type[_Planning]
+) -> Callable[..., Any]:
+    placeholders = module.graph.find_nodes(op="placeholder")
+    sources = [_source(value, node.name) for value, node in zip(example_inputs, placeholders, strict=True)]
+    return trace(module, compiler(session, sources, example_inputs), [_fake(node) for node in placeholders])
 
 
 @dataclass
@@ -214,7 +170,8 @@ def _results(lowered: GraphModule) -> list[Any]:
 def _plan_text(mesh: Mesh, parallel: Parallel) -> Iterator[bytes]:
     """What processes that run one graph together must agree on."""
     if mesh.group is not None:
-        yield str(parallel).encode()
+        choices, units = remember(parallel.graph, parallel.splits)
+        yield f"{parallel.fingerprint} {list(choices.values())} {units}".encode()
 
 
 class Planned(Exception):

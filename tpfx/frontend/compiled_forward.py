@@ -12,21 +12,21 @@ from typing import Any, NoReturn
 
 import torch
 
-from .backend import Planned, Session
-from .errors import InputError, ModelError
-from .processes import bytes_of_tensors, require_same
-from .tensor import ShardedTensor, gather_tree
-from .torch_compiler import (
-    CAN_OPEN_BATCHES,
+from ..errors import InputError, ModelError
+from ..runtime.processes import bytes_of_tensors, require_same
+from ..sharded_tensor.tensor import ShardedTensor, gather_tree
+from ..torch_internals.batch_guards import CAN_OPEN_BATCHES, open_batches
+from ..torch_internals.dynamo import (
     NOT_CAPTURED,
     BackendCompilerFailed,
     Settings,
     dynamic_sizes,
     fresh,
     mark_dynamic_sizes,
-    open_batches,
     twin,
 )
+from .aot_compiler import Planned, compile_for_any_batch, compile_graph, plan_graph
+from .session import Session
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
@@ -54,8 +54,8 @@ class Entry:
         number of rows; until one of them cannot be captured so.
         """
         forward, session = fresh(self.forward), self.session
-        self._compiled = _compiled(forward, functools.partial(session.compile))
-        backend = functools.partial(session.compile_for_any_batch)
+        self._compiled = _compiled(forward, functools.partial(compile_graph, session))
+        backend = functools.partial(compile_for_any_batch, session)
         step = _compiled(twin(forward), backend, fullgraph=True)
         self._step: Callable[..., Any] | None = step if CAN_OPEN_BATCHES else None
         session.batch_by_batch = None if CAN_OPEN_BATCHES else "this release of torch does not leave 1 open"
@@ -105,8 +105,9 @@ class Entry:
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
+            backend = functools.partial(plan_graph, self.session)
             with torch.no_grad(), self._settings:
-                _call(_compiled(fresh(self.forward), self.session.plan), args, kwargs)
+                _call(_compiled(fresh(self.forward), backend), args, kwargs)
         except Planned:
             pass
         finally:

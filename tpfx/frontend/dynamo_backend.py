@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from .backend import Session
-from .errors import DeviceError, TpfxError
-from .mesh import Mesh
-from .optimizers import adopt, succeed
-from .slots import Slot
-from .target import Target
-from .weights import restore_weights, sharded_weight
+from ..errors import DeviceError, TpfxError
+from ..runtime.mesh import Mesh
+from ..sharded_tensor.model_weights import restore_weights, sharded_weight
+from ..sharded_tensor.optimizers import adopt, succeed
+from ..torch_internals.parameter_slots import Slot
+from .aot_compiler import compile_graph
+from .options import Target
+from .session import Session
 
 OPTIONS = tuple(field.name for field in fields(Target))
 
@@ -50,7 +51,7 @@ def backend(
     made = {id(original): slot.value for slot, original in slots}
     inputs = [made.get(id(value), value) for value in example_inputs]
     try:
-        return session.compile(module, inputs)
+        return compile_graph(session, module, inputs)
     except BaseException:
         restore_weights([slot for slot, _ in slots])
         raise

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.distributed import ProcessGroup
 
-from .device_compiler import check_device_compiler
-from .mesh import Mesh
-from .processes import mesh_from
-from .topology import Topology
+from ..lowering.device_compiler import check_device_compiler
+from ..planning.topology import Topology
+from ..runtime.mesh import Mesh
+from ..runtime.processes import mesh_from
 
 
 @dataclass(frozen=True)

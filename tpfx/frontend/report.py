@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .dump import dump_text
-from .pipeline import Collective, Parallel
-from .tensor import ShardedTensor
+from ..dump.text import dump_text
+from ..ir.parallel_graph import Collective, Parallel
+from ..sharded_tensor.tensor import ShardedTensor
 
 if TYPE_CHECKING:
-    from .backend import Session
+    from .session import Session
 
 
 @dataclass(frozen=True)

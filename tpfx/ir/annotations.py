@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
-from typing import Any
 
-import sympy
 import torch
 from torch.fx import Node
 
-from .axes import Size
-from .layout import Layout, Replicate, Shards
-from .rules import Bound, Dims, result_tensors
+from .layout import Layout, Replicate, Split, unfold
+from .op_dims import Bound, Dims
+from .shards import Shards, concrete
 
 _DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _JOINED = (
     "tpfx_dims",
@@ -26,9 +23,6 @@ _DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _JOINED = (
     "tpfx_gradients",
     "tpfx_joined",
 )
-_MADE_FOR, _STANDS_FOR = "tpfx_made_for", "tpfx_stands_for"
-# What a node that takes the place of another has from it.
-ORIGIN = ("stack_trace", "nn_module_stack", "recompute", "ac_graph_id", "partitioner_tag")
 
 
 @dataclass(frozen=True)
@@ -147,78 +141,10 @@ def is_joined(node: Node) -> bool:
     return bool(node.meta.get(_JOINED, False))
 
 
-def set_made_for(made: Node, name: str) -> None:
-    """Record for which node of the parallel graph a node of a rank's graph was written; copies keep it."""
-    made.meta[_MADE_FOR] = name
-
-
-def made_for(made: Node) -> str | None:
-    """The name of the node of the parallel graph for which a node of a rank's graph was written."""
-    name: str | None = made.meta.get(_MADE_FOR)
-    return name
-
-
-def add_stands_for(made: Node, name: str) -> None:
-    """Record that a node of a rank's graph is what the rank has of a node of the parallel graph."""
-    made.meta[_STANDS_FOR] = (*stands_for(made), name)
-
-
-def stands_for(made: Node) -> tuple[str, ...]:
-    """The names of the nodes of the parallel graph of which a node of a rank's graph is the rank's value.
-
-    Several, where a rank has nothing to do: `pend` on rank 0, and a sum to which a rank adds zero.
-    """
-    names: tuple[str, ...] = made.meta.get(_STANDS_FOR, ())
-    return names
-
-
-def result_index(node: Node) -> int:
-    """Which tensor result of its producer a getitem node takes."""
-    producer, position = node.args
-    assert isinstance(producer, Node) and isinstance(position, int)
-    return sum(isinstance(item, torch.Tensor) for item in producer.meta["val"][:position])
-
-
-def is_getitem(node: Node) -> bool:
-    """Whether a node takes one result of an op that has several."""
-    return node.target is operator.getitem
-
-
-def is_view(node: Node) -> bool:
-    """Whether an op only looks at its operand's memory."""
-    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target.is_view)
-
-
-def size_of(extent: Any) -> Size:
-    """A size of a fake tensor as an `int` or a simplified sympy expression."""
-    if not isinstance(extent, torch.SymInt):
-        return int(extent)
-    expression = (
-        extent.node.shape_env.replace(extent.node.expr) if extent.node.shape_env else extent.node.expr
-    )
-    return int(expression) if isinstance(expression, sympy.Integer) else expression
-
-
-def hint_of(extent: Any) -> int:
-    """A size as a number: that of the first inputs where it is symbolic."""
-    if not isinstance(extent, torch.SymInt):
-        return int(extent)
-    return int(extent.node.hint) if extent.node.has_hint() else 64
-
-
-def elements(value: torch.Tensor) -> int:
-    """How many elements a tensor has, by its hints."""
-    count = 1
-    for extent in value.shape:
-        count *= hint_of(extent)
-    return count
-
-
-def bytes_of(value: torch.Tensor) -> int:
-    """The bytes of a tensor, by its hints."""
-    return elements(value) * value.element_size()
-
-
-def tensors_of(node: Node) -> list[torch.Tensor]:
-    """The fake tensors that a node returns."""
-    return result_tensors(node)
+def shards_of(node: Node) -> Shards:
+    """The layout of a tensor in a parallel graph, made concrete."""
+    layout: Layout = layout_of(node)
+    if not isinstance(layout, Split):
+        return Shards()
+    dims, unfolding = unfold(dims_of(node), layout)
+    return Shards(concrete(dims, layout).dims, unfolding)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from .axes import Dim, concat, product
-from .rules import Dims
+from .op_dims import Dims
 
 
 def read(text: str, names: dict[str, Dim] | None = None) -> Dims:

@@ -13,7 +13,8 @@ import sympy
 import torch
 from torch.fx import Graph, Node
 
-from .annotations import size_of, source_of
+from .annotations import source_of
+from .nodes import size_of
 
 
 def fingerprint(graph: Graph) -> str:

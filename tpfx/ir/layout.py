@@ -9,16 +9,13 @@ its dimensions: what a `ShardedTensor` remembers after the graph that made it is
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .axes import Concat, Dim, Product, Size, axes, factors, find, occurrences, segments, show
+from .axes import Concat, Dim, Product, Size, axes, factors, find, occurrences, show
 
-Interval = tuple[int, int]
-Pieces = tuple[Interval, ...]
+Interval = tuple[int, int]  # start and stop of consecutive indices
 Unfolding = tuple[tuple[int, tuple[int, ...]], ...]
-SplitDims = tuple[tuple[int, tuple[Pieces, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +104,6 @@ class Split:
 Layout = Replicate | Partial | Split
 
 
-@dataclass(frozen=True, slots=True)
-class Shards:
-    """A `Split` of one tensor, made concrete: `dims` maps a dimension to the intervals of it that each rank
-    holds.
-
-    Ranks may hold overlapping parts (a KV head that several ranks need). No dims: every rank holds all. With
-    an `unfolding`, `dims` are those of the tensor with dimensions of a varying size taken apart: what a graph
-    leaves to its backward part, which alone can use it.
-    """
-
-    dims: SplitDims = ()
-    unfolding: Unfolding = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.dims)
-
-
 def carries(dim: Dim, split: Split) -> bool:
     """Whether a dimension has any of the axes of a split in it."""
     return not axes(dim).isdisjoint(split.axes)
@@ -182,92 +162,3 @@ def local_size(dim: Dim, split: Split, rank: int) -> Size:
             total = total + local_size(part, split, rank)
         return total
     return root.size
-
-
-def pieces(dim: Dim, split: Split, rank: int) -> Pieces:
-    """The intervals of a dimension that a rank holds, in order, neighbours joined."""
-    return _join(_pieces(find(dim), split, rank))
-
-
-def _pieces(root: Dim, split: Split, rank: int) -> list[Interval]:
-    assert isinstance(root.size, int), "a symbolic dimension has no fixed intervals"
-    if root in split.axes:
-        return [split.boxes[rank][root]]
-    if root.form is None or not carries(root, split):
-        return [(0, root.size)]
-    if isinstance(root.form, Concat):
-        return _concat_pieces(segments(root), split, rank)
-    major, *rest = factors(root)
-    minor = [pieces(part, split, rank) for part in rest]
-    intervals = _pieces(major, split, rank)
-    for part, inner in zip(rest, minor, strict=True):
-        assert isinstance(part.size, int)
-        if inner == ((0, part.size),):
-            intervals = [(a * part.size, b * part.size) for a, b in intervals]
-        else:
-            intervals = [
-                (i * part.size + c, i * part.size + d)
-                for a, b in intervals
-                for i in range(a, b)
-                for c, d in inner
-            ]
-    return intervals
-
-
-def _concat_pieces(parts: Sequence[Dim], split: Split, rank: int) -> list[Interval]:
-    start, intervals = 0, []
-    for part in parts:
-        assert isinstance(part.size, int)
-        intervals += [(start + a, start + b) for a, b in _pieces(part, split, rank)]
-        start += part.size
-    return intervals
-
-
-def _join(intervals: Sequence[Interval]) -> Pieces:
-    joined: list[Interval] = []
-    for start, stop in intervals:
-        if start == stop:
-            continue
-        if joined and joined[-1][1] == start:
-            joined[-1] = joined[-1][0], stop
-        else:
-            joined.append((start, stop))
-    return tuple(joined)
-
-
-def count_below(intervals: Pieces, offset: int) -> int:
-    """How many of the indices that a rank holds lie before an offset of the whole dimension."""
-    return sum(max(0, min(stop, offset) - start) for start, stop in intervals)
-
-
-def minus(intervals: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """What of some intervals lies in none of the others."""
-    left = list(intervals)
-    for low, high in others:
-        left = [(a, b) for x, y in left for a, b in ((x, min(y, low)), (max(x, high), y)) if a < b]
-    return left
-
-
-@functools.cache
-def unseen(owned: tuple[Pieces, ...], rank: int) -> Pieces:
-    """Which intervals of a rank's part no earlier rank holds, counted within the part."""
-    earlier = [interval for pieces in owned[:rank] for interval in pieces]
-    found: list[Interval] = []
-    offset = 0
-    for start, stop in owned[rank]:
-        left = minus([(start, stop)], earlier)
-        found += [(a - start + offset, b - start + offset) for a, b in left]
-        offset += stop - start
-    return _join(found)
-
-
-def concrete(dims: Sequence[Dim], split: Split) -> Shards:
-    """A split of one tensor as intervals of its dimensions."""
-    ranks = range(len(split.boxes))
-    return Shards(
-        tuple(
-            (index, tuple(pieces(dim, split, rank) for rank in ranks))
-            for index, dim in enumerate(dims)
-            if carries(dim, split)
-        )
-    )

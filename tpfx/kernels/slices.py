@@ -3,81 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .layout import Pieces, SplitDims, Unfolding
+from ..ir.layout import Unfolding
+from ..ir.shards import Pieces, Shards, SplitDims
 
 aten = torch.ops.aten
 c10d = torch.ops._c10d_functional
-
-
-def embedding_shard(weight: torch.Tensor, ids: torch.Tensor, owned: Pieces, size: int) -> torch.Tensor:
-    """The rows of a table of `size` rows that a rank owns, looked up; zero for ids of other ranks."""
-    if not owned:
-        return weight.new_zeros((*ids.shape, weight.shape[-1]))
-    here, elsewhere = place(ids, owned, size)
-    rows: torch.Tensor = aten.embedding(weight, here.masked_fill(elsewhere, 0))
-    return rows.masked_fill(elsewhere.unsqueeze(-1), 0)
-
-
-def gather_shard(part: torch.Tensor, dim: int, index: torch.Tensor, owned: Pieces, size: int) -> torch.Tensor:
-    """`gather` along a dimension of which a rank owns some; zero for what other ranks own."""
-    if not owned:
-        return part.new_zeros(index.shape)
-    here, elsewhere = place(index, owned, size)
-    found: torch.Tensor = aten.gather(part, dim, here.masked_fill(elsewhere, 0))
-    return found.masked_fill(elsewhere, 0)
-
-
-def place(ids: torch.Tensor, owned: Pieces, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where ids of a dimension of `size` lie in a rank's part of it, and which belong to other ranks.
-
-    An id outside the whole stays outside the part as well, so that the lookup itself reports it.
-    """
-    if len(owned) == 1:
-        ((start, stop),) = owned
-        return ids - start, ((ids >= 0) & (ids < start)) | ((ids >= stop) & (ids < size))
-    here, held, offset = ids.new_full((), -1).expand(ids.shape), torch.zeros_like(ids, dtype=torch.bool), 0
-    for start, stop in owned:
-        inside = (ids >= start) & (ids < stop)
-        here, held = torch.where(inside, ids - (start - offset), here), held | inside
-        offset += stop - start
-    return torch.where((ids >= 0) & (ids < size), here, offset), ~held & (ids >= 0) & (ids < size)
-
-
-def scatter_shard(
-    op: Any, part: torch.Tensor, dim: int, index: torch.Tensor, *rest: Any, owned: Pieces, size: int
-) -> torch.Tensor:
-    """A scatter along a dimension of which a rank owns some: one index more takes what others own."""
-    length = part.shape[dim]
-    here, elsewhere = place(index, owned, size)
-    room = torch.cat((part, part.narrow(dim, 0, 1) if length else _one(part, dim)), dim)
-    written: torch.Tensor = op(room, dim, here.masked_fill(elsewhere, length), *rest)
-    return written.narrow(dim, 0, length)
-
-
-def _one(part: torch.Tensor, dim: int) -> torch.Tensor:
-    shape = list(part.shape)
-    shape[dim] = 1
-    return part.new_zeros(shape)
-
-
-def embedding_backward_shard(
-    gradient: torch.Tensor, ids: torch.Tensor, padding: int, owned: Pieces, size: int
-) -> torch.Tensor:
-    """The gradient of the rows that a rank owns; one row more takes that of other ranks' rows."""
-    length = sum(stop - start for start, stop in owned)
-    here, elsewhere = place(ids, owned, size)
-    there = elsewhere | (ids == padding)
-    made: torch.Tensor = aten.embedding_dense_backward(
-        gradient, here.masked_fill(there, length), length + 1, -1, False
-    )
-    return made.narrow(0, 0, length)
 
 
 def take(whole: torch.Tensor, dims: SplitDims, rank: int) -> torch.Tensor:
@@ -142,34 +77,6 @@ def _paste(whole: torch.Tensor, part: torch.Tensor, dims: Sequence[tuple[int, Pi
         offset += stop - start
 
 
-def gather_shards(
-    part: torch.Tensor,
-    dims: SplitDims,
-    shape: Sequence[int],
-    rank: int,
-    ranks: int,
-    group: str,
-    unfolding: Unfolding,
-) -> torch.Tensor:
-    """The whole tensor on every rank; shards of unequal size are padded for the message."""
-    part = unfold_part(part, dims, rank, unfolding)
-    shape = [extent if index not in dict(dims) else shape[index] for index, extent in enumerate(part.shape)]
-    shapes = [local_shape(shape, dims, each) for each in range(ranks)]
-    counts = [math.prod(each) for each in shapes]
-    flat = part.reshape(-1)
-    flat = (
-        torch.nn.functional.pad(flat, (0, max(counts) - flat.shape[0]))
-        if flat.shape[0] < max(counts)
-        else flat
-    )
-    gathered = _sent(c10d.all_gather_into_tensor, flat.contiguous(), ranks, group).view(ranks, -1)
-    parts = [
-        gathered[each, :count].view(size)
-        for each, (count, size) in enumerate(zip(counts, shapes, strict=True))
-    ]
-    return fold(join(parts, dims, shape), unfolding)
-
-
 def unfold_part(part: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
     """A rank's part with dimensions of a varying size taken apart, the split factors as large as it holds."""
     own = {dim: sum(stop - start for start, stop in owned[rank]) for dim, owned in dims}
@@ -193,33 +100,23 @@ def local_shape(shape: Sequence[int], dims: SplitDims, rank: int) -> list[int]:
     return local
 
 
-def draw(draws: bool, group: str, op: Any, named: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The results of an op that draws random numbers, those of rank 0.
-
-    The rank threads of a process share the caller's generator: its first draws, the others make room.
-    Processes have one each, which all of them advance.
-    """
-    schema = op._schema.arguments
-    args = [named[argument.name] for argument in schema if not argument.kwarg_only]
-    kwargs = {argument.name: named[argument.name] for argument in schema if argument.kwarg_only}
-    made = tree_leaves(op(*args, **kwargs)) if draws else _room_for(op, args, kwargs)
-    return [_sent(c10d.broadcast, result, 0, group) for result in made]
-
-
-def _sent(collective: Any, value: torch.Tensor, number: int, group: str) -> torch.Tensor:
-    """A functional collective of a tensor, as bytes where it is of booleans: of those and a number, Inductor
-    makes 64-bit integers (torch 2.13)."""
-    if value.dtype is torch.bool:
-        return _sent(collective, value.view(torch.uint8), number, group).view(torch.bool)
-    found: torch.Tensor = c10d.wait_tensor(collective(value, number, group))
-    return found
+def relaid(tensor: torch.Tensor, stride: Sequence[int], offset: Any) -> torch.Tensor:
+    """A plain tensor of the same numbers with these strides, at this offset of its memory."""
+    if tensor.stride() == tuple(stride) and tensor.storage_offset() == offset:
+        return tensor
+    sizes = [1 if step == 0 else size for size, step in zip(tensor.shape, stride, strict=True)]
+    room = offset + 1 + sum((size - 1) * step for size, step in zip(sizes, stride, strict=True))
+    made = tensor.new_empty(room if tensor.numel() else offset)
+    if tensor.numel():
+        once = tensor
+        for dim, size in enumerate(sizes):
+            once = once.narrow(dim, 0, size)
+        made.as_strided(sizes, stride, offset).copy_(once)
+    return made.as_strided(tensor.shape, stride, offset)
 
 
-def _room_for(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """Tensors of the shapes that an op returns, which the meta device tells without drawing anything."""
-    device = next((arg.device for arg in args if isinstance(arg, torch.Tensor)), kwargs.get("device"))
-    args = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), args)
-    elsewhere = {"device": torch.device("meta"), "generator": None}
-    changed = {name: elsewhere.get(name, value) for name, value in kwargs.items()}
-    results = tree_leaves(op(*args, **changed))
-    return [torch.empty_like(result, device=device or "cpu") for result in results]
+def part_of(whole: torch.Tensor, layout: Shards, rank: int) -> torch.Tensor:
+    """What a rank should have of a value."""
+    if layout.unfolding:
+        return take_unfolded(whole, layout.dims, rank, layout.unfolding)
+    return take(whole, layout.dims, rank)

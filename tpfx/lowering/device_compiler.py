@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from .annotations import hint_of, source_of
-from .comparison import part_of
-from .errors import DeviceCompilerError, TpfxError
-from .mesh import Mesh
-from .parts import draw, gather_shards
-from .program import shards_of
-from .rules import is_tensor
-from .torch_compiler import compile_by_inductor, linear_for_inductor
-from .torch_private import is_linear_of_onednn
+from ..errors import DeviceCompilerError, TpfxError
+from ..ir.annotations import shards_of, source_of
+from ..ir.nodes import hint_of, is_tensor
+from ..kernels.collectives import draw, gather_shards
+from ..kernels.slices import part_of
+from ..runtime.mesh import Mesh
+from ..torch_internals.inductor import compile_by_inductor, linear_for_inductor
+from ..torch_internals.onednn import is_linear_of_onednn
 
 DEVICE_COMPILERS = ("eager", "inductor")
 

@@ -14,22 +14,16 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from . import torch_private
-from .annotations import bound_of, dims_of, layout_of
-from .axes import Dim, find
-from .layout import (
-    Partial,
-    Pieces,
-    Split,
-    carries,
-    count_below,
-    local_size,
-    pieces,
-)
-from .lowering import Rank, emit_shape, split_of
-from .parts import embedding_backward_shard, embedding_shard, gather_shard, scatter_shard
-from .rules import Dims, arguments, is_tensor, tensor_nodes
-from .shapes import bounds
+from ..ir.annotations import bound_of, dims_of, layout_of
+from ..ir.axes import Dim, find
+from ..ir.layout import Partial, Split, carries, local_size
+from ..ir.nodes import arguments, is_tensor, tensor_nodes
+from ..ir.op_dims import Dims
+from ..ir.shards import Pieces, count_below, pieces
+from ..kernels.lookups import embedding_backward_shard, embedding_shard, gather_shard, scatter_shard
+from ..rules.views import bounds
+from ..torch_internals.onednn import linear_of_onednn
+from .rank_graph import Rank, emit_shape, split_of
 
 aten = torch.ops.aten
 
@@ -39,7 +33,7 @@ def _linear(local: Rank, node: Node) -> Node:
     x, weight, *bias = tensor_nodes(node)
     product, inner = x.meta["val"], local_size(dims_of(weight)[-1], split_of(node), local.rank)
     if product.device.type == "cpu" and product.dtype is torch.float32 and inner != 0 and not bias:
-        faster = torch_private.linear_of_onednn(local.of(x), local.of(weight))
+        faster = linear_of_onednn(local.of(x), local.of(weight))
         if faster is not None:
             return local.call(*faster)
     return local.graph.node_copy(node, local.of)

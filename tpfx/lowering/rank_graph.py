@@ -18,19 +18,15 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from .annotations import choice_of, dims_of
-from .axes import Dim, axes, find
-from .layout import (
-    Split,
-    SplitDims,
-    Unfolding,
-    carries,
-    concrete,
-    local_size,
-    unfold,
-)
-from .parts import draw, embedding_shard, gather_shards, take, take_unfolded
-from .rules import Dims, arguments
+from ..ir.annotations import choice_of, dims_of
+from ..ir.axes import Dim, axes, find
+from ..ir.layout import Split, Unfolding, carries, local_size, unfold
+from ..ir.nodes import arguments
+from ..ir.op_dims import Dims
+from ..ir.shards import SplitDims, concrete
+from ..kernels.collectives import draw, gather_shards
+from ..kernels.lookups import embedding_shard
+from ..kernels.slices import take, take_unfolded
 
 aten = torch.ops.aten
 c10d = torch.ops._c10d_functional

@@ -1,1 +1,3 @@
 """The passes, each one verb: see `tpfx.pipeline` for their order."""
+
+

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-
 from torch.fx import Graph, Node
-
-from ..annotations import Choice, choice_of, set_choice, set_layout
+from ..ir.annotations import Choice, choice_of, set_choice, set_layout
 from ..errors import PlanError
-from ..layout import Layout, Partial, Replicate, Split
-from ..options import Splits
-from ..rules import is_tensor
+from ..ir.layout import Layout, Partial, Replicate, Split
+from ..ir.splits import Splits
+from ..ir.nodes import is_tensor
 from .choose import is_decided
 
 REPLICATE = Replicate()

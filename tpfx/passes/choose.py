@@ -11,32 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-
 import numpy as np
 from torch.fx import Graph, Node
-
-from ..annotations import (
-    Choice,
-    bound_of,
-    bytes_of,
-    dims_of,
-    elements,
-    is_getitem,
-    is_view,
-    returned_as,
-    result_index,
-    set_choice,
-    set_layout,
-    source_of,
-    tensors_of,
-)
-from ..axes import find
-from ..elimination import Factor, Solution, minimise
-from ..layout import Layout, Partial, Replicate, Split, splittable, unfold
-from ..options import REPLICATE, Splits, options
-from ..pins import pinned_layout
-from ..rules import is_mutable, is_tensor, tensor_nodes
-from ..topology import Topology
+from ..ir.annotations import Choice, bound_of, dims_of, returned_as, set_choice, set_layout, source_of
+from ..ir.nodes import bytes_of, elements, is_getitem, is_view, result_index, tensors_of
+from ..ir.axes import find
+from ..planning.variable_elimination import Factor, minimise
+from ..ir.parallel_graph import Solution
+from ..ir.layout import Layout, Partial, Replicate, Split, splittable, unfold
+from ..planning.choices import REPLICATE, options
+from ..ir.splits import Splits
+from ..planning.pinned_layouts import pinned_layout
+from ..ir.nodes import is_mutable, is_tensor, tensor_nodes
+from ..planning.topology import Topology
 
 SMALL = 1 / 16  # weights below this part of a small matrix cost next to nothing where they lie
 PRICE = 3.0  # holding a small weight matrix costs as much as this many of the graph's largest messages

@@ -8,13 +8,12 @@ gets more.
 from __future__ import annotations
 
 from collections.abc import Iterator
-
 from torch.fx import Graph, Node
-
-from ..annotations import bytes_of, choice_of, dims_of, layout_of, source_of
-from ..axes import find
-from ..layout import Split, local_size
-from ..rules import is_tensor
+from ..ir.nodes import bytes_of
+from ..ir.annotations import choice_of, dims_of, layout_of, source_of
+from ..ir.axes import find
+from ..ir.layout import Split, local_size
+from ..ir.nodes import is_tensor
 
 
 def divide(graph: Graph, ranks: int) -> None:

@@ -7,22 +7,13 @@ show(dims_of(weight))     # ['[(a:4 b:16)|(a b)|(a b)]', 'c:64']: a packed q|k|v
 from __future__ import annotations
 
 from torch.fx import Graph, Node
-
-from ..annotations import (
-    bound_of,
-    dims_of,
-    gradients_in,
-    is_getitem,
-    result_index,
-    set_bound,
-    set_dims,
-    size_of,
-    tensors_of,
-)
-from ..axes import Dim, unify
-from ..ops import rule_for
-from ..rules import Call, is_tensor, tensor_nodes
-from ..shapes import unsplit
+from ..ir.annotations import bound_of, dims_of, gradients_in, set_bound, set_dims
+from ..ir.nodes import is_getitem, result_index, size_of, tensors_of
+from ..ir.axes import Dim, unify
+from ..rules.table import rule_for
+from ..ir.op_dims import Call
+from ..ir.nodes import is_tensor, tensor_nodes
+from ..rules.whole_dims import unsplit
 
 
 def infer_axes(graph: Graph) -> None:

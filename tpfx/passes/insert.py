@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
-
 from torch.fx import Graph, Node
-
-from ..annotations import ORIGIN, choice_of, dims_of, gradients_in, layout_of, set_dims, set_layout
-from ..collectives import all_gather, all_reduce, pend, shard
-from ..layout import Layout, Partial, Replicate, Split
-from ..rules import is_tensor, tensor_nodes
+from ..ir.provenance import ORIGIN
+from ..ir.annotations import choice_of, dims_of, gradients_in, layout_of, set_dims, set_layout
+from ..ir.resharding import all_gather, all_reduce, pend, shard
+from ..ir.layout import Layout, Partial, Replicate, Split
+from ..ir.nodes import is_tensor, tensor_nodes
 
 
 def insert(graph: Graph) -> None:

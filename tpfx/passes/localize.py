@@ -8,27 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
-
 import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
-
-from ..annotations import (
-    ORIGIN,
-    add_stands_for,
-    choice_of,
-    dims_of,
-    is_getitem,
-    layout_of,
-    set_made_for,
-)
-from ..collectives import all_gather, all_reduce, pend, shard
-from ..layout import Partial, Split
-from ..lowering import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shape, emit_shard
-from ..local_ops import LOWERINGS
-from ..ops import is_random, rule_for
-from ..parts import draw, gather_shards
-from ..rules import arguments, is_tensor, parameters
+from ..ir.provenance import ORIGIN, add_stands_for, set_made_for
+from ..ir.annotations import choice_of, dims_of, layout_of
+from ..ir.nodes import is_getitem
+from ..ir.resharding import all_gather, all_reduce, pend, shard
+from ..ir.layout import Partial, Split
+from ..lowering.rank_graph import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shape, emit_shard
+from ..lowering.ops import LOWERINGS
+from ..rules.table import is_random, rule_for
+from ..kernels.collectives import draw, gather_shards
+from ..ir.nodes import arguments, is_tensor, parameters
 
 aten = torch.ops.aten
 

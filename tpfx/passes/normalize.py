@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
-
 import torch
 from torch.fx import Graph, GraphModule, Node
-
-from ..annotations import ORIGIN, size_of
-from ..shapes import FULL
-from ..torch_compiler import unset_fake_temporarily
+from ..ir.provenance import ORIGIN
+from ..ir.nodes import size_of
+from ..rules.views import FULL
+from ..torch_internals.fake import unset_fake_temporarily
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)

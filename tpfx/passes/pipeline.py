@@ -11,30 +11,30 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
 import torch
 from torch.fx import Graph, GraphModule, Node
-
-from .annotations import Source, bound_of, bytes_of, is_joined, layout_of, set_joined, set_source
-from .collectives import MESSAGES
-from .elimination import Solution
-from .fingerprint import fingerprint
-from .layout import Replicate, Split
-from .mesh import Mesh
-from .ops import is_random, rule_for
-from .options import Splits
-from .passes.choose import choose, returned_whole
-from .passes.divide import divide
-from .passes.infer_axes import infer_axes
-from .passes.insert import insert
-from .passes.localize import localize
-from .passes.normalize import normalize
-from .passes.recall import recall
-from .passes.simplify import simplify
-from .passes.verify import verify
-from .pins import recognise
-from .topology import Topology
-from .torch_compiler import forget_erased
+from ..ir.annotations import Source, bound_of, is_joined, layout_of, set_joined, set_source
+from ..ir.nodes import bytes_of
+from ..ir.resharding import MESSAGES
+from ..ir.parallel_graph import Solution
+from ..ir.fingerprint import fingerprint
+from ..ir.layout import Replicate, Split
+from ..runtime.mesh import Mesh
+from ..rules.table import is_random, rule_for
+from ..ir.splits import Splits
+from .choose import choose, returned_whole
+from .divide import divide
+from .infer_axes import infer_axes
+from .insert import insert
+from .localize import localize
+from .normalize import normalize
+from .apply_plan import recall
+from .simplify import simplify
+from .verify import verify
+from ..planning.pinned_layouts import recognise
+from ..planning.topology import Topology
+from ..torch_internals.fx import forget_erased
+from ..ir.parallel_graph import Collective, Parallel
 
 
 @dataclass
@@ -100,70 +100,6 @@ PASSES: tuple[Callable[[Graph, Context], None], ...] = (
     lambda graph, context: insert(graph),
     lambda graph, context: verify(graph),
 )
-
-
-@dataclass(frozen=True)
-class Collective:
-    """One message of a graph.
-
-    Attributes:
-        kind: "all_reduce", "all_gather", or "gather" (of a result, for the caller alone).
-        bytes: the size of the whole value.
-        node: the node whose value it moves.
-        phase: "forward" or "backward".
-    """
-
-    kind: str
-    bytes: int
-    node: str
-    phase: str = "forward"
-
-
-@dataclass
-class Parallel:
-    """A planned graph: layouts chosen and collectives in place.
-
-    Attributes:
-        graph: the parallel graph, one for all ranks.
-        solution: the chooser's solution: its cost in seconds, and whether it is proven optimal.
-        whole_ops: ops that run whole for want of a rule, and how often.
-        backward: the names of the nodes that run in the backward pass.
-        splits: the splits that were considered.
-        fingerprint: tells the graph from others, whatever their sizes that vary.
-        recalled: whether it was planned by what an earlier plan says.
-    """
-
-    graph: Graph
-    solution: Solution
-    ranks: int
-    splits: Splits
-    fingerprint: str
-    recalled: bool = False
-    whole_ops: dict[str, int] = field(default_factory=dict)
-    backward: frozenset[str] = frozenset()
-
-    def collectives(self) -> list[Collective]:
-        """The messages of the graph, in order."""
-        found = []
-        for node in self.graph.nodes:
-            if node.target in MESSAGES:
-                phase = "backward" if node.name in self.backward else "forward"
-                size, value = bytes_of(node.meta["val"]), node.args[0]
-                found.append(Collective(MESSAGES[node.target], size, value.name, phase))
-        for node in self.outputs():
-            if is_joined(node):
-                found.append(Collective("gather", bytes_of(node.meta["val"]), node.name))
-        return found
-
-    def __str__(self) -> str:
-        from .dump import dump_text  # it reads this module
-
-        return dump_text(self)
-
-    def outputs(self) -> list[Node]:
-        """The nodes that the graph returns."""
-        returned: Sequence[Node] = self.graph.output_node().args[0]  # type: ignore[assignment]
-        return [node for node in returned if isinstance(node, Node)]
 
 
 def parallelize(
@@ -249,6 +185,3 @@ def _constant(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.nn.Module):
         return copy.deepcopy(value).to(device)
     return value.to(device) if isinstance(value, torch.Tensor) and value.dim() else value
-
-
-__all__ = ["PASSES", "Collective", "Parallel", "Replicate", "lower", "parallelize"]

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import Any
-
 import torch
 from torch.fx import Graph, Node
-
-from ..annotations import size_of
-from ..ops import is_random
-from ..rules import is_tensor
+from ..ir.nodes import size_of
+from ..rules.table import is_random
+from ..ir.nodes import is_tensor
 
 aten = torch.ops.aten
 

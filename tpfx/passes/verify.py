@@ -4,11 +4,10 @@ leaves."""
 from __future__ import annotations
 
 from torch.fx import Graph, Node
-
-from ..annotations import choice_of, gradients_in, layout_of
+from ..ir.annotations import choice_of, gradients_in, layout_of
 from ..errors import ShardingError
-from ..layout import Layout, Partial
-from ..rules import is_mutable, is_tensor, tensor_nodes
+from ..ir.layout import Layout, Partial
+from ..ir.nodes import is_mutable, is_tensor, tensor_nodes
 
 
 def verify(graph: Graph) -> None:

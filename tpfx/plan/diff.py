@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from .columns import bytes_text
+from ..formatting import bytes_text, seconds_text
 from .plan import GraphPlan, Plan, WeightPlan
-from .plan_tables import seconds_text
 
 
 def differences(left: Plan, right: Plan) -> Iterator[str]:

@@ -14,27 +14,14 @@ import sympy
 import torch
 from torch.fx import Node
 
-from .annotations import (
-    Choice,
-    bound_of,
-    choice_of,
-    dims_of,
-    elements,
-    hint_of,
-    is_getitem,
-    is_joined,
-    is_view,
-    layout_of,
-    size_of,
-    source_of,
-    tensors_of,
-)
-from .axes import find
-from .collectives import shard
-from .layout import Layout, Split, local_size
-from .pipeline import Collective, Parallel
-from .rules import Bound, Dims, is_tensor, tensor_nodes
-from .topology import Topology
+from ..ir.annotations import Choice, bound_of, choice_of, dims_of, is_joined, layout_of, source_of
+from ..ir.axes import find
+from ..ir.layout import Layout, Split, local_size
+from ..ir.nodes import elements, hint_of, is_getitem, is_tensor, is_view, size_of, tensor_nodes, tensors_of
+from ..ir.op_dims import Bound, Dims
+from ..ir.parallel_graph import Collective, Parallel
+from ..ir.resharding import shard
+from ..planning.topology import Topology
 
 aten = torch.ops.aten
 

@@ -21,22 +21,24 @@ from rich.table import Table
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from .annotations import bound_of, bytes_of, choice_of, source_of
-from .axes import show
-from .captures import Captured, copied
-from .collectives import MESSAGES
-from .columns import bytes_text
-from .elimination import Factor, Solution, minimise
-from .errors import InputError
-from .layout import Partial, Split, carries
-from .lines import Lines
-from .names import source_line
-from .ops import is_random, rule_for
-from .passes.choose import Problem, State, returned_whole
-from .pins import recognise
-from .pipeline import Context, Parallel, infer_structures
-from .plan_tables import rendered, seconds_text
-from .topology import Topology
+from ..capture.recorder import Captured
+from ..dump.node_text import Lines
+from ..errors import InputError
+from ..formatting import bytes_text, seconds_text
+from ..ir.annotations import bound_of, choice_of, source_of
+from ..ir.axes import show
+from ..ir.layout import Partial, Split, carries
+from ..ir.nodes import bytes_of, copied
+from ..ir.parallel_graph import Parallel, Solution
+from ..ir.provenance import source_line
+from ..ir.resharding import MESSAGES
+from ..passes.choose import Problem, State, returned_whole
+from ..passes.pipeline import Context, infer_structures
+from ..planning.pinned_layouts import recognise
+from ..planning.topology import Topology
+from ..planning.variable_elimination import Factor, minimise
+from ..rules.table import is_random, rule_for
+from .tables import rendered
 
 log = logging.getLogger("tpfx")
 

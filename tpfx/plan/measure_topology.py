@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from .mesh import Mesh, parse_devices
-from .runtime import Runtime
-from .topology import Topology
+from ..planning.topology import Topology
+from ..runtime.mesh import Mesh, parse_devices
+from ..runtime.thread_runtime import Runtime
 
 _SMALL, _LARGE = 1 << 10, 1 << 24  # elements of float32: 4 KiB and 64 MiB
 _ROUNDS = 5

@@ -18,7 +18,7 @@ The file is JSON, of this schema (version 1):
         fingerprint   tells the graph; a graph that has it is carried out as `ops` say
         optimal, cost whether the choice is proven cheapest, and the seconds that the chooser predicts
         units         split → how many of its units each rank has
-        ops           name, op and choice of each, in order; see tpfx/passes/recall.py
+        ops           name, op and choice of each, in order; see tpfx/passes/apply_plan.py
         collectives   kind, bytes, node and phase of each message
         estimate      see `Estimate`
 """
@@ -26,28 +26,23 @@ The file is JSON, of this schema (version 1):
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .annotations import dims_of, source_of
-from .axes import show
-from .capture import Inputs, capture, plan_graphs
-from .captures import Captured, Phase
-from .elimination import Solution
-from .errors import InputError, PlanError
-from .estimate import Estimate, estimate
-from .layout import Shards
-from .mesh import parse_devices
-from .names import Names, op_name
-from .passes.recall import remember
-from .pipeline import Collective, Parallel
-from .program import shards_of
-from .slots import slots_of
-from .topology import Topology
+from ..capture.recorder import Phase
+from ..errors import PlanError
+from ..ir.parallel_graph import Collective, Solution
+from ..ir.shards import Shards
+from ..planning.topology import Topology
+from ..torch_internals.parameter_slots import slots_of
+from ..version import __version__
+from .estimate import Estimate
+from .plan_json import plain, written
+from .tables import summary
 
 SCHEMA = 1
 
@@ -200,8 +195,6 @@ class Plan:
         Raises:
             PlanError: it is for others; the difference is named.
         """
-        from . import __version__
-
         if self.tpfx != __version__:
             raise PlanError(f"the plan was made by tpfx {self.tpfx}, this is {__version__}; make it anew")
         if self.devices != devices:
@@ -221,84 +214,7 @@ class Plan:
                 )
 
     def __str__(self) -> str:
-        from .plan_tables import summary  # it reads this module
-
         return summary(self)
-
-
-def plan(
-    model: torch.nn.Module,
-    devices: int | Sequence[Any] | None = None,
-    example_inputs: Inputs | None = None,
-    *,
-    phase: Phase = "prefill",
-    topology: Topology | None = None,
-) -> Plan:
-    """Plan how a model would be split, without its weights and without any device.
-
-    Args:
-        model: a module on any device, "meta" included; it is left as it was.
-        devices: how many, or a list with one for each rank; None for all visible GPUs.
-        example_inputs: arguments (a tuple) or keyword arguments (a dict) of one call; only dtypes and shapes
-            count. A transformers model brings its own.
-        phase: "prefill" for one call in inference; "decode" for the call after it as well, of one token with
-            what the first has kept; "train" for forward and backward.
-        topology: what messages and arithmetic cost, for the chooser.
-
-    Returns:
-        The plan, which `compile(model, devices, plan=…)` takes.
-
-    Raises:
-        ModelError: the model cannot be captured.
-        InputError: no inputs, or of the wrong kind; no devices; an unknown phase.
-
-    >>> tpfx.plan(model, 8).save("plan.json")
-    """
-    captured = capture(model, example_inputs, phase=phase)
-    return plan_of(model, captured, count_of(devices), topology)
-
-
-def plan_of(
-    model: torch.nn.Module, captured: Sequence[Captured], devices: int, topology: Topology | None = None
-) -> Plan:
-    """The plan of a model whose graphs have been captured."""
-    topology = topology or Topology()
-    return describe(model, captured, plan_graphs(captured, devices, topology), topology)
-
-
-def describe(
-    model: torch.nn.Module, captured: Sequence[Captured], parallels: Sequence[Parallel], topology: Topology
-) -> Plan:
-    """What has been planned, as a `Plan`; `parallels` are the planned `captured`."""
-    from . import __version__
-
-    weights = weights_of(model)
-    for parallel in parallels:
-        for name, planned in _weight_plans(parallel):
-            if weights[name].shards is None:
-                weights[name] = planned
-    graphs = [
-        _graph_plan(one.phase, parallel, topology) for one, parallel in zip(captured, parallels, strict=True)
-    ]
-    return Plan(type(model).__name__, parallels[0].ranks, weights, graphs, topology, __version__)
-
-
-def count_of(devices: Any) -> int:
-    """How many ranks a user means; the devices themselves need not be there.
-
-    Raises:
-        InputError: none at all, or what is no list of devices.
-    """
-    count = devices if isinstance(devices, int) and not isinstance(devices, bool) else None
-    if count is None and isinstance(devices, (list, tuple)):
-        count = len(devices)
-    if count is None and isinstance(devices, torch.distributed.DeviceMesh):
-        count = devices.size(devices.mesh_dim_names.index("tp") if devices.ndim > 1 else 0)  # type: ignore[union-attr]
-    if count is None:
-        count = len(parse_devices(devices))
-    if count < 1:
-        raise InputError(f"cannot split a model over {count} devices; name at least 1")
-    return count
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, WeightPlan]:
@@ -312,40 +228,6 @@ def weights_of(model: torch.nn.Module) -> dict[str, WeightPlan]:
             kind = "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
             found[slot.name] = WeightPlan(kind, list(value.shape), str(value.dtype).removeprefix("torch."))
     return found
-
-
-def _weight_plans(parallel: Parallel) -> Iterable[tuple[str, WeightPlan]]:
-    letters: dict[Any, str] = {}
-    for node in parallel.graph.find_nodes(op="placeholder"):
-        source = source_of(node)
-        if source.kind in ("parameter", "buffer"):
-            value = node.meta["val"]
-            axes = show(dims_of(node), letters)
-            dtype = str(value.dtype).removeprefix("torch.")
-            yield source.name, WeightPlan(source.kind, list(value.shape), dtype, axes, shards_of(node))
-
-
-def _graph_plan(phase: Phase, parallel: Parallel, topology: Topology) -> GraphPlan:
-    nodes = list(parallel.graph.nodes)
-    names = Names(nodes, str)
-    choices, units = remember(parallel.graph, parallel.splits)
-    ops = [
-        OpPlan(names[node], node.op if node.op != "call_function" else op_name(node), choice)
-        for node, choice in choices.items()
-    ]
-    named = {node.name: names[node] for node in nodes if node.op != "output"}
-    messages = [replace(message, node=named[message.node]) for message in parallel.collectives()]
-    solution = parallel.solution
-    return GraphPlan(
-        phase,
-        parallel.fingerprint,
-        solution.optimal,
-        solution.cost,
-        units,
-        ops,
-        messages,
-        estimate(parallel, topology),
-    )
 
 
 # To JSON and back.
@@ -366,25 +248,6 @@ def _json_of(plan: Plan) -> dict[str, Any]:
         for graph in plan.graphs
     ]
     return {**plain(plan), "topology": asdict(plan.topology), "weights": weights, "graphs": graphs}
-
-
-def plain(value: Any) -> dict[str, Any]:
-    return {one.name: getattr(value, one.name) for one in fields(value)}
-
-
-def written(value: Any, indent: str = "") -> str:
-    """JSON in which whatever is short has a line of its own."""
-    line = json.dumps(value)
-    if len(line) < 120 or not isinstance(value, (dict, list, tuple)):
-        return line
-    inner = indent + " "
-    if isinstance(value, dict):
-        items = [f"{json.dumps(str(key))}: {written(item, inner)}" for key, item in value.items()]
-        opening, closing = "{", "}"
-    else:
-        items = [written(item, inner) for item in value]
-        opening, closing = "[", "]"
-    return opening + "\n" + ",\n".join(inner + item for item in items) + "\n" + indent + closing
 
 
 def _plan_of(found: Mapping[str, Any]) -> Plan:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from .columns import bytes_text
-from .plan import GraphPlan, Plan
+from ..formatting import bytes_text, seconds_text
+
+if TYPE_CHECKING:
+    from .plan import GraphPlan, Plan
 
 
 def summary(plan: Plan) -> str:
@@ -47,18 +50,6 @@ def rendered(*parts: RenderableType) -> str:
         for part in parts:
             console.print(part)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
-
-
-def seconds_text(seconds: float) -> str:
-    """0.0123 as 12.3 ms
-
-    >>> seconds_text(0.0123)
-    '12.3 ms'
-    """
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
 
 
 def _memory_table(plan: Plan) -> Table:

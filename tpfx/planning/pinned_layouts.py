@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 from torch.fx import Graph, Node
 
-from .annotations import dims_of, source_of
-from .axes import Dim
-from .layout import Layout, Replicate, Shards, Split, carries, concrete, local_size, splittable
-from .options import Splits
-from .rules import is_tensor
+from ..ir.annotations import dims_of, source_of
+from ..ir.axes import Dim
+from ..ir.layout import Layout, Replicate, Split, carries, local_size, splittable
+from ..ir.nodes import is_tensor
+from ..ir.shards import Shards, concrete
+from ..ir.splits import Splits
 
 
 def recognise(graph: Graph, splits: Splits) -> None:

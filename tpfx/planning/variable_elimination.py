@@ -20,6 +20,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..ir.parallel_graph import Solution
+
 Table: TypeAlias = npt.NDArray[np.float64]
 Values: TypeAlias = npt.NDArray[np.intp]
 Scope: TypeAlias = tuple[int, ...]
@@ -39,20 +41,6 @@ class Factor:
 
     variables: tuple[int, ...]
     table: Table
-
-
-@dataclass(frozen=True)
-class Solution:
-    """The `assignment` found; none costs less than `bound`, which is `cost` when `optimal`.
-
-    `width` is the largest number of variables in an eliminated table, less one.
-    """
-
-    assignment: list[int]
-    cost: float
-    bound: float
-    optimal: bool
-    width: int
 
 
 class _Infeasible(Exception):

@@ -7,9 +7,11 @@ dimension that some results have and others have not.
 
 from __future__ import annotations
 
-from .axes import Dim, find, slice_of
-from .rules import Bound, Call, Dims, Rule
-from .shapes import bounds, checked, unknown, unsplit
+from ..ir.axes import Dim, find, slice_of
+from ..ir.op_dims import Bound, Call, Dims
+from .rule import Rule
+from .views import bounds
+from .whole_dims import checked, unknown, unsplit
 
 
 def attention_backward(call: Call) -> Bound:

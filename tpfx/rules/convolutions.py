@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from .rules import Bound, Call, Rule
-from .shapes import unsplit
+from ..ir.op_dims import Bound, Call
+from .rule import Rule
+from .whole_dims import unsplit
 
 
 def convolution(call: Call) -> Bound:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from .axes import Dim, axes, find
-from .rules import Bound, Call, Dims, Rule, is_tensor
-from .shapes import checked, unknown, unsplit
+from ..ir.axes import Dim, axes, find
+from ..ir.nodes import is_tensor
+from ..ir.op_dims import Bound, Call, Dims
+from .rule import Rule
+from .whole_dims import checked, unknown, unsplit
 
 
 def index_select(call: Call) -> Bound:

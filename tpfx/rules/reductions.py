@@ -3,9 +3,11 @@ sorts."""
 
 from __future__ import annotations
 
-from .axes import Dim, find, product, quotient
-from .rules import Bound, Call, Dims, Rule
-from .shapes import checked, floating, unsplit
+from ..ir.axes import Dim, find, product, quotient
+from ..ir.op_dims import Bound, Call, Dims
+from .pointwise import floating
+from .rule import Rule
+from .whole_dims import checked, unsplit
 
 
 def linear(call: Call) -> Bound:

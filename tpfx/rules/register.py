@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from .errors import RuleError
-from .ops import TABLE
-from .rules import Pattern, Rule, parse
-from .torch_compiler import overload_of
+from ..errors import RuleError
+from ..torch_internals.fx import overload_of
+from .rule import Pattern, Rule, parse
+from .table import TABLE
 
 _BUILT_IN = frozenset(TABLE)
 

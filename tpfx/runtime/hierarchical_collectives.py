@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .errors import CollectiveError
+from ..errors import CollectiveError
 from .mesh import Mesh
 from .processes import from_all
 from .thread_collectives import Call, reduce

@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 
-from tpfx.errors import DeviceError
-
-__all__ = ["DeviceSpec", "Mesh", "parse_devices"]
+from ..errors import DeviceError
 
 DeviceSpec = str | torch.device | int
 

@@ -14,17 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpfx import torch_private
-from tpfx.mesh import Mesh
-from tpfx.rendezvous import Rendezvous
-from tpfx.thread_collectives import Call
-
-__all__ = ["NcclGroups", "RankGroups", "ThreadGroup", "ThreadGroups", "create_groups"]
+from ..torch_internals import distributed
+from .mesh import Mesh
+from .rendezvous import Rendezvous
+from .thread_collectives import Call
 
 Dispatch = Callable[[Sequence[Callable[[], None]]], object]
 
 
-class ThreadGroup(torch_private.ProcessGroup):  # type: ignore[misc]
+class ThreadGroup(distributed.ProcessGroup):  # type: ignore[misc]
     """The process group of one rank thread; its collectives meet those of the other ranks of its process.
 
     Registered under `mesh.group_name(rank)` until `close`; torch holds it weakly, so keep a reference.
@@ -34,12 +32,12 @@ class ThreadGroup(torch_private.ProcessGroup):  # type: ignore[misc]
         super().__init__(rank, meeting.mesh.size)
         self._meeting = meeting
         self._rank = rank
-        self._done = torch_private.completed_work()
-        torch_private.register_group(meeting.mesh.group_name(rank), self)
+        self._done = distributed.completed_work()
+        distributed.register_group(meeting.mesh.group_name(rank), self)
 
     def close(self) -> None:
         """Unregister the group."""
-        torch_private.unregister_group(self._meeting.mesh.group_name(self._rank))
+        distributed.unregister_group(self._meeting.mesh.group_name(self._rank))
 
     def getBackendName(self) -> str:
         """The name torch asks for."""
@@ -51,7 +49,7 @@ class ThreadGroup(torch_private.ProcessGroup):  # type: ignore[misc]
 
     def allreduce(self, tensors: list[Tensor], opts: Any) -> Any:
         """Reduce in place."""
-        return self._meet(Call("all_reduce", tensors, reduction=torch_private.REDUCTIONS[opts.reduceOp.op]))
+        return self._meet(Call("all_reduce", tensors, reduction=distributed.REDUCTIONS[opts.reduceOp.op]))
 
     allreduce_coalesced = allreduce
 
@@ -65,7 +63,7 @@ class ThreadGroup(torch_private.ProcessGroup):  # type: ignore[misc]
 
     def reduce_scatter_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any) -> Any:
         """Reduce, and keep this rank's part of dim 0."""
-        reduction = torch_private.REDUCTIONS[opts.reduceOp.op]
+        reduction = distributed.REDUCTIONS[opts.reduceOp.op]
         return self._meet(Call("reduce_scatter", inputs, outputs, reduction))
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any) -> Any:
@@ -147,9 +145,9 @@ class NcclGroups:
 
     def _connector(self, rank: int, store: torch.distributed.Store) -> Callable[[], None]:
         def connect() -> None:
-            group = torch_private.create_nccl_group(store, rank, self.mesh.devices, self._timeout)
+            group = distributed.create_nccl_group(store, rank, self.mesh.devices, self._timeout)
             self._groups[rank] = group
-            torch_private.register_group(self.mesh.group_name(rank), group)
+            distributed.register_group(self.mesh.group_name(rank), group)
 
         return connect
 
@@ -166,7 +164,7 @@ class NcclGroups:
     def close(self) -> None:
         """Unregister the groups."""
         for rank in self._groups:
-            torch_private.unregister_group(self.mesh.group_name(rank))
+            distributed.unregister_group(self.mesh.group_name(rank))
         self._groups.clear()
 
 
@@ -178,6 +176,6 @@ def create_groups(
 ) -> RankGroups:
     """The groups of the owned ranks. `timeout` in seconds; `locate` says where a rank is, for messages."""
     alone = mesh.group is None and len(set(mesh.devices)) == mesh.size > 1
-    if alone and mesh.devices[0].type == "cuda" and torch_private.nccl_available():
+    if alone and mesh.devices[0].type == "cuda" and distributed.nccl_available():
         return NcclGroups(mesh, timeout)
     return ThreadGroups(mesh, timeout, locate)

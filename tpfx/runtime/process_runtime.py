@@ -7,10 +7,10 @@ from typing import TypeVar
 
 import torch
 
-from .errors import TpfxError
+from ..errors import TpfxError
+from ..torch_internals.distributed import below_autograd
 from .mesh import Mesh
-from .runtime import node_of
-from .torch_private import below_autograd
+from .thread_runtime import node_of
 
 T = TypeVar("T")
 

@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from .errors import CollectiveError, DeviceError
+from ..errors import CollectiveError, DeviceError
+from ..torch_internals.distributed import outside_traces
 from .mesh import Mesh, parse_devices
-from .torch_private import outside_traces
 
 
 def launched() -> bool:
@@ -185,18 +185,3 @@ def bytes_of_tensors(tensors: Iterable[torch.Tensor]) -> Iterable[bytes]:
     for tensor in tensors:
         yield f"{tensor.dtype} {list(tensor.shape)}".encode()
         yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def average_gradients(model: torch.nn.Module, mesh: Mesh) -> None:
-    """Average every gradient over the replicas as soon as it is there: data parallel training."""
-    group, size = mesh.replicas, dist.get_world_size(mesh.replicas)
-
-    def average(weight: torch.Tensor) -> None:
-        parts: Sequence[Any] = getattr(weight.grad, "shards", None) or (weight.grad,)
-        for part in parts:
-            dist.all_reduce(part, group=group)
-            part.div_(size)
-
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.register_post_accumulate_grad_hook(average)

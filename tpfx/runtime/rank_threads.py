@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 
-from tpfx import torch_private
-from tpfx.errors import RankAborted
-
-__all__ = ["Job", "Worker", "in_rank_thread"]
+from ..errors import RankAborted
+from ..torch_internals import distributed
 
 _current = threading.local()
 
@@ -68,7 +66,7 @@ class Job:
             elif self.grad:
                 self.results[index] = self.calls[index]()
             else:
-                with torch_private.below_autograd():
+                with distributed.below_autograd():
                     self.results[index] = self.calls[index]()
         except BaseException as error:  # whatever it is belongs to the caller of run()
             with self.mutex:

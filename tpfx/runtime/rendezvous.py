@@ -12,12 +12,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tpfx.bridge import Bridge
-from tpfx.errors import CollectiveError, CollectiveTimeout, RankAborted
-from tpfx.mesh import Mesh
-from tpfx.thread_collectives import Call, carry_out, objection
-
-__all__ = ["Rendezvous"]
+from ..errors import CollectiveError, CollectiveTimeout, RankAborted
+from .hierarchical_collectives import Bridge
+from .mesh import Mesh
+from .thread_collectives import Call, carry_out, objection
 
 
 class _Round:

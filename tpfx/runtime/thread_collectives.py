@@ -14,8 +14,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Call", "carry_out", "objection", "reduce"]
-
 # Above this, every rank does its share of the work; below, the wake-up costs more than the work, and the last
 # rank to arrive does all of it.
 PARALLEL_BYTES = 1 << 20

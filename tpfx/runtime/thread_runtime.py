@@ -18,12 +18,10 @@ from typing import TypeVar
 
 import torch
 
-from tpfx.errors import TpfxError
-from tpfx.groups import RankGroups, create_groups
-from tpfx.mesh import Mesh
-from tpfx.workers import Job, Worker, in_rank_thread
-
-__all__ = ["Runtime", "node_of", "runtime_of"]
+from ..errors import TpfxError
+from .mesh import Mesh
+from .process_groups import RankGroups, create_groups
+from .rank_threads import Job, Worker, in_rank_thread
 
 T = TypeVar("T")
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from .eager import ROWS, Kept, Row, cut, elementwise, moved, written
-from .errors import ShardingError
+from ..errors import ShardingError
+from ..ir.shards import Shards
+from ..kernels.slices import relaid
+from ..rules.views import bounds
 from .foreach import by_list, by_reduction, over_lists
-from .layout import Shards
-from .partwise import Columns, everywhere, gathered_for, made_of, on_each, spread
-from .shapes import bounds
-from .strides import relaid
+from .op_table import ROWS, Kept, Row, cut, elementwise, moved, written
+from .per_shard import Columns, everywhere, gathered_for, made_of, on_each, spread
 from .tensor import ShardedTensor
 
 aten = torch.ops.aten

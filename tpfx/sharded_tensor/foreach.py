@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from .layout import unseen
-from .mesh import Mesh
-from .parts import take
-from .partwise import Column, everywhere, made_of, on_each, spread
-from .processes import from_all
+from ..ir.shards import unseen
+from ..kernels.slices import take
+from ..runtime.mesh import Mesh
+from ..runtime.processes import from_all
+from .per_shard import Column, everywhere, made_of, on_each, spread
 from .tensor import ShardedTensor
 
 aten = torch.ops.aten

@@ -14,14 +14,14 @@ import torch
 from torch.nn.parameter import is_lazy
 from torch.utils import swap_tensors
 
-from .checkpoints import Stored
-from .errors import AlreadyCompiledError, ModelError
-from .memory import Unread
-from .mesh import Mesh
+from ..checkpoint.safetensors_files import Stored
+from ..errors import AlreadyCompiledError, ModelError
+from ..runtime.mesh import Mesh
+from ..torch_internals.parameter_slots import Slot, slots_of
+from ..torch_internals.wrapper_subclass import is_traceable_wrapper_subclass
 from .optimizers import forget_successor, succeed
-from .slots import Slot, slots_of
+from .storage import Unread
 from .tensor import ShardedTensor
-from .torch_compiler import is_traceable_wrapper_subclass
 
 log = logging.getLogger("tpfx")
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from .layout import Interval, Pieces, Shards, count_below
+from ..ir.layout import Interval
+from ..ir.shards import Pieces, Shards, count_below
 
 aten = torch.ops.aten
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from ..torch_internals.wrapper_subclass import allow_foreach
 from .tensor import ShardedTensor
-from .torch_compiler import allow_foreach
 
 _SUCCESSOR = "_tpfx_successor"
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from .layout import Shards
-from .mesh import Mesh
-from .parts import take
-from .runtime import runtime_of
+from ..ir.shards import Shards
+from ..kernels.slices import take
+from ..runtime.mesh import Mesh
+from ..runtime.thread_runtime import runtime_of
 from .tensor import ShardedTensor, copy_dynamic
 
 log = logging.getLogger("tpfx")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .layout import Shards, SplitDims
-from .mesh import Mesh
-from .parts import fold, join, local_shape, take, unfold_part, whole_shape
-from .processes import from_all
+from ..ir.shards import Shards, SplitDims
+from ..kernels.slices import fold, join, local_shape, take, unfold_part, whole_shape
+from ..runtime.mesh import Mesh
+from ..runtime.processes import from_all
 
 if TYPE_CHECKING:
-    from .checkpoints import Stored
+    from ..checkpoint.safetensors_files import Stored
 
 
 class Undivided:

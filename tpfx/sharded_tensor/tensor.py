@@ -17,19 +17,14 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from .distributed_checkpoint import box_at, boxes_of, write_items
-from .errors import ShardingError
-from .layout import Shards
-from .memory import Undivided, Unread, contiguous_strides, probe_of, same_memory, split_among, whole_of
-from .mesh import Mesh
-from .parts import local_shape, take
-from .torch_compiler import (
-    dynamic_sizes,
-    make_wrapper_subclass,
-    mark_dynamic_sizes,
-    set_data,
-    without_torch_function,
-)
+from ..checkpoint.torch_dcp import box_at, boxes_of, write_items
+from ..errors import ShardingError
+from ..ir.shards import Shards
+from ..kernels.slices import local_shape, take
+from ..runtime.mesh import Mesh
+from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
+from ..torch_internals.wrapper_subclass import make_wrapper_subclass, set_data, without_torch_function
+from .storage import Undivided, Unread, contiguous_strides, probe_of, same_memory, whole_of
 
 
 class ShardedTensor(torch.Tensor):
@@ -335,7 +330,5 @@ def gather_tree(value: Any) -> Any:
     """
     return tree_map_only(ShardedTensor, lambda one: one if one.requires_grad else one.gathered(), value)
 
-
-__all__ = ["ShardedTensor", "copy_dynamic", "gather_tree", "split_among"]
 
 from .dispatch import dispatch  # noqa: E402  (the ops need the class, and the class the ops)

@@ -13,21 +13,6 @@ import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
 
-__all__ = [
-    "REDUCTIONS",
-    "ProcessGroup",
-    "below_autograd",
-    "completed_work",
-    "create_nccl_group",
-    "is_linear_of_onednn",
-    "linear_of_onednn",
-    "nccl_available",
-    "outside_traces",
-    "register_group",
-    "registered_group",
-    "unregister_group",
-]
-
 # Untyped: the stubs describe C++ overloads that a Python subclass need not, and cannot, all offer.
 ProcessGroup: Any = dist.ProcessGroup
 
@@ -113,20 +98,3 @@ def create_nccl_group(
     # The communicator is made now, while all ranks are here, and not inside the first model call.
     backend.eager_connect_single_device(devices[rank])
     return group
-
-
-def linear_of_onednn(x: Any, weight: Any) -> tuple[Any, ...] | None:
-    """The op and its arguments for `linear(x, weight)` by oneDNN; None in builds of torch without it.
-
-    For float32 on CPU it is faster than aten.linear, which calls MKL: a quarter less time for 1 to 5 rows, 5
-    to 15% less for 64 and more (AMD EPYC, AVX-512, torch 2.13). Neither operand may have a last dimension of
-    size 0. Its bias is left out: one that is not contiguous is read wrongly.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return None
-    return torch.ops.mkldnn._linear_pointwise.default, x, weight, None, "none", [], ""
-
-
-def is_linear_of_onednn(op: Any) -> bool:
-    """Whether an op is the one that `linear_of_onednn` names; its first two arguments are x and weight."""
-    return torch.backends.mkldnn.is_available() and op is torch.ops.mkldnn._linear_pointwise.default

@@ -18,17 +18,19 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from .annotations import layout_of, made_for
-from .checks import check_graphs, first_line
-from .comparison import joined, part_of, shape_text
-from .errors import RankAborted
+from ..errors import RankAborted
+from ..formatting import shape_text
+from ..ir.annotations import layout_of, shards_of
+from ..ir.layout import Partial
+from ..ir.nodes import is_tensor
+from ..ir.parallel_graph import Parallel
+from ..ir.provenance import made_for
+from ..kernels.collectives import joined
+from ..kernels.slices import part_of
+from ..runtime.thread_runtime import Runtime
 from .findings import Finding, Findings
-from .layout import Partial
-from .pipeline import Parallel
-from .program import shards_of
-from .recording import LocalRecorder, Recorder, Reference, copied, drawing_from
-from .rules import is_tensor
-from .runtime import Runtime
+from .reference_run import LocalRecorder, Recorder, Reference, copied, drawing_from
+from .static_checks import check_graphs, first_line
 
 
 @dataclass(frozen=True)

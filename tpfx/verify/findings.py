@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from .dump import names_of
-from .names import module_path, source_line
-from .pipeline import Parallel
+from ..dump.text import names_of
+from ..ir.parallel_graph import Parallel
+from ..ir.provenance import module_path, source_line
 
 
 @dataclass(frozen=True)

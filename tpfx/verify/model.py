@@ -18,26 +18,23 @@ import torch
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
-from .annotations import Source, hint_of
-from .capture import Inputs, call_of, explained, leave_sizes_open
-from .captures import Joint, copied
-from .errors import InputError, ModelError
+from ..capture.aot import boxed, settle_sources, trace
+from ..capture.capture import Inputs, call_of, explained, leave_sizes_open
+from ..capture.joint import Joint, is_tangent, mark_gradients
+from ..errors import InputError, ModelError
+from ..ir.annotations import Source, shards_of
+from ..ir.nodes import copied, hint_of
+from ..ir.parallel_graph import Parallel
+from ..ir.shards import Shards
+from ..passes.pipeline import lower, parallelize
+from ..planning.topology import Topology
+from ..runtime.mesh import Mesh
+from ..runtime.thread_runtime import Runtime
+from ..sharded_tensor.tensor import ShardedTensor
+from ..torch_internals.dynamo import Settings, capturing_again, fresh
+from ..torch_internals.fake import unset_fake_temporarily
+from .compare_runs import verify_graphs
 from .findings import Finding
-from .layout import Shards
-from .mesh import Mesh
-from .pipeline import Parallel, lower, parallelize
-from .program import shards_of
-from .replay import verify_graphs
-from .runtime import Runtime
-from .tensor import ShardedTensor
-from .topology import Topology
-from .torch_compiler import (
-    Settings,
-    capturing_again,
-    fresh,
-    unset_fake_temporarily,
-)
-from .trace import boxed, is_tangent, mark_gradients, settle_sources, trace
 
 TIMEOUT = (
     60.0  # seconds that a rank waits for the others, should the checks have missed that they do not come

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from .annotations import stands_for
-from .collectives import all_gather, all_reduce, pend, shard
-from .comparison import TOLERANCE, difference, distance
+from ..ir.provenance import stands_for
+from ..ir.resharding import all_gather, all_reduce, pend, shard
+from .tolerance import TOLERANCE, difference, distance
 
 UNITS = 8  # in the last place: what inputs are changed by to see how much of a value is rounding errors
 MARGIN = 10.0  # times what that changes is not called a difference

@@ -18,28 +18,22 @@ from typing import Any
 import torch
 from torch.fx import Graph, Interpreter, Node
 
-from .annotations import (
-    Choice,
-    bound_of,
-    dims_of,
-    result_index,
-    set_bound,
-    set_choice,
-    set_dims,
-    set_layout,
-    size_of,
-)
-from .axes import Dim, Product, axes, factors, find, show, unify
-from .comparison import TOLERANCE
-from .errors import RuleError
-from .layout import Layout, Partial, Split, concrete
-from .notation import read
-from .ops import TABLE, rule_for
-from .options import PENDING, REPLICATE, split_choice
-from .parts import take
-from .passes.localize import localize
-from .rules import Bound, Call, Dims, Rule, is_tensor, tensor_nodes
-from .torch_compiler import FakeTensorMode, overload_of
+from ..errors import RuleError
+from ..ir.annotations import Choice, bound_of, dims_of, set_bound, set_choice, set_dims, set_layout
+from ..ir.axes import Dim, Product, axes, factors, find, show, unify
+from ..ir.axes_text import read
+from ..ir.layout import Layout, Partial, Split
+from ..ir.nodes import is_tensor, result_index, size_of, tensor_nodes
+from ..ir.op_dims import Bound, Call, Dims
+from ..ir.shards import concrete
+from ..kernels.slices import take
+from ..passes.localize import localize
+from ..planning.choices import PENDING, REPLICATE, split_choice
+from ..rules.rule import Rule
+from ..rules.table import TABLE, rule_for
+from ..torch_internals.fake import FakeTensorMode
+from ..torch_internals.fx import overload_of
+from .tolerance import TOLERANCE
 
 _JOIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sum": lambda addends: addends.sum(0),

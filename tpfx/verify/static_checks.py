@@ -15,18 +15,19 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from .annotations import hint_of, layout_of, made_for, stands_for
-from .collectives import MESSAGES, all_reduce
-from .comparison import part_of, shape_text
+from ..formatting import shape_text
+from ..ir.annotations import layout_of, shards_of
+from ..ir.layout import Partial
+from ..ir.nodes import hint_of, is_tensor
+from ..ir.parallel_graph import Parallel
+from ..ir.provenance import made_for, stands_for
+from ..ir.resharding import MESSAGES, all_reduce
+from ..kernels.collectives import draw, gather_shards
+from ..kernels.slices import part_of
+from ..lowering.rank_graph import gathering
+from ..rules.table import is_random
+from ..torch_internals.fake import UNKNOWN_TO_FAKES, FakeTensorMode
 from .findings import Findings
-from .layout import Partial
-from .lowering import gathering
-from .ops import is_random
-from .parts import draw, gather_shards
-from .pipeline import Parallel
-from .program import shards_of
-from .rules import is_tensor
-from .torch_compiler import UNKNOWN_TO_FAKES, FakeTensorMode
 
 c10d = torch.ops._c10d_functional
 

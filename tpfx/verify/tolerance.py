@@ -6,15 +6,11 @@ difference(value, part)                           # None, or "off by 0.31 at [0,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
 
-from .columns import dtype_text
-from .layout import Shards
-from .parts import take, take_unfolded
+from ..formatting import shape_text
 
 # How far a number may be off, at worst, by the largest magnitude beside it.
 TOLERANCE = {
@@ -28,31 +24,6 @@ TOLERANCE = {
 
 # Numbers above this stand for infinity, in masks: they must not make the difference of others look small.
 HUGE = 1e30
-
-_JOIN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "sum": torch.add,
-    "max": torch.maximum,
-    "min": torch.minimum,
-}
-
-
-def part_of(whole: torch.Tensor, layout: Shards, rank: int) -> torch.Tensor:
-    """What a rank should have of a value."""
-    if layout.unfolding:
-        return take_unfolded(whole, layout.dims, rank, layout.unfolding)
-    return take(whole, layout.dims, rank)
-
-
-def joined(addends: Sequence[torch.Tensor], op: str) -> torch.Tensor:
-    """The value of which every rank has an addend."""
-    return reduce(_JOIN[op], addends)
-
-
-def shape_text(value: Any) -> str:
-    """A tensor's type as text, f32[2, 12, 64]; the type's name of anything else."""
-    if not isinstance(value, torch.Tensor):
-        return type(value).__name__
-    return f"{dtype_text(value.dtype)}{list(value.shape)}"
 
 
 def difference(value: Any, expected: Any, noise: float = 0.0) -> str | None:

@@ -15,10 +15,10 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
-from ..blocks import Blocks, Member, Module, OpLine, Part, Stack, WeightLine, Weights, blocks
-from ..columns import Row
-from ..pipeline import Collective, Parallel
-from ..plan import GraphPlan, Plan
+from ...dump.columns import Row
+from ...ir.parallel_graph import Collective, Parallel
+from ...plan.plan import GraphPlan, Plan
+from ..module_tree import Blocks, Member, Module, OpLine, Part, Stack, WeightLine, Weights, blocks
 
 _SCRIPTS = ("model.js", "bars.js", "tree.js", "details.js", "search.js", "main.js")
 

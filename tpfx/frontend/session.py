@@ -1,0 +1,59 @@
+"""What the graphs of one compiled model share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..ir.parallel_graph import Parallel
+from ..passes.pipeline import Decided
+from ..planning.topology import Topology
+from ..runtime.mesh import Mesh
+from ..runtime.process_runtime import ProcessRuntime
+from ..runtime.thread_runtime import Runtime
+from .options import Target
+
+
+@dataclass
+class Session:
+    """What the graphs of one compiled model share.
+
+    Attributes:
+        mesh: the devices.
+        runtime: the threads that run the ranks.
+        topology: what messages cost.
+        device_compiler: what runs the graph of a rank, one of `DEVICE_COMPILERS`.
+        graphs: how many graphs have been compiled.
+        newest: the newest parallel graph, or that of the plan while nothing has run.
+        whole_ops: ops that ran whole for want of a rule, in all graphs.
+        runs: how often a graph has been run.
+        whole_calls: calls of the model that ran no graph, but whole, as the model's own code.
+        planned: how a plan would have graphs carried out, by their fingerprints.
+        batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
+    """
+
+    mesh: Mesh
+    runtime: Runtime | ProcessRuntime
+    topology: Topology = field(default_factory=Topology)
+    device_compiler: str = "eager"
+    graphs: int = 0
+    newest: Parallel | None = None
+    whole_ops: dict[str, int] = field(default_factory=dict)
+    runs: int = 0
+    whole_calls: int = 0
+    planned: Mapping[str, Decided] = field(default_factory=dict)
+    batch_by_batch: str | None = None
+
+    @staticmethod
+    def on(mesh: Mesh, target: Target) -> Session:
+        """A session whose ranks are those of a mesh.
+
+        Raises:
+            TpfxError: the timeout is not above 0.
+        """
+        runtime = ProcessRuntime(mesh) if mesh.rank_is_process else Runtime(mesh, target.timeout)
+        return Session(mesh, runtime, target.topology or Topology(), target.device_compiler)
+
+    def count_run(self) -> None:
+        """Note that a graph is run."""
+        self.runs += 1

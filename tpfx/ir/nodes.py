@@ -1,0 +1,121 @@
+"""What an fx node says of itself: its tensors, its arguments by name, its sizes and bytes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from .axes import Size
+
+
+def result_index(node: Node) -> int:
+    """Which tensor result of its producer a getitem node takes."""
+    producer, position = node.args
+    assert isinstance(producer, Node) and isinstance(position, int)
+    return sum(isinstance(item, torch.Tensor) for item in producer.meta["val"][:position])
+
+
+def is_getitem(node: Node) -> bool:
+    """Whether a node takes one result of an op that has several."""
+    return node.target is operator.getitem
+
+
+def is_view(node: Node) -> bool:
+    """Whether an op only looks at its operand's memory."""
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target.is_view)
+
+
+def size_of(extent: Any) -> Size:
+    """A size of a fake tensor as an `int` or a simplified sympy expression."""
+    if not isinstance(extent, torch.SymInt):
+        return int(extent)
+    expression = (
+        extent.node.shape_env.replace(extent.node.expr) if extent.node.shape_env else extent.node.expr
+    )
+    return int(expression) if isinstance(expression, sympy.Integer) else expression
+
+
+def hint_of(extent: Any) -> int:
+    """A size as a number: that of the first inputs where it is symbolic."""
+    if not isinstance(extent, torch.SymInt):
+        return int(extent)
+    return int(extent.node.hint) if extent.node.has_hint() else 64
+
+
+def elements(value: torch.Tensor) -> int:
+    """How many elements a tensor has, by its hints."""
+    count = 1
+    for extent in value.shape:
+        count *= hint_of(extent)
+    return count
+
+
+def bytes_of(value: torch.Tensor) -> int:
+    """The bytes of a tensor, by its hints."""
+    return elements(value) * value.element_size()
+
+
+def tensors_of(node: Node) -> list[torch.Tensor]:
+    """The fake tensors that a node returns."""
+    return result_tensors(node)
+
+
+def result_tensors(node: Node) -> list[torch.Tensor]:
+    """The tensors in what a node returns."""
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return (
+        [item for item in value if isinstance(item, torch.Tensor)] if isinstance(value, (tuple, list)) else []
+    )
+
+
+def is_tensor(value: object) -> bool:
+    """Whether a node stands for one tensor."""
+    return isinstance(value, Node) and isinstance(value.meta.get("val"), torch.Tensor)
+
+
+def is_mutable(node: Node) -> bool:
+    """Whether a call writes into its first operand."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def tensor_nodes(node: Node) -> Iterator[Node]:
+    """The tensor arguments of a node in order, those in lists too, each as often as it occurs."""
+    for argument in (*node.args, *node.kwargs.values()):
+        for item in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if is_tensor(item):
+                assert isinstance(item, Node)
+                yield item
+
+
+@cache
+def parameters(target: torch._ops.OpOverload) -> tuple[tuple[str, Any], ...]:
+    """The names and defaults of an op's arguments."""
+    return tuple((argument.name, argument.default_value) for argument in target._schema.arguments)
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """A call's arguments by name, defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(index): argument for index, argument in enumerate(node.args)} | dict(node.kwargs)
+    known = parameters(node.target)
+    named = dict(known)
+    named.update(zip((name for name, _ in known), node.args, strict=False))
+    named.update(node.kwargs)
+    return named
+
+
+def copied(module: GraphModule) -> GraphModule:
+    """The same graph in a graph of its own, with the same fake tensors and constants."""
+    made: dict[Node, Node] = {}
+    graph = Graph()
+    for node in module.graph.nodes:
+        made[node] = graph.node_copy(node, made.__getitem__)
+    return GraphModule(module, graph)

@@ -1,0 +1,76 @@
+"""Where a node comes from: its module, its source line, and the planned node that it was written for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+_MADE_FOR, _STANDS_FOR = "tpfx_made_for", "tpfx_stands_for"
+# What a node that takes the place of another has from it.
+ORIGIN = ("stack_trace", "nn_module_stack", "recompute", "ac_graph_id", "partitioner_tag")
+
+
+def set_made_for(made: Node, name: str) -> None:
+    """Record for which node of the parallel graph a node of a rank's graph was written; copies keep it."""
+    made.meta[_MADE_FOR] = name
+
+
+def made_for(made: Node) -> str | None:
+    """The name of the node of the parallel graph for which a node of a rank's graph was written."""
+    name: str | None = made.meta.get(_MADE_FOR)
+    return name
+
+
+def add_stands_for(made: Node, name: str) -> None:
+    """Record that a node of a rank's graph is what the rank has of a node of the parallel graph."""
+    made.meta[_STANDS_FOR] = (*stands_for(made), name)
+
+
+def stands_for(made: Node) -> tuple[str, ...]:
+    """The names of the nodes of the parallel graph of which a node of a rank's graph is the rank's value.
+
+    Several, where a rank has nothing to do: `pend` on rank 0, and a sum to which a rank adds zero.
+    """
+    names: tuple[str, ...] = made.meta.get(_STANDS_FOR, ())
+    return names
+
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def module_path(node: Node) -> str:
+    """The path of the module that a node comes from; empty for the model itself."""
+    return path_of_stack(node.meta.get("nn_module_stack"))
+
+
+def path_of_stack(stack: dict[str, Any] | None) -> str:
+    """The innermost module of a stack as fx keeps it, as a path; empty for none."""
+    if not stack:
+        return ""
+    path = re.sub(
+        r"^[LG]\['\w+'\](\.__self__)?", "", str(list(stack.values())[-1][0])
+    )  # whatever holds the model
+    path = re.sub(r"\._modules\['([^']*)'\]|\['([^']*)'\]|\[(\d+)\]", r".\1\2\3", path)
+    return path.strip(".")
+
+
+def source_line(node: Node) -> str:
+    """The file and line that a node was captured from, `modeling_llama.py:112`; empty where none is known.
+
+    The innermost one outside torch: of a linear layer the line that calls it, not the one inside `nn.Linear`.
+    """
+    frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace") or ""))
+    own = [frame for frame in frames if not frame[0].startswith(_TORCH)]
+    return ":".join((own or frames)[-1]) if frames else ""
+
+
+def op_name(node: Node) -> str:
+    """An op as people call it: its name in the schema; every kernel of attention is `attention`."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return str(getattr(node.target, "__name__", node.target))
+    name = node.target._schema.name.partition("::")[2].lstrip("_")
+    return re.sub(r"^scaled_dot_product_\w*attention\w*$", "attention", name)

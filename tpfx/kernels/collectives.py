@@ -1,0 +1,93 @@
+"""What a rank's graph calls to communicate beyond one functional collective, made of ATen ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ..ir.layout import Unfolding
+from ..ir.shards import SplitDims
+from .slices import (
+    c10d,
+    fold,
+    join,
+    local_shape,
+    unfold_part,
+)
+
+
+def gather_shards(
+    part: torch.Tensor,
+    dims: SplitDims,
+    shape: Sequence[int],
+    rank: int,
+    ranks: int,
+    group: str,
+    unfolding: Unfolding,
+) -> torch.Tensor:
+    """The whole tensor on every rank; shards of unequal size are padded for the message."""
+    part = unfold_part(part, dims, rank, unfolding)
+    shape = [extent if index not in dict(dims) else shape[index] for index, extent in enumerate(part.shape)]
+    shapes = [local_shape(shape, dims, each) for each in range(ranks)]
+    counts = [math.prod(each) for each in shapes]
+    flat = part.reshape(-1)
+    flat = (
+        torch.nn.functional.pad(flat, (0, max(counts) - flat.shape[0]))
+        if flat.shape[0] < max(counts)
+        else flat
+    )
+    gathered = _sent(c10d.all_gather_into_tensor, flat.contiguous(), ranks, group).view(ranks, -1)
+    parts = [
+        gathered[each, :count].view(size)
+        for each, (count, size) in enumerate(zip(counts, shapes, strict=True))
+    ]
+    return fold(join(parts, dims, shape), unfolding)
+
+
+def draw(draws: bool, group: str, op: Any, named: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The results of an op that draws random numbers, those of rank 0.
+
+    The rank threads of a process share the caller's generator: its first draws, the others make room.
+    Processes have one each, which all of them advance.
+    """
+    schema = op._schema.arguments
+    args = [named[argument.name] for argument in schema if not argument.kwarg_only]
+    kwargs = {argument.name: named[argument.name] for argument in schema if argument.kwarg_only}
+    made = tree_leaves(op(*args, **kwargs)) if draws else _room_for(op, args, kwargs)
+    return [_sent(c10d.broadcast, result, 0, group) for result in made]
+
+
+def _sent(collective: Any, value: torch.Tensor, number: int, group: str) -> torch.Tensor:
+    """A functional collective of a tensor, as bytes where it is of booleans: of those and a number, Inductor
+    makes 64-bit integers (torch 2.13)."""
+    if value.dtype is torch.bool:
+        return _sent(collective, value.view(torch.uint8), number, group).view(torch.bool)
+    found: torch.Tensor = c10d.wait_tensor(collective(value, number, group))
+    return found
+
+
+def _room_for(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Tensors of the shapes that an op returns, which the meta device tells without drawing anything."""
+    device = next((arg.device for arg in args if isinstance(arg, torch.Tensor)), kwargs.get("device"))
+    args = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), args)
+    elsewhere = {"device": torch.device("meta"), "generator": None}
+    changed = {name: elsewhere.get(name, value) for name, value in kwargs.items()}
+    results = tree_leaves(op(*args, **changed))
+    return [torch.empty_like(result, device=device or "cpu") for result in results]
+
+
+_JOIN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "sum": torch.add,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
+
+
+def joined(addends: Sequence[torch.Tensor], op: str) -> torch.Tensor:
+    """The value of which every rank has an addend."""
+    return reduce(_JOIN[op], addends)

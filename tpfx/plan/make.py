@@ -1,0 +1,138 @@
+"""Make a `Plan` from a model or from graphs that have been captured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..capture.capture import Inputs, capture
+from ..capture.recorder import Captured, Phase
+from ..dump.node_names import Names
+from ..errors import InputError
+from ..ir.annotations import dims_of, shards_of, source_of
+from ..ir.axes import show
+from ..ir.parallel_graph import Parallel
+from ..ir.provenance import op_name
+from ..passes.apply_plan import remember
+from ..planning.topology import Topology
+from ..runtime.mesh import parse_devices
+from ..version import __version__
+from .estimate import estimate
+from .offline import plan_graphs
+from .plan import (
+    GraphPlan,
+    OpPlan,
+    Plan,
+    WeightPlan,
+    weights_of,
+)
+
+
+def plan(
+    model: torch.nn.Module,
+    devices: int | Sequence[Any] | None = None,
+    example_inputs: Inputs | None = None,
+    *,
+    phase: Phase = "prefill",
+    topology: Topology | None = None,
+) -> Plan:
+    """Plan how a model would be split, without its weights and without any device.
+
+    Args:
+        model: a module on any device, "meta" included; it is left as it was.
+        devices: how many, or a list with one for each rank; None for all visible GPUs.
+        example_inputs: arguments (a tuple) or keyword arguments (a dict) of one call; only dtypes and shapes
+            count. A transformers model brings its own.
+        phase: "prefill" for one call in inference; "decode" for the call after it as well, of one token with
+            what the first has kept; "train" for forward and backward.
+        topology: what messages and arithmetic cost, for the chooser.
+
+    Returns:
+        The plan, which `compile(model, devices, plan=…)` takes.
+
+    Raises:
+        ModelError: the model cannot be captured.
+        InputError: no inputs, or of the wrong kind; no devices; an unknown phase.
+
+    >>> tpfx.plan(model, 8).save("plan.json")
+    """
+    captured = capture(model, example_inputs, phase=phase)
+    return plan_of(model, captured, count_of(devices), topology)
+
+
+def plan_of(
+    model: torch.nn.Module, captured: Sequence[Captured], devices: int, topology: Topology | None = None
+) -> Plan:
+    """The plan of a model whose graphs have been captured."""
+    topology = topology or Topology()
+    return describe(model, captured, plan_graphs(captured, devices, topology), topology)
+
+
+def describe(
+    model: torch.nn.Module, captured: Sequence[Captured], parallels: Sequence[Parallel], topology: Topology
+) -> Plan:
+    """What has been planned, as a `Plan`; `parallels` are the planned `captured`."""
+    weights = weights_of(model)
+    for parallel in parallels:
+        for name, planned in _weight_plans(parallel):
+            if weights[name].shards is None:
+                weights[name] = planned
+    graphs = [
+        _graph_plan(one.phase, parallel, topology) for one, parallel in zip(captured, parallels, strict=True)
+    ]
+    return Plan(type(model).__name__, parallels[0].ranks, weights, graphs, topology, __version__)
+
+
+def count_of(devices: Any) -> int:
+    """How many ranks a user means; the devices themselves need not be there.
+
+    Raises:
+        InputError: none at all, or what is no list of devices.
+    """
+    count = devices if isinstance(devices, int) and not isinstance(devices, bool) else None
+    if count is None and isinstance(devices, (list, tuple)):
+        count = len(devices)
+    if count is None and isinstance(devices, torch.distributed.DeviceMesh):
+        count = devices.size(devices.mesh_dim_names.index("tp") if devices.ndim > 1 else 0)  # type: ignore[union-attr]
+    if count is None:
+        count = len(parse_devices(devices))
+    if count < 1:
+        raise InputError(f"cannot split a model over {count} devices; name at least 1")
+    return count
+
+
+def _weight_plans(parallel: Parallel) -> Iterable[tuple[str, WeightPlan]]:
+    letters: dict[Any, str] = {}
+    for node in parallel.graph.find_nodes(op="placeholder"):
+        source = source_of(node)
+        if source.kind in ("parameter", "buffer"):
+            value = node.meta["val"]
+            axes = show(dims_of(node), letters)
+            dtype = str(value.dtype).removeprefix("torch.")
+            yield source.name, WeightPlan(source.kind, list(value.shape), dtype, axes, shards_of(node))
+
+
+def _graph_plan(phase: Phase, parallel: Parallel, topology: Topology) -> GraphPlan:
+    nodes = list(parallel.graph.nodes)
+    names = Names(nodes, str)
+    choices, units = remember(parallel.graph, parallel.splits)
+    ops = [
+        OpPlan(names[node], node.op if node.op != "call_function" else op_name(node), choice)
+        for node, choice in choices.items()
+    ]
+    named = {node.name: names[node] for node in nodes if node.op != "output"}
+    messages = [replace(message, node=named[message.node]) for message in parallel.collectives()]
+    solution = parallel.solution
+    return GraphPlan(
+        phase,
+        parallel.fingerprint,
+        solution.optimal,
+        solution.cost,
+        units,
+        ops,
+        messages,
+        estimate(parallel, topology),
+    )

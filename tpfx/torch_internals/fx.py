@@ -1,0 +1,26 @@
+"""fx graphs and the ops in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def forget_erased(graph: torch.fx.Graph) -> None:
+    """Let go of nodes that a graph no longer has: it remembers what it has named, and so whatever they hold.
+
+    A graph as captured has had ten times its nodes, for arithmetic of sizes that nothing uses.
+    """
+    named, nodes = graph._graph_namespace._obj_to_name, set(graph.nodes)
+    for gone in [one for one in named if isinstance(one, torch.fx.Node) and one not in nodes]:
+        del named[gone]
+
+
+def overload_of(op: Any) -> torch._ops.OpOverload | None:
+    """The one overload that an op of torch.library stands for, if it does."""
+    op = getattr(op, "_opoverload", op)  # what torch.library.custom_op returns
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        names = op.overloads()
+        op = getattr(op, names[0]) if len(names) == 1 else None
+    return op if isinstance(op, torch._ops.OpOverload) else None

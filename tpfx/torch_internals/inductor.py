@@ -1,0 +1,57 @@
+"""TorchInductor: compile one graph, and an op of ours that it lowers to oneDNN's product."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._guards import TracingContext, tracing
+
+from .fake import FakeTensorMode
+from .onednn import linear_of_onednn
+
+
+def compile_by_inductor(
+    module: torch.fx.GraphModule, inputs: Sequence[Any], mode: FakeTensorMode, cpp_wrapper: bool
+) -> Callable[..., Sequence[Any]]:
+    """TorchInductor's code for a graph that needs no gradients; it draws random numbers as eager ops do.
+
+    Args:
+        module: of ATen ops, and functions made of them; nothing but inputs is written into.
+        inputs: its inputs as fakes of `mode`, and numbers, which may be symbolic.
+        mode: knows the sizes that vary.
+        cpp_wrapper: whether what calls the kernels is C++ as well; of collectives it knows all_reduce alone.
+    """
+    from torch._inductor.compile_fx import compile_fx  # takes a second
+
+    options = {"fallback_random": True, "cpp_wrapper": cpp_wrapper}
+    with tracing(TracingContext(mode)), torch.no_grad():
+        compiled: Any = compile_fx(module, list(inputs), config_patches=options)
+    return compiled  # type: ignore[no-any-return]
+
+
+@functools.cache
+def linear_for_inductor() -> torch._ops.OpOverload:
+    """An op `(x, weight)` for which Inductor's code calls what `linear_of_onednn` names; both are contiguous.
+
+    Inductor's own way to that kernel is for weights that are constants of the graph.
+    """
+    from torch._inductor import ir, lowering, mkldnn_ir
+
+    @torch.library.custom_op("tpfx::linear", mutates_args=())
+    def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        op, *args = linear_of_onednn(x, weight) or (torch.ops.aten.linear.default, x, weight)
+        return op(*args)  # type: ignore[no-any-return]
+
+    @linear.register_fake
+    def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+    def lower(x: Any, weight: Any) -> Any:
+        return ir.TensorBox.create(mkldnn_ir.LinearUnary.create(x, weight, None, "none", [], ""))
+
+    op: torch._ops.OpOverload = torch.ops.tpfx.linear.default
+    lowering.register_lowering(op, type_promotion_kind=None)(lower)
+    return op
