@@ -33,7 +33,7 @@ zoo: $(VENV)/.test ## split 120 architectures over 2 and 3 devices and compare (
 	$(BIN)/python -m benchmarks.zoo $(ARGS)
 
 fuzz: $(VENV)/.test ## split 2,000 random programs and compare (long)
-	$(BIN)/python -m pytest tests/test_fuzz.py -m slow --numprocesses $(WORKERS) --dist worksteal -rP $(ARGS)
+	$(BIN)/python -m pytest tests/end_to_end/test_fuzz.py -m slow --numprocesses $(WORKERS) --dist worksteal -rP $(ARGS)
 
 lint: $(VENV)/.test ## check style and types, change nothing
 	$(BIN)/ruff check

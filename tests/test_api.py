@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 
 import tpfx
-from tests.models import inputs, tiny
+from tests.support.models import inputs, tiny
 from tpfx import ShardedTensor
 
 CPUS = ["cpu", "cpu"]

@@ -1,6 +1,6 @@
 """Every private name of torch that groups and ranks need, in one place.
 
-tests/test_torch_private.py states what each is expected to do, so that a torch release that changes one
+tests/torch_internals/test_distributed.py states what each is expected to do, so that a torch release that changes one
 fails there by name and not somewhere inside a model.
 """
 

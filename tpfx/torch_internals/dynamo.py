@@ -1,4 +1,4 @@
-"""The private names of torch's compiler that tpfx uses; `tests/test_torch_compiler.py` says what is
+"""The private names of torch's compiler that tpfx uses; `tests/torch_internals/test_dynamo.py` says what is
 expected of each."""
 
 from __future__ import annotations

@@ -1,0 +1,106 @@
+"""torch.distributed.checkpoint: saved split over some devices, loaded split over others."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+import tpfx
+from tests.runtime.test_processes import launch
+from tests.sharded_tensor.test_tensor import PLACEMENTS, SHAPE, sharded
+from tests.support.models import inputs, tiny
+from tpfx.checkpoint.torch_dcp import boxes_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.distributed is .*:UserWarning")  # dcp in one process
+
+
+@pytest.mark.parametrize("how", PLACEMENTS)
+def test_boxes_cover_every_part_and_are_first_once(how: str) -> None:
+    tensor = sharded(torch.arange(72.0).view(SHAPE), PLACEMENTS[how])
+    seen: Counter[float] = Counter()
+    for box in boxes_of(tensor):
+        part = tensor.full() if tensor.shards is None else tensor.shards[box.holder]
+        where = tuple(slice(start, start + size) for start, size in zip(box.offsets, box.sizes, strict=True))
+        assert torch.equal(box.of(part), tensor.full()[where])
+        if box.first:
+            seen.update(box.of(part).flatten().tolist())
+    assert seen == Counter(tensor.full().flatten().tolist())
+    held = [0, 0]
+    for box in boxes_of(tensor):
+        held[box.holder] += math.prod(box.sizes)
+    assert tensor.shards is None or held == [part.numel() for part in tensor.shards]
+
+
+@pytest.mark.parametrize("before", PLACEMENTS)
+@pytest.mark.parametrize("after", ["undivided", "replicated", "packed", "overlapping", "one rank has it all"])
+def test_from_any_placement_to_any_other(before: str, after: str, tmp_path: Path) -> None:
+    tensor, other = (sharded(torch.randn(SHAPE), PLACEMENTS[how]) for how in (before, after))
+    dcp.save({"a": tensor, "b": torch.ones(2)}, checkpoint_id=tmp_path)
+    dcp.load({"a": other, "b": torch.zeros(2)}, checkpoint_id=tmp_path)
+    assert torch.equal(other.full(), tensor.full())
+    for rank, part in enumerate(other.shards or ()):
+        assert torch.equal(part, sharded(tensor.full(), PLACEMENTS[after]).shards[rank])
+
+
+def model_on(devices: int, name: str = "gpt2") -> Any:
+    model = tiny(name)
+    return tpfx.compile(model, ["cpu"] * devices, example_inputs=inputs(model))
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_a_model_and_its_optimizer_on_another_number_of_devices(devices: int, tmp_path: Path) -> None:
+    model, other = model_on(2), model_on(devices)
+    given = inputs(model)
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=0.01) for each in (model, other)]
+    for each, optimizer, steps in zip((model, other), optimizers, (2, 1), strict=True):
+        for _ in range(steps):
+            each.eval()(**given, labels=given["input_ids"]).loss.backward()
+            optimizer.step()
+    states = [
+        {"model": each.state_dict(), "adamw": o.state_dict()}
+        for each, o in zip((model, other), optimizers, strict=True)
+    ]
+    dcp.save(states[0], checkpoint_id=tmp_path)
+    dcp.load(states[1], checkpoint_id=tmp_path)
+    torch.testing.assert_close(tpfx.full_state_dict(other), tpfx.full_state_dict(model), rtol=0, atol=0)
+    for left, right in zip(*(o.state.values() for o in optimizers), strict=True):
+        assert torch.equal(left["exp_avg"].full(), right["exp_avg"].full())
+
+
+PROCESSES = """
+import sys, torch, tpfx, torch.distributed.checkpoint as dcp
+from tests.support.models import inputs, tiny
+torch.manual_seed(0)
+model = tiny("{name}")
+if "{do}" == "load":
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+model = tpfx.compile(model)
+state = model.state_dict()
+dcp.{do}(state, checkpoint_id="{folder}")
+torch.save(tpfx.full_state_dict(model), "{folder}/{do}." + str(torch.distributed.get_rank()))
+"""
+
+
+def test_saved_by_two_processes_loaded_by_three_and_in_one(tmp_path: Path) -> None:
+    for do, count in (("save", 2), ("load", 3)):
+        text = PROCESSES
+        for key, value in {"do": do, "folder": str(tmp_path), "name": "llama"}.items():
+            text = text.replace("{" + key + "}", value)
+        launch(count, "-c", text)
+    expected = dict(tiny("llama").state_dict())
+    for rank in range(3):
+        torch.testing.assert_close(torch.load(tmp_path / f"load.{rank}"), expected, rtol=0, atol=0)
+    whole: nn.Module = tiny("llama")
+    nn.init.zeros_(whole.get_parameter("lm_head.weight"))
+    state = whole.state_dict()
+    dcp.load(state, checkpoint_id=tmp_path)  # by plain torch, into an unsharded model
+    torch.testing.assert_close(dict(whole.state_dict()), expected, rtol=0, atol=0)

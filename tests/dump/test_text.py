@@ -1,0 +1,203 @@
+"""The text of parallel graphs: small ones inline, whole models in tests/goldens, and capture without weights.
+
+`TPFX_UPDATE_GOLDENS=1 pytest tests/dump/test_text.py` rewrites the goldens; read the difference before you commit.
+"""
+
+import os
+import re
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import tpfx
+from tests.support.models import inputs, tiny
+from tpfx.capture.capture import capture
+from tpfx.dump.text import dump_text
+from tpfx.plan.offline import plan_graphs, plan_offline
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 256), nn.Linear(256, 64)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x)))
+
+
+EXAMPLE = (torch.zeros(8, 64),)
+
+MLP = """\
+# forward on 2 devices: 1 all_reduce (2 KiB); proven cheapest
+
+# inputs
+up.weight    f32[256/2, 64]  # a:256, b:64
+up.bias      f32[256/2]      # a:256
+x            f32[8, 64]
+down.weight  f32[64, 256/2]  # c:64, a:256
+down.bias    f32[64]         # c:64
+
+up.linear        f32[8, 256/2]  = linear(x, up.weight)       # column, split n
+up.add           f32[8, 256/2]  = add(up.linear, up.bias)    # split a
+relu             f32[8, 256/2]  = relu(up.add)               # split a
+down.linear      f32[8, 64]+    = linear(relu, down.weight)  # row, split k
+down.linear.sum  f32[8, 64]     = all_reduce(down.linear)    # 2 KiB
+down.add         f32[8, 64]     = add(down.linear.sum, down.bias)
+
+# results
+down.add  f32[8, 64]"""
+
+
+def lines(text, name):
+    """The lines of a dump that define a name."""
+    return [line for line in text.splitlines() if line.startswith(f"{name} ")]
+
+
+def test_a_graph_is_one_line_an_op():
+    assert dump_text(plan_offline(Mlp(), 2, EXAMPLE, symbolic=False)) == MLP
+
+
+def test_uneven_divisions_and_symbolic_sizes_are_named():
+    text = dump_text(plan_offline(Mlp(), 3, EXAMPLE))
+    assert "# sizes: s0 = 8" in text
+    assert lines(text, "up.weight") == ["up.weight    f32[256/3, 64]  # a:256, b:64, 86+85+85"]
+    assert re.search(r"^up\.linear +f32\[s0, 256/3\] .*# column, split n, 86\+85\+85$", text, re.MULTILINE)
+
+
+def test_ops_without_a_rule_are_called_out():
+    class Lower(nn.Linear):
+        def forward(self, x):
+            return super().forward(torch.tril_indices(8, 8).sum() + torch.renorm(x, 2, 0, 1.0))
+
+    text = dump_text(plan_offline(Lower(64, 64), 2, EXAMPLE, symbolic=False))
+    assert "# whole: no rule for aten.renorm.default, 1 times" in text
+    assert re.search(r"= renorm\(x, 2, 0, 1.0\) +# whole: no rule$", text, re.MULTILINE)
+
+
+def test_a_dimension_of_which_only_parts_are_divided_is_shown_by_its_parts():
+    model = tiny(
+        "falcon", num_hidden_layers=1
+    )  # multi-query: each rank has 2 of 4 query heads, and the one k and v
+    text = dump_text(plan_offline(model, 2, inputs(model), symbolic=False))
+    name = "h.0.self_attention.query_key_value.weight"
+    assert lines(text, name)[0].split(None, 1)[1].startswith("f32[([4/2|1|1] 16), 64]")
+
+
+def golden_text(name, devices):
+    model = tiny(name, num_hidden_layers=1)
+    return dump_text(plan_offline(model, devices, inputs(model))) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"), [("llama", 2), ("llama", 3), ("gpt2", 2), ("bloom", 2), ("mixtral", 2)]
+)
+def test_golden(name, devices):
+    path = GOLDENS / f"{name}-{devices}.txt"
+    text = golden_text(name, devices)
+    if os.environ.get("TPFX_UPDATE_GOLDENS"):
+        path.write_text(text)
+    assert text == path.read_text(), "the plan changed; TPFX_UPDATE_GOLDENS=1 accepts it"
+
+
+@pytest.mark.parametrize("path", sorted(GOLDENS.glob("*.txt")), ids=lambda path: path.stem)
+def test_every_operand_is_defined_above_its_use(path):
+    defined = {"True", "False", "end"}
+    for line in path.read_text().partition("\n# results")[0].splitlines():
+        row = re.match(r"(?P<name>\S+)  +\S.*?(?:  = (?P<call>.*))?$", line)
+        if row is None or line.startswith("#"):
+            continue
+        call = (row["call"] or "").partition("  # ")[0]
+        operands = re.findall(r"(?<![\w.=])[a-z_][\w.]*(?:\[\d+\])?(?![\w.]*[(=])", call.replace("-inf", ""))
+        sizes = {name for name in operands if re.fullmatch(r"s\d+|f32|i32|i64|bool", name)}
+        assert set(operands) <= defined | sizes | {row["name"]}, line
+        assert row["name"] not in defined, f"{row['name']} is defined twice"
+        defined.add(row["name"])
+
+
+def test_the_plan_without_weights_is_the_plan_of_compile():
+    model = tiny("llama", num_hidden_layers=1)
+    offline = dump_text(plan_offline(model, 2, inputs(model)))
+    compiled = tpfx.compile(model, ["cpu", "cpu"], example_inputs=inputs(model))
+    assert tpfx.report(compiled).dump() == offline
+
+
+def test_a_model_is_left_as_it_was():
+    model = nn.Sequential(Mlp().train(), Mlp().eval(), nn.BatchNorm1d(64))
+    model[1].down.weight = model[0].down.weight  # tied
+    before = [*model.state_dict(keep_vars=True).items()]
+    text = dump_text(plan_offline(model, 2, EXAMPLE))
+    assert len(lines(text, "0.down.weight")) == 1
+    assert not lines(text, "1.down.weight")
+    after = [*model.state_dict(keep_vars=True).items()]
+    assert all(
+        name == other and value is same for (name, value), (other, same) in zip(before, after, strict=True)
+    )
+    assert [module.training for module in model] == [True, False, True]
+    with pytest.raises(tpfx.ModelError, match=r"^Sequential cannot be captured: .*"):
+        plan_offline(model, 2, (torch.zeros(8, 63),))
+    assert model[0].up.weight is before[0][1]
+
+
+def test_planning_again_and_again_is_not_limited():
+    model = Mlp()
+    limit = torch._dynamo.config.recompile_limit
+    plans = {dump_text(plan_offline(model, 2, EXAMPLE, symbolic=False)) for _ in range(limit + 2)}
+    assert plans == {MLP}
+
+
+def test_a_parameter_keeps_its_layout_in_later_graphs():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(64))
+
+        def forward(self, x):
+            x = x @ self.weight
+            torch._dynamo.graph_break()
+            return torch.relu(x) @ self.weight.T
+
+    first, second = plan_graphs(capture(Twice(), EXAMPLE, symbolic=False), 2)
+    assert (
+        lines(dump_text(first), "weight")
+        == lines(dump_text(second), "weight")
+        == ["weight  f32[64, 64/2]  # a:64, b:64"]
+    )
+    assert "# column, split n" in dump_text(first)
+    assert "# row, split k" in dump_text(second)
+
+
+def test_inputs_that_cannot_be_used_are_refused():
+    with pytest.raises(tpfx.InputError, match="Mlp has no inputs of its own; pass a tuple of arguments"):
+        plan_offline(Mlp(), 2)
+    with pytest.raises(tpfx.InputError, match="Mlp cannot be called with a Tensor"):
+        plan_offline(Mlp(), 2, EXAMPLE[0])
+    with pytest.raises(tpfx.InputError, match="over 0 devices"):
+        plan_offline(Mlp(), 0, EXAMPLE)
+
+
+def test_a_large_model_is_planned_without_its_weights():
+    """Four layers of Llama-8B, 3.8 GiB of weights and logits tables, on the meta device."""
+    config = transformers.LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=4,
+        num_key_value_heads=8,
+        vocab_size=128256,
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    plan = plan_offline(model, 8, symbolic=False)
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    assert grown < size / 8, f"planning took {grown} bytes for {size} bytes of weights"
+    # Two all-reduces a layer, one for the embedding; the logits are gathered for the caller.
+    kinds = [message.kind for message in plan.collectives()]
+    assert (kinds.count("all_reduce"), kinds.count("gather"), len(kinds)) == (9, 1, 10)
+    assert "f32" not in dump_text(plan).partition("# layers.0")[0].partition("rotary_emb.inv_freq")[0]

@@ -1,0 +1,119 @@
+"""Random programs, split over 1 to 5 devices, say what they say unsharded.
+
+`make fuzz` runs 2,000 of them. A failure is printed as a program: it becomes a test of its own here.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+
+import tpfx
+from benchmarks.zoo import largest_error
+from tests.support.programs import STEPS, WIDTHS, Program, Step
+from tpfx.ir.annotations import choice_of
+
+COUNTS: Counter[str] = Counter()
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+programs = st.lists(
+    st.tuples(st.sampled_from(sorted(STEPS)), *[st.integers(0, 7)] * 4), min_size=1, max_size=6
+)
+
+
+def run(steps: tuple[Step, ...], devices: int, batch: int, length: int, width: int, double: bool) -> None:
+    """Compare a program with itself split."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    dtype = torch.float64 if double else torch.float32
+    plain = Program(steps, width, dtype).eval()
+    split = tpfx.compile(copy.deepcopy(plain), ["cpu"] * devices, timeout=30)
+    x = torch.randn(batch, length, width, dtype=dtype)
+    with torch.no_grad():
+        expected = plain(x)
+        error = largest_error(expected, split(x))
+    assert error < TOLERANCE[dtype]
+    report = tpfx.report(split)
+    assert not report.whole_ops
+    _count(report, devices)
+
+
+def _count(report: tpfx.Report, devices: int) -> None:
+    COUNTS["programs"] += 1
+    COUNTS[f"on {devices} devices"] += 1
+    if report.parallel is None:
+        return
+    for node in report.parallel.graph.nodes:
+        choice = choice_of(node)
+        if choice is not None and choice.kind in ("split", "pending"):
+            COUNTS[f"{choice.kind} ops"] += 1
+    for one in report.collectives:
+        COUNTS[f"messages: {one.kind}"] += 1
+
+
+def fuzz(examples: int, seed: int) -> None:
+    """Run so many programs."""
+    sizes: Any = (
+        st.integers(1, 5),
+        st.integers(1, 3),
+        st.integers(2, 6),
+        st.sampled_from(WIDTHS),
+        st.booleans(),
+    )
+
+    @hypothesis.settings(max_examples=examples, print_blob=False)
+    @hypothesis.seed(seed)
+    @hypothesis.given(programs, *sizes)
+    def any_program(
+        steps: list[Step], devices: int, batch: int, length: int, width: int, double: bool
+    ) -> None:
+        run(tuple(steps), devices, batch, length, width, double)
+
+    any_program()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_some_programs(seed: int) -> None:
+    fuzz(20, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_many_programs(seed: int) -> None:
+    before = Counter(COUNTS)
+    fuzz(int(os.environ.get("TPFX_FUZZ", "100")), seed)
+    print("", *(f"{count:6,} {what}" for what, count in sorted((COUNTS - before).items())), sep="\n")
+
+
+# What the fuzzer has found: steps, devices, batch, length, width, double precision.
+CASES: dict[str, tuple[tuple[Step, ...], int, int, int, int, bool]] = {
+    "a scatter whose index has the axis that it writes along": (
+        (("experts", 4, 3, 3, 7),),
+        2,
+        1,
+        5,
+        10,
+        False,
+    ),
+    "a view of an input, with an offset and sizes that vary": (
+        (("cut", 0, 4, 2, 2), ("attention", 0, 0, 0, 1)),
+        2,
+        1,
+        2,
+        6,
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_that_was_wrong_once(name: str) -> None:
+    run(*CASES[name])

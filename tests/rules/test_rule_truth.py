@@ -1,0 +1,276 @@
+"""Every row of the table of ops is true: split as it allows, an op gives what it gives whole."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from tests.support import (  # noqa: F401  (register their samples)
+    rule_samples_gradients,
+    rule_samples_images,
+    rule_samples_pointwise,
+    rule_samples_shapes,
+)
+from tests.support.rule_samples import SAMPLES, Case, Sampler
+from tpfx.rules import whole_dims
+from tpfx.rules.table import _EXTERNAL, TABLE, rule_for
+from tpfx.verify.rule_check import check_rule
+
+aten = torch.ops.aten
+
+# Rows that allow nothing to be split.
+UNSPLIT = {
+    aten.arange.default,
+    aten.arange.start,
+    aten.arange.start_step,
+    aten.scalar_tensor.default,
+    aten.any.default,
+    aten.all.default,
+    aten.histc.default,
+    aten.max.default,
+    aten.min.default,
+    aten.prod.default,
+    aten.masked_scatter.default,
+    aten.take.default,
+    aten.put.default,
+    aten.as_strided.default,
+    aten.linspace.default,
+    aten.eye.default,
+    aten.eye.m,
+    aten.tril_indices.default,
+    aten.triu_indices.default,
+    aten.empty_strided.default,
+    aten.new_empty_strided.default,
+    aten._cdist_backward.default,
+    aten.grid_sampler_2d_backward.default,
+    aten.masked_scatter_backward.default,
+}
+CUDA_ONLY = {
+    aten._fused_rms_norm_backward.default,
+    aten._scaled_dot_product_flash_attention_backward.default,
+    aten._scaled_dot_product_efficient_attention_backward.default,
+    aten._scaled_dot_product_cudnn_attention_backward.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+}
+# Nothing is split: the shape of the result depends on the numbers, or all of the state on all of the last.
+UNRUN = {
+    aten.masked_select.default,
+    aten.nonzero.default,
+    aten.bincount.default,
+    aten.repeat_interleave.Tensor,
+    aten._unique2.default,
+    aten.unique_consecutive.default,
+    aten.unique_dim.default,
+    aten.mkldnn_rnn_layer.default,
+    aten._cudnn_rnn.default,
+}
+# They return no tensor; tests/end_to_end/test_plain.py runs them.
+NOT_OF_TENSORS = {
+    aten.sym_size.int,
+    aten.sym_stride.int,
+    aten.sym_storage_offset.default,
+    aten._local_scalar_dense.default,
+    aten._assert_async.default,
+    aten._assert_async.msg,
+}
+COUNTS: dict[Any, int] = {}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors of a few elements: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@st.composite
+def structures(draw: Any, size: int, depth: int = 2) -> str:
+    """What a dimension may be made of, as text."""
+    divisors = [divisor for divisor in range(2, size) if size % divisor == 0]
+    kinds = ["axis", *(["product"] * 2 if divisors else []), *(["concat", "twice"] if size > 1 else [])]
+    kind = draw(st.sampled_from(kinds)) if depth else "axis"
+    if kind == "product":
+        major = draw(st.sampled_from(divisors))
+        return f"({draw(structures(major, depth - 1))} {draw(structures(size // major, depth - 1))})"
+    if kind == "concat" or (kind == "twice" and size % 2):
+        at = draw(st.integers(1, size - 1))
+        return f"[{draw(structures(at, depth - 1))}|{draw(structures(size - at, depth - 1))}]"
+    return f"[r{size // 2}:{size // 2}|r{size // 2}]" if kind == "twice" else f"_:{size}"
+
+
+@st.composite
+def cases(draw: Any, op: Any) -> tuple[Case, tuple[str | None, ...]]:
+    """A call, and what the dimensions of its tensors are made of."""
+    case = SAMPLES[op](Sampler(draw))
+    texts: list[str | None] = []
+    for value in _flat([*case.args, *case.kwargs.values()]):
+        if isinstance(value, torch.Tensor):
+            refined = draw(st.integers(0, 2))
+            texts.append(" ".join(draw(structures(size)) for size in value.shape) if refined else None)
+    return case, tuple(texts)
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    for value in values:
+        yield from value if isinstance(value, list) else [value]
+
+
+def tried(op: Any, examples: int) -> int:
+    """How many divisions and pending sums were run, over so many calls of an op."""
+    counts: list[int] = []
+
+    @hypothesis.settings(max_examples=examples)
+    @hypothesis.seed(zlib.crc32(str(op).encode()))
+    @hypothesis.given(cases(op), st.booleans(), st.integers(0, 99))
+    def run(case: tuple[Case, tuple[str | None, ...]], late: bool, seed: int) -> None:
+        call, texts = case
+        how: Any = {"dims": texts, "late": late, "dense": call.dense, "values": call.values, "seed": seed}
+        counts.append(check_rule(op, *call.args, **how, **call.kwargs))
+
+    run()
+    return sum(counts)
+
+
+@pytest.mark.parametrize("op", [op for op in TABLE if op in SAMPLES], ids=str)
+def test_rule_is_true(op: Any) -> None:
+    COUNTS[op] = tried(op, examples=20)
+    assert COUNTS[op] == 0 if op in UNSPLIT else COUNTS[op] > 3, (
+        "hardly ever split: its samples are too narrow"
+    )
+
+
+def test_every_row_has_samples() -> None:
+    assert set(TABLE) - NOT_OF_TENSORS - CUDA_ONLY - UNRUN == set(SAMPLES)
+    assert {TABLE[op].pattern for op in UNRUN} == {whole_dims.unsplit}
+
+
+def test_enough_was_run() -> None:
+    for op in set(SAMPLES) - set(COUNTS):  # run by another worker, or not selected
+        COUNTS[op] = tried(op, examples=2)
+    print(f"{sum(COUNTS.values())} divisions and pending sums of {len(COUNTS)} ops")
+    assert sum(COUNTS.values()) > 2000
+
+
+def _cuda_attention(op: Any, device: str) -> Iterator[tuple[Any, ...]]:
+    """Calls of an attention that only CUDA has: causal, with a bias, with fewer heads of keys."""
+    for heads, groups, causal in ((4, 4, True), (6, 6, False), (6, 3, False)):
+        make = [(2, heads, 8, 16), (2, groups, 8, 16), (2, groups, 8, 16)]
+        query, key, value = (torch.randn(shape, dtype=torch.float16, device=device) for shape in make)
+        if op is aten._scaled_dot_product_flash_attention.default:
+            yield query, key, value, 0.0, causal, False
+        elif heads == groups:
+            bias = None if causal else torch.randn(2, heads, 8, 8, dtype=torch.float16, device=device)
+            yield query, key, value, bias, True, 0.0, causal
+
+
+FORWARD = sorted((op for op in CUDA_ONLY if "backward" not in str(op)), key=str)
+
+
+@pytest.mark.parametrize("op", FORWARD, ids=str)
+def test_shapes_of_attention_for_cuda(op: Any) -> None:
+    """Without a GPU the results' shapes can be checked, on the meta device."""
+    assert sum(check_rule(op, *args, values=False) for args in _cuda_attention(op, "meta")) > 10
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("op", FORWARD, ids=str)
+def test_rule_of_attention_for_cuda_is_true(op: Any) -> None:
+    assert sum(check_rule(op, *args) for args in _cuda_attention(op, "cuda")) > 10
+
+
+def _grouped(dtype: torch.dtype, name: str) -> tuple[torch.Tensor, ...]:
+    offsets = torch.tensor([2, 2, 6], dtype=torch.int32)
+    given = torch.randn(6, 16, dtype=dtype), torch.randn(3, 16, 8, dtype=dtype), offsets
+    return (*given, torch.randn(6, 8, dtype=dtype)) if "backward" in name else given
+
+
+@pytest.mark.parametrize("name", sorted(_EXTERNAL))
+def test_external_rule_is_true(name: str) -> None:
+    namespace, op, overload = name.split(".")
+    if namespace == "transformers":
+        pytest.importorskip("transformers.integrations.moe")
+    target = getattr(getattr(getattr(torch.ops, namespace), op), overload)
+    dims = ("t:6 (m:4 k:4)", "e:3 (m:4 k:4) [n:4|o:4]")
+    tried = [
+        check_rule(target, *_grouped(dtype, name), dims=texts)
+        for texts in ((), dims)
+        for dtype in ((torch.bfloat16,) if namespace == "aten" else (torch.float32, torch.float64))
+    ]
+    assert min(tried) > 4
+
+
+def _pointwise() -> list[Any]:
+    """Every op that PyTorch tags as pointwise, that is no row and neither writes nor draws numbers."""
+    found = []
+    for name in dir(aten):
+        packet = getattr(aten, name)
+        for overload in packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ():
+            op = getattr(packet, overload)
+            random = torch.Tag.nondeterministic_seeded in op.tags
+            if torch.Tag.pointwise in op.tags and op not in TABLE and not random and rule_for(op) is not None:
+                found.append(op)
+    return found
+
+
+_SHAPES = ([3, 4], [4], [3, 1], [1, 1, 4])
+_MAKERS = (
+    lambda *shape: torch.rand(shape, dtype=torch.float64) * 0.8 + 0.1,
+    lambda *shape: torch.randint(1, 5, shape),
+    lambda *shape: torch.rand(shape) > 0.5,
+)
+
+
+def _arguments(op: Any, make: Any) -> list[Any]:
+    """Arguments of some kind for a schema; those that have a default are left out."""
+    shapes = iter(_SHAPES)
+    known: dict[str, Any] = {"int": 1, "float": 0.5, "number": 2, "bool": True, "str": "none"}
+    given: list[Any] = []
+    for argument in op._schema.arguments:
+        if argument.has_default_value() or argument.kwarg_only:
+            break
+        kind = str(argument.type)
+        given.append(make(*next(shapes)) if kind == "Tensor" else known.get(kind))
+    return given
+
+
+def _tried_pointwise(op: Any) -> int:
+    count = 0
+    for make in _MAKERS:
+        given = _arguments(op, make)
+        try:
+            for device in ("cpu", "meta"):
+                op(*(value.to(device) if isinstance(value, torch.Tensor) else value for value in given))
+        except (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError):
+            continue  # not an op for such numbers
+        count += check_rule(op, *given)
+    return count
+
+
+def test_pointwise_ops_are_true() -> None:
+    """An op's tag stands for a row: broadcasting, and each index by itself."""
+    counts = {str(op): _tried_pointwise(op) for op in _pointwise()}
+    used = sum(map(bool, counts.values()))
+    print(f"{sum(counts.values())} divisions of {used} of {len(counts)} pointwise ops")
+    assert used > 150
+    print("not run:", *(name for name, count in counts.items() if not count))
+    named = ["gt.Tensor", "eq.Scalar", "maximum.default", "pow.Tensor_Scalar", "gelu.default", "silu.default"]
+    assert all(
+        counts[f"aten.{name}"] > 4 for name in [*named, "exp.default", "lerp.Tensor", "logical_and.default"]
+    )
+
+
+def test_pointwise_ops_with_optional_operands_are_true() -> None:
+    x, low, high = torch.randn(3, 4), torch.zeros(4), torch.ones(3, 1)
+    assert check_rule(aten.clamp.Tensor, x, low, high) > 4
+    assert check_rule(aten.clamp.Tensor, x, None, high) > 4
+    assert check_rule(aten.clamp.default, x, 0.0) > 4

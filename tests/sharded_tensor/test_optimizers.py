@@ -1,0 +1,311 @@
+"""torch's optimizers on a split model: lists of tensors, norms by parts, state that lies as weights do."""
+
+from __future__ import annotations
+
+import copy
+import io
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tpfx
+from tests.sharded_tensor.test_tensor import PLACEMENTS, SHAPE, agree, sharded
+from tpfx.sharded_tensor import foreach
+from tpfx.sharded_tensor.tensor import ShardedTensor
+
+CPUS = ["cpu", "cpu"]
+PAIRS = [("rows", "packed", "overlapping", "undivided"), ("replicated", "one rank has it all", "two dims")]
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def lists(request: pytest.FixtureRequest) -> tuple[list[torch.Tensor], list[ShardedTensor]]:
+    """Plain tensors, and the same ones held in several ways."""
+    plain = [torch.randn(SHAPE) for _ in request.param]
+    return plain, [sharded(one, PLACEMENTS[how]) for one, how in zip(plain, request.param, strict=True)]
+
+
+LIST_OPS: dict[str, Callable[[Any, Any], Any]] = {
+    "mul by a number": lambda x, y: torch._foreach_mul_(x, 0.5),
+    "mul by a tensor": lambda x, y: torch._foreach_mul_(x, torch.tensor(0.5)),
+    "mul by numbers": lambda x, y: torch._foreach_mul_(x, [float(at) for at in range(len(x))]),
+    "addcmul": lambda x, y: torch._foreach_addcmul_(x, y, y, 0.3),
+    "lerp": lambda x, y: torch._foreach_lerp_(x, y, 0.3),
+    "a new list": lambda x, y: torch._foreach_add(x, y, alpha=2.0),
+    "roots": lambda x, y: torch._foreach_sqrt(torch._foreach_abs(x)),
+    "norms": lambda x, y: torch._foreach_norm(x, 2),
+    "greatest": lambda x, y: torch._foreach_norm(x, float("inf")),
+    "copy": lambda x, y: torch._foreach_copy_(x, y),
+    "zero": lambda x, y: torch._foreach_zero_(x),
+}
+
+
+@pytest.mark.parametrize("op", LIST_OPS)
+def test_ops_over_lists_are_those_of_the_wholes(
+    lists: tuple[list[torch.Tensor], list[ShardedTensor]], op: str
+) -> None:
+    plain, held = lists
+    other = [torch.randn(SHAPE) for _ in plain]
+    expected, result = LIST_OPS[op](plain, other), LIST_OPS[op](held, other)
+    pairs = [(plain, held)] if expected is None else [(plain, held), (expected, result)]
+    for left, right in pairs:
+        for one, two in zip(left, right, strict=True):
+            whole = two.full() if isinstance(two, ShardedTensor) else two
+            torch.testing.assert_close(whole, one)
+    for one in held:
+        agree(one)
+
+
+REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "norm": torch.linalg.vector_norm,
+    "norm of order 1": lambda x: torch.linalg.vector_norm(x, 1),
+    "norm of order inf": lambda x: torch.linalg.vector_norm(x, float("inf")),
+    "norm of order 0": lambda x: torch.linalg.vector_norm(x, 0),
+    "norm along a dimension": lambda x: torch.linalg.vector_norm(x, 2, dim=1),
+    "sum": torch.sum,
+    "max": torch.max,
+    "min": torch.min,
+    "all": lambda x: torch.isfinite(x).all(),
+    "any": lambda x: torch.isnan(x).any(),
+}
+
+
+@pytest.mark.parametrize("how", PLACEMENTS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_reductions_count_every_element_once(how: str, reduction: str) -> None:
+    whole = torch.randn(SHAPE)
+    torch.testing.assert_close(
+        REDUCTIONS[reduction](sharded(whole, PLACEMENTS[how])), REDUCTIONS[reduction](whole)
+    )
+
+
+@pytest.mark.parametrize("how", ["rows", "packed", "overlapping", "replicated", "one rank has it all"])
+def test_clipping_gathers_nothing(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = nn.Parameter(sharded(torch.randn(SHAPE), PLACEMENTS[how]))
+    weight.grad = sharded(torch.randn(SHAPE), PLACEMENTS[how])
+    expected = weight.grad.full().norm()
+    monkeypatch.setattr(
+        ShardedTensor, "gathered", lambda self, device=None: pytest.fail(f"{self!r} gathered")
+    )
+    torch.testing.assert_close(torch.nn.utils.clip_grad_norm_([weight], 0.1), expected)
+    torch.testing.assert_close(torch.nn.utils.clip_grad_norm_([weight], 0.1), torch.tensor(0.1))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.norm, self.down = nn.Linear(8, 24), nn.LayerNorm(24), nn.Linear(24, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.norm(self.up(x))))
+
+
+X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def split() -> nn.Module:
+    return tpfx.compile(Net().train(), CPUS)
+
+
+def reset(split: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """An unsharded model and a split one with the same weights, without gradients."""
+    plain = Net().train()
+    split.load_state_dict(plain.state_dict())
+    split.zero_grad()
+    return plain, split
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int = 3) -> None:
+    for _ in range(count):
+        optimizer.zero_grad()
+        model(X).square().sum().backward()
+        optimizer.step()
+
+
+def same_weights(plain: nn.Module, split: nn.Module) -> None:
+    for (name, one), two in zip(plain.named_parameters(), split.parameters(), strict=True):
+        assert isinstance(two, ShardedTensor)
+        torch.testing.assert_close(two.full(), one.detach(), msg=name)
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "AdamW, foreach": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
+    "AdamW, fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "SGD, foreach": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, foreach=True),
+    "SGD, fused": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, fused=True),
+    "Adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers(split: nn.Module, name: str) -> None:
+    plain, split = reset(split)
+    for model in (plain, split):
+        steps(model, OPTIMIZERS[name](model.parameters()))
+    same_weights(plain, split)
+
+
+@pytest.mark.parametrize("held", ["strongly", "weakly"])
+def test_an_optimizer_given_before_compile_takes_over_the_sharded_weights(held: str) -> None:
+    """The weights become sharded themselves; one that something refers to weakly is replaced instead."""
+    plain, model = Net().train(), Net().train()
+    weak = [weakref.ref(weight) for weight in model.parameters()] if held == "weakly" else []
+    sides = [(each, torch.optim.AdamW(each.parameters(), lr=0.01)) for each in (plain, model)]
+    for each, optimizer in sides:
+        steps(each, optimizer, 2)  # so that there is state already
+    model.zero_grad()
+    tpfx.compile(model, CPUS)
+    for each, optimizer in sides:
+        steps(each, optimizer)
+    same_weights(plain, model)
+    optimizer = sides[1][1]
+    assert all(
+        one is two for one, two in zip(optimizer.param_groups[0]["params"], model.parameters(), strict=True)
+    )
+    assert all(isinstance(state["exp_avg"], ShardedTensor) for state in optimizer.state.values())
+    assert len(optimizer.state) == len(list(model.parameters()))
+    assert len(weak) in (0, len(optimizer.state))
+
+
+def test_a_list_of_weights_made_before_compile_is_of_sharded_ones_afterwards() -> None:
+    model = Net().train()
+    weights, bias = list(model.parameters()), model.up.bias
+    tpfx.compile(model, CPUS)
+    model(X).square().sum().backward()
+    assert all(one is two for one, two in zip(weights, model.parameters(), strict=True))
+    assert bias is model.up.bias and isinstance(bias, ShardedTensor)
+    assert float(torch.nn.utils.clip_grad_norm_(weights, 1.0)) > 1.0
+    torch.testing.assert_close(
+        torch.nn.utils.get_total_norm([weight.grad for weight in weights]), torch.tensor(1.0)
+    )
+
+
+def test_a_failed_compile_leaves_the_optimizer_alone() -> None:
+    model = Net().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.raises(RuntimeError, match=r"mat1|shape|size"):
+        tpfx.compile(model, CPUS, example_inputs=(torch.ones(4, 7),))
+    before = [weight.detach().clone() for weight in model.parameters()]
+    steps(model, optimizer, 1)
+    assert all(
+        one is two for one, two in zip(optimizer.param_groups[0]["params"], model.parameters(), strict=True)
+    )
+    assert any(not torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+
+
+def test_an_optimizers_state_goes_out_and_in(split: nn.Module) -> None:
+    """Saved, it is that of the unsharded model; loaded, it lies as the weights do from the next step on."""
+    plain, split = reset(split)
+    ours, theirs = (torch.optim.AdamW(each.parameters(), lr=0.01) for each in (split, plain))
+    steps(plain, theirs)
+    steps(split, ours)
+    file = io.BytesIO()
+    torch.save(ours.state_dict(), file)
+    file.seek(0)
+    saved = torch.load(file)
+    torch.testing.assert_close(saved["state"], theirs.state_dict()["state"])
+    resumed = torch.optim.AdamW(split.parameters(), lr=0.01)
+    resumed.load_state_dict(saved)
+    steps(split, resumed)
+    steps(plain, theirs)
+    same_weights(plain, split)
+    assert all(isinstance(state["exp_avg_sq"], ShardedTensor) for state in resumed.state.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_grad_scaler(dtype: torch.dtype) -> None:
+    """Half precision rounds sums in another order, so losses agree to its precision."""
+    plain, model = Net().train(), tpfx.compile(Net().train(), CPUS)
+    losses, scales = [], []
+    for each in (plain, model):
+        optimizer, scaler = (
+            torch.optim.SGD(each.parameters(), lr=0.01),
+            torch.amp.GradScaler("cpu", init_scale=64.0),
+        )
+        for _ in range(4):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=dtype):
+                loss = each(X).square().mean()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(each.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+        losses.append(float(loss.detach()))
+        scales.append(scaler.get_scale())
+    assert losses[0] == pytest.approx(losses[1], rel=0.01) and scales == [64.0, 64.0]
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_an_infinity_on_one_rank_skips_the_step(split: nn.Module) -> None:
+    _, split = reset(split)
+    before = [weight.detach().full() for weight in split.parameters()]
+    optimizer, scaler = (
+        torch.optim.SGD(split.parameters(), lr=0.01),
+        torch.amp.GradScaler("cpu", init_scale=64.0),
+    )
+    scaler.scale(split(X).square().mean()).backward()
+    assert split.up.weight.grad.placement
+    split.up.weight.grad.shards[1][0, 0] = float("inf")
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 32.0
+    assert all(torch.equal(one, two.full()) for one, two in zip(before, split.parameters(), strict=True))
+
+
+def test_large_parts_are_worked_on_in_the_ranks_threads(
+    split: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tpfx.sharded_tensor.per_shard.WORTH_A_THREAD", 1)
+    test_optimizers(split, "AdamW, fused")
+    test_optimizers(split, "Adam")
+
+
+def test_what_each_device_holds_while_training() -> None:
+    """Weights, gradients and AdamW's state: half of the unsharded sum on each of two devices."""
+    from tests.support.models import inputs, tiny
+
+    model = tpfx.compile(tiny("llama").train(), CPUS)
+    given = inputs(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(**given, labels=given["input_ids"]).loss.backward()
+    optimizer.step()
+    whole, held = 0, [0, 0]
+    for weight in model.parameters():
+        state = optimizer.state[weight]
+        for tensor in (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]):
+            assert isinstance(tensor, ShardedTensor)
+            whole += tensor.numel() * tensor.element_size()
+            held = [one + size for one, size in zip(held, tensor.resident_bytes, strict=True)]
+    assert max(held) <= 1.05 / 2 * whole
+
+
+def test_unseen_parts_cover_each_index_once() -> None:
+    owned = ((((0, 4), (6, 8))), ((2, 7),), (), ((0, 9),))
+    from tpfx.ir.shards import unseen
+
+    assert [unseen(owned, rank) for rank in range(4)] == [((0, 6),), ((2, 4),), (), ((8, 9),)]
+
+
+def test_which_ops_go_item_by_item() -> None:
+    known = torch.ops.aten
+    assert foreach.over_lists(known._foreach_mul_.Scalar) and foreach.over_lists(known._fused_adamw_.default)
+    assert not foreach.over_lists(known._foreach_norm.Scalar) and not foreach.over_lists(known.mul.Tensor)
+
+
+def test_a_copy_of_a_training_model_trains_on_its_own(split: nn.Module) -> None:
+    plain, split = reset(split)
+    twin = copy.deepcopy(split)
+    steps(twin, torch.optim.SGD(twin.parameters(), lr=0.01))
+    same_weights(plain, split)
+    steps(plain, torch.optim.SGD(plain.parameters(), lr=0.01))
+    same_weights(plain, twin)
