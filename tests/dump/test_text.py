@@ -1,6 +1,6 @@
 """The text of parallel graphs: small ones inline, whole models in tests/goldens, and capture without weights.
 
-`TPFX_UPDATE_GOLDENS=1 pytest tests/dump/test_text.py` rewrites the goldens; read the difference before you commit.
+The goldens in tests/goldens are dumps of one-layer models: TPFX_UPDATE_GOLDENS=1 rewrites them.
 """
 
 import os

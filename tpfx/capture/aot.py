@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-import torch
 from torch.fx import GraphModule, Node
 
 from ..errors import TpfxError
 from ..ir.annotations import Source
 from ..torch_internals.aot import aot_module_simplified
 from ..torch_internals.fake import unset_fake_temporarily
+from ..torch_internals.fx import OpOverload
 from .decompositions import decompositions
 from .joint import is_tangent
 
@@ -105,7 +105,7 @@ def _written(lowered: GraphModule) -> set[Node]:
     return {
         node.args[0]
         for node in lowered.graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload)
+        if isinstance(node.target, OpOverload)
         and node.target._schema.is_mutable
         and isinstance(node.args[0], Node)
         and node.args[0].op == "placeholder"

@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from ..errors import InputError, ModelError, TpfxError
 from ..ir.annotations import Source
 from ..torch_internals.dynamo import capturing_again, fresh, mark_dynamic_sizes
 from ..torch_internals.fake import FakeTensorMode
+from ..torch_internals.pytree import tree_map_only
 from .recorder import PHASES, Captured, Phase, Recorder
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]

@@ -11,7 +11,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch._decomp import get_decompositions
+
+from ..torch_internals.aot import get_decompositions
 
 aten = torch.ops.aten
 
@@ -56,4 +57,5 @@ _SIMPLER = [
 @cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """What AOTAutograd writes ops as: overload to function."""
-    return get_decompositions(_SIMPLER)
+    found: dict[Any, Callable[..., Any]] = get_decompositions(_SIMPLER)
+    return found

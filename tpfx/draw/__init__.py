@@ -1,0 +1,1 @@
+"""Plans as pictures: a tree of modules, chains, SVG, Graphviz, Model Explorer, a page."""

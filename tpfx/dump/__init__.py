@@ -1,0 +1,1 @@
+"""A parallel graph as text: names, lines, columns, alike layers once."""

@@ -21,6 +21,7 @@ from ..ir.provenance import op_name
 from ..ir.resharding import MESSAGES
 from ..rules.table import is_random, rule_for
 from ..rules.views import FULL
+from ..torch_internals.fx import OpOverload
 from .columns import Row
 from .node_names import Names
 
@@ -155,7 +156,7 @@ class Lines:
     # Arguments.
 
     def _arguments(self, node: Node) -> Iterator[str]:
-        if not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, OpOverload):
             yield from (
                 self._value(argument) for argument in node.args if not isinstance(argument, (Partial, Split))
             )

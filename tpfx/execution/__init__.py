@@ -1,0 +1,1 @@
+"""The hot path: arguments to ranks, one call on every rank, results back."""

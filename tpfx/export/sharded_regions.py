@@ -22,6 +22,7 @@ from ..ir.nodes import is_tensor, tensor_nodes
 from ..ir.parallel_graph import Parallel
 from ..ir.provenance import module_path, op_name
 from ..ir.resharding import all_gather, shard
+from ..torch_internals.fx import OpOverload
 from .sharded_modules import CONVERSIONS, Member, Owners, as_chunks, cut, members_of
 
 
@@ -119,7 +120,7 @@ def _gathered(node: Node, member: Member) -> bool:
 def must_be_whole(value: Node) -> bool:
     """Whether a result is for the caller alone, as logits are; the graph uses keys and values too, though a
     slice of them may be what it returns."""
-    while isinstance(value.target, torch._ops.OpOverload) and value.target.is_view and len(value.users) == 1:
+    while isinstance(value.target, OpOverload) and value.target.is_view and len(value.users) == 1:
         value = value.all_input_nodes[0]
     return is_joined(value)
 

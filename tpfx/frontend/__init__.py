@@ -1,0 +1,1 @@
+"""What Dynamo calls and what a compiled model has in the place of its `forward`."""

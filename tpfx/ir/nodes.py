@@ -11,6 +11,7 @@ import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from ..torch_internals.fx import OpOverload
 from .axes import Size
 
 
@@ -28,7 +29,7 @@ def is_getitem(node: Node) -> bool:
 
 def is_view(node: Node) -> bool:
     """Whether an op only looks at its operand's memory."""
-    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target.is_view)
+    return isinstance(node.target, OpOverload) and bool(node.target.is_view)
 
 
 def size_of(extent: Any) -> Size:
@@ -83,7 +84,7 @@ def is_tensor(value: object) -> bool:
 
 def is_mutable(node: Node) -> bool:
     """Whether a call writes into its first operand."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def tensor_nodes(node: Node) -> Iterator[Node]:
@@ -96,14 +97,14 @@ def tensor_nodes(node: Node) -> Iterator[Node]:
 
 
 @cache
-def parameters(target: torch._ops.OpOverload) -> tuple[tuple[str, Any], ...]:
+def parameters(target: OpOverload) -> tuple[tuple[str, Any], ...]:
     """The names and defaults of an op's arguments."""
     return tuple((argument.name, argument.default_value) for argument in target._schema.arguments)
 
 
 def arguments(node: Node) -> dict[str, Any]:
     """A call's arguments by name, defaults filled in."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return {str(index): argument for index, argument in enumerate(node.args)} | dict(node.kwargs)
     known = parameters(node.target)
     named = dict(known)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ..torch_internals.fx import OpOverload
+
 _MADE_FOR, _STANDS_FOR = "tpfx_made_for", "tpfx_stands_for"
 # What a node that takes the place of another has from it.
 ORIGIN = ("stack_trace", "nn_module_stack", "recompute", "ac_graph_id", "partitioner_tag")
@@ -70,7 +72,7 @@ def source_line(node: Node) -> str:
 
 def op_name(node: Node) -> str:
     """An op as people call it: its name in the schema; every kernel of attention is `attention`."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return str(getattr(node.target, "__name__", node.target))
     name = node.target._schema.name.partition("::")[2].lstrip("_")
     return re.sub(r"^scaled_dot_product_\w*attention\w*$", "attention", name)

@@ -8,10 +8,10 @@ from functools import reduce
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..ir.layout import Unfolding
 from ..ir.shards import SplitDims
+from ..torch_internals.pytree import tree_leaves, tree_map_only
 from .slices import (
     c10d,
     fold,

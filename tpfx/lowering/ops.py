@@ -22,6 +22,7 @@ from ..ir.op_dims import Dims
 from ..ir.shards import Pieces, count_below, pieces
 from ..kernels.lookups import embedding_backward_shard, embedding_shard, gather_shard, scatter_shard
 from ..rules.views import bounds
+from ..torch_internals.fx import OpOverload
 from ..torch_internals.onednn import linear_of_onednn
 from .rank_graph import Rank, emit_shape, split_of
 
@@ -254,7 +255,7 @@ def _some(local: Rank, dim: Dim, split: Split) -> int:
 
 def _called(local: Rank, node: Node, given: dict[str, Any]) -> Node:
     """A call of a node's op with these arguments, by name."""
-    assert isinstance(node.target, torch._ops.OpOverload)
+    assert isinstance(node.target, OpOverload)
     named = {argument.name for argument in node.target._schema.arguments if argument.kwarg_only}
     args = [value for name, value in given.items() if name not in named]
     return local.call(node.target, *args, **{name: value for name, value in given.items() if name in named})

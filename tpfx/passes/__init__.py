@@ -1,3 +1,1 @@
-"""The passes, each one verb: see `tpfx.pipeline` for their order."""
-
-
+"""The passes, each one verb, and `pipeline`, which is their order."""

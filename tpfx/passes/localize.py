@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
+from ..torch_internals.fx import OpOverload
 from ..ir.provenance import ORIGIN, add_stands_for, set_made_for
 from ..ir.annotations import choice_of, dims_of, layout_of
 from ..ir.nodes import is_getitem
@@ -69,7 +70,7 @@ def _must_stay(node: Node) -> bool:
     if node.op in ("placeholder", "output"):
         return True
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return target in (draw, gather_shards)
     return target.namespace == "_c10d_functional" or target._schema.is_mutable
 
@@ -107,7 +108,7 @@ def _local_shape(local: Rank, node: Node, name: str) -> list[Any] | None:
 
 
 def _set_argument(node: Node, name: str, value: Any) -> None:
-    assert isinstance(node.target, torch._ops.OpOverload)
+    assert isinstance(node.target, OpOverload)
     position = [known for known, _ in parameters(node.target)].index(name)
     if name in node.kwargs:
         node.kwargs = {**node.kwargs, name: value}

@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..ir.provenance import ORIGIN
 from ..ir.nodes import size_of
 from ..rules.views import FULL
-from ..torch_internals.fake import unset_fake_temporarily
+from ..torch_internals.fake import FakeTensor, unset_fake_temporarily
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -172,7 +172,7 @@ def _constant(graph: Graph, node: Any) -> torch.Tensor | None:
     if not isinstance(node, Node) or node.op != "get_attr" or not isinstance(module, GraphModule):
         return None
     value = getattr(module, str(node.target), None)
-    fake = isinstance(value, torch._subclasses.FakeTensor)
+    fake = isinstance(value, FakeTensor)
     return value if isinstance(value, torch.Tensor) and not fake else None
 
 

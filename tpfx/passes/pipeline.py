@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 import torch
 from torch.fx import Graph, GraphModule, Node
+from ..torch_internals.fx import HigherOrderOperator, OpOverload
 from ..ir.annotations import Source, bound_of, is_joined, layout_of, set_joined, set_source
 from ..ir.nodes import bytes_of
 from ..ir.resharding import MESSAGES
@@ -150,7 +151,7 @@ def _whole_ops(graph: Graph) -> dict[str, int]:
     counts: dict[str, int] = {}
     for node in graph.nodes:
         target = node.target
-        named = isinstance(target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator))
+        named = isinstance(target, (OpOverload, HigherOrderOperator))
         if named and bound_of(node) is not None and rule_for(target) is None and not is_random(node):
             counts[str(target)] = counts.get(str(target), 0) + 1
     return counts

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 import torch
 from torch.fx import Graph, Node
+from ..torch_internals.fx import OpOverload
 from ..ir.nodes import size_of
 from ..rules.table import is_random
 from ..ir.nodes import is_tensor
@@ -31,7 +32,7 @@ def simplify(graph: Graph) -> None:
 
 def _pure(node: Node) -> bool:
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return True  # getitem and arithmetic of sizes
     return not target._schema.is_mutable and not is_random(node) and target.namespace in ("aten", "prims")
 

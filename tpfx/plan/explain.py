@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
-from torch._ops import OpOverload
 from torch.fx import Node
 
 from ..capture.recorder import Captured
@@ -38,6 +37,7 @@ from ..planning.pinned_layouts import recognise
 from ..planning.topology import Topology
 from ..planning.variable_elimination import Factor, minimise
 from ..rules.table import is_random, rule_for
+from ..torch_internals.fx import OpOverload
 from .tables import rendered
 
 log = logging.getLogger("tpfx")

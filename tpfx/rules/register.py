@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from ..errors import RuleError
-from ..torch_internals.fx import overload_of
+from ..torch_internals.fx import OpOverload, overload_of
 from .rule import Pattern, Rule, parse
 from .table import TABLE
 
@@ -52,7 +50,7 @@ def register_rule(
     TABLE[target] = rule
 
 
-def _overload(op: Any) -> torch._ops.OpOverload:
+def _overload(op: Any) -> OpOverload:
     target = overload_of(op)
     if target is None:
         raise RuleError(
@@ -66,14 +64,14 @@ def _overload(op: Any) -> torch._ops.OpOverload:
     return target
 
 
-def _read(target: torch._ops.OpOverload, pattern: str) -> Pattern:
+def _read(target: OpOverload, pattern: str) -> Pattern:
     try:
         return parse(pattern)
     except ValueError as problem:
         raise RuleError(f"the rule for {target} cannot be read: {problem}") from problem
 
 
-def _check(target: torch._ops.OpOverload, pattern: Pattern, rule: Rule) -> None:
+def _check(target: OpOverload, pattern: Pattern, rule: Rule) -> None:
     schema = target._schema
     given = sum("Tensor" in str(argument.type) for argument in schema.arguments)
     made = sum("Tensor" in str(result.type) for result in schema.returns)

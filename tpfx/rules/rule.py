@@ -22,11 +22,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import torch
-
 from ..ir.axes import Dim, Size, axes, find, product, quotient
 from ..ir.nodes import is_tensor
 from ..ir.op_dims import Bound, Call, Dims
+from ..torch_internals.fx import OpOverload
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ class _Binder:
 
     def _operand_terms(self) -> list[tuple[Term, ...]]:
         """The pattern's groups for the tensor arguments that are given."""
-        if not isinstance(self.call.node.target, torch._ops.OpOverload):
+        if not isinstance(self.call.node.target, OpOverload):
             return list(self.pattern.operands[: len(self.call.operands)])
         schema = [a.name for a in self.call.node.target._schema.arguments if "Tensor" in str(a.type)]
         given = [

@@ -13,6 +13,7 @@ import torch
 from torch.fx import Node
 
 from ..ir.nodes import arguments
+from ..torch_internals.fx import OpOverload
 from . import backward, convolutions, indexing, pointwise, reductions, views, whole_dims
 from .rule import Rule
 
@@ -275,17 +276,14 @@ _POINTWISE = Rule(pointwise.pointwise)
 def rule_for(target: Any) -> Rule | None:
     """The row that describes an op, or None where there is none and it must run whole."""
     rule = TABLE.get(target) or _EXTERNAL.get(str(target))
-    if rule is None and isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
+    if rule is None and isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags:
         return _POINTWISE if not target._schema.is_mutable else None
     return rule
 
 
 def is_random(node: Node) -> bool:
     """Whether a call draws random numbers: attention does so only where it drops something."""
-    if (
-        not isinstance(node.target, torch._ops.OpOverload)
-        or torch.Tag.nondeterministic_seeded not in node.target.tags
-    ):
+    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
     return bool(arguments(node).get("dropout_p", 1.0) != 0.0)
 

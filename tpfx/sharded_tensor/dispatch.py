@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
 
 from ..errors import ShardingError
 from ..ir.shards import Shards
 from ..kernels.slices import relaid
 from ..rules.views import bounds
+from ..torch_internals.pytree import tree_map
 from .foreach import by_list, by_reduction, over_lists
 from .op_table import ROWS, Kept, Row, cut, elementwise, moved, written
 from .per_shard import Columns, everywhere, gathered_for, made_of, on_each, spread
@@ -250,3 +250,6 @@ def _targets(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
         for leaf in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(leaf, ShardedTensor):
                 yield leaf
+
+
+ShardedTensor.carry_out = staticmethod(dispatch)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from ..checkpoint.torch_dcp import box_at, boxes_of, write_items
 from ..errors import ShardingError
@@ -23,6 +22,7 @@ from ..ir.shards import Shards
 from ..kernels.slices import local_shape, take
 from ..runtime.mesh import Mesh
 from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
+from ..torch_internals.pytree import tree_map_only
 from ..torch_internals.wrapper_subclass import make_wrapper_subclass, set_data, without_torch_function
 from .storage import Undivided, Unread, contiguous_strides, probe_of, same_memory, whole_of
 
@@ -49,6 +49,9 @@ class ShardedTensor(torch.Tensor):
     probe: torch.Tensor
 
     __torch_function__ = without_torch_function
+
+    # How an eager op on one is carried out; the module `dispatch` of this room says it.
+    carry_out: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
     @staticmethod
     def __new__(  # noqa: D102  (the class says it)
@@ -313,7 +316,7 @@ class ShardedTensor(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return dispatch(func, args, kwargs or {})
+        return cls.carry_out(func, args, kwargs or {})
 
 
 def copy_dynamic(source: torch.Tensor, made: torch.Tensor) -> None:
@@ -329,6 +332,3 @@ def gather_tree(value: Any) -> Any:
     Those that gradients may flow back to stay: any op on one is right, and most are never looked at.
     """
     return tree_map_only(ShardedTensor, lambda one: one if one.requires_grad else one.gathered(), value)
-
-
-from .dispatch import dispatch  # noqa: E402  (the ops need the class, and the class the ops)

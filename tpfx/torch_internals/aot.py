@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch._decomp as _decomp
 from torch._functorch import aot_autograd as _aot
 from torch._functorch import partitioners as _partitioners
 from torch._guards import TracingContext
+
+# For ops, the functions that AOTAutograd writes them as: `get_decompositions([aten.mse_loss])`.
+get_decompositions: Any = _decomp.get_decompositions
 
 # AOTAutograd's compile function; its protocol of compilers is narrower than what it takes.
 aot_module_simplified: Any = _aot.aot_module_simplified

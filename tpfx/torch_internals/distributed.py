@@ -1,7 +1,7 @@
-"""Every private name of torch that groups and ranks need, in one place.
+"""Process groups, their registration and their works: the private names of torch.distributed.
 
-tests/torch_internals/test_distributed.py states what each is expected to do, so that a torch release that changes one
-fails there by name and not somewhere inside a model.
+`tests/torch_internals` states what each is expected to do, so that a torch release that changes one fails
+there by name and not somewhere inside a model.
 """
 
 from collections.abc import Sequence

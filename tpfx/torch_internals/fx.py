@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 
+OpOverload = torch._ops.OpOverload
+OpOverloadPacket = torch._ops.OpOverloadPacket
+HigherOrderOperator = torch._ops.HigherOrderOperator
+
 
 def forget_erased(graph: torch.fx.Graph) -> None:
     """Let go of nodes that a graph no longer has: it remembers what it has named, and so whatever they hold.
@@ -17,10 +21,10 @@ def forget_erased(graph: torch.fx.Graph) -> None:
         del named[gone]
 
 
-def overload_of(op: Any) -> torch._ops.OpOverload | None:
+def overload_of(op: Any) -> OpOverload | None:
     """The one overload that an op of torch.library stands for, if it does."""
     op = getattr(op, "_opoverload", op)  # what torch.library.custom_op returns
-    if isinstance(op, torch._ops.OpOverloadPacket):
+    if isinstance(op, OpOverloadPacket):
         names = op.overloads()
         op = getattr(op, names[0]) if len(names) == 1 else None
-    return op if isinstance(op, torch._ops.OpOverload) else None
+    return op if isinstance(op, OpOverload) else None

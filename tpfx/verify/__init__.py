@@ -1,0 +1,1 @@
+"""Whether a split model computes what it computes undivided, and if not, in which node."""

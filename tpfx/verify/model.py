@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_map_only
 
 from ..capture.aot import boxed, settle_sources, trace
 from ..capture.capture import Inputs, call_of, explained, leave_sizes_open
@@ -33,6 +32,7 @@ from ..runtime.thread_runtime import Runtime
 from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.dynamo import Settings, capturing_again, fresh
 from ..torch_internals.fake import unset_fake_temporarily
+from ..torch_internals.pytree import tree_map_only
 from .compare_runs import verify_graphs
 from .findings import Finding
 

@@ -27,6 +27,7 @@ from ..kernels.slices import part_of
 from ..lowering.rank_graph import gathering
 from ..rules.table import is_random
 from ..torch_internals.fake import UNKNOWN_TO_FAKES, FakeTensorMode
+from ..torch_internals.fx import HigherOrderOperator
 from .findings import Findings
 
 c10d = torch.ops._c10d_functional
@@ -205,7 +206,7 @@ class _Shapes(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         """Run one node, and look at the shape that comes out."""
-        if isinstance(n.target, torch._ops.HigherOrderOperator):
+        if isinstance(n.target, HigherOrderOperator):
             raise _Stop
         planned = self.findings.nodes.get(made_for(n) or "")
         try:
