@@ -139,6 +139,8 @@ OPS: dict[str, Callable[[torch.Tensor], object]] = {
     "add_ to a plain one": lambda x: torch.ones(SHAPE).add_(x),
     "out": lambda x: torch.add(x, 1, out=torch.empty(SHAPE)),
 }
+# A kernel of matrix products adds in another order for another shape of its operands.
+PRODUCTS = ("matmul", "linear")
 
 
 def plain(value: object) -> object:
@@ -159,7 +161,8 @@ def shapes_of(value: object) -> object:
 def test_ops_give_what_they_give_on_the_whole(held: ShardedTensor, op: str) -> None:
     whole = held.full()
     result, expected = OPS[op](held), OPS[op](whole)
-    torch.testing.assert_close(plain(result), plain(expected), rtol=0, atol=0)
+    error = {} if op in PRODUCTS else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(plain(result), plain(expected), **error)
     assert shapes_of(result) == shapes_of(expected)
     torch.testing.assert_close(held.full(), whole, rtol=0, atol=0)
 
