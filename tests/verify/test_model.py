@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 import tpfx
 from tests.support.models import inputs, tiny
 from tpfx.dump.text import names_of
-from tpfx.ir.nodes import copied
+from tpfx.ir.nodes import copy_graph
 from tpfx.ir.parallel_graph import Parallel
 from tpfx.ir.provenance import made_for
 from tpfx.kernels.collectives import gather_shards
@@ -49,7 +49,7 @@ class Planned:
 
     def tampered(self, find: Sequence[Any], name: str, fault: Fault, *ranks: int) -> list[Finding]:
         """What is found where these ranks (or all) have a fault in what they call for a node of the dump."""
-        modules = [copied(module) for module in self.modules]
+        modules = [copy_graph(module) for module in self.modules]
         for rank in ranks or range(len(modules)):
             graph = modules[rank].graph
             known = [node for node in graph.nodes if node.target in find]
@@ -203,7 +203,7 @@ def test_a_sum_that_is_not_used(llama: Planned) -> None:
 
 
 def test_results_in_each_others_places(llama: Planned) -> None:
-    modules = [copied(module) for module in llama.modules]
+    modules = [copy_graph(module) for module in llama.modules]
     output = modules[0].graph.output_node()
     first, *others = output.args[0]  # type: ignore[misc]
     output.args = ([*others, first],)

@@ -24,7 +24,7 @@ from ..ir.annotations import Source
 from ..torch_internals.dynamo import capturing_again, fresh, mark_dynamic_sizes
 from ..torch_internals.fake import FakeTensorMode
 from ..torch_internals.pytree import tree_map_only
-from .recorder import PHASES, Captured, Phase, Recorder
+from .recorder import PHASES, Captured, GraphRecorder, Phase
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
@@ -51,7 +51,7 @@ def capture(
         torch.Tensor, lambda value: _fake_input(value, mode, symbolic), (args, kwargs)
     )
     train = phase == "train"
-    recorder = Recorder({}, symbolic, "train" if train else "prefill")
+    recorder = GraphRecorder({}, symbolic, "train" if train else "prefill")
     with (
         _without_weights(model, mode, train) as recorder.sources,
         torch.set_grad_enabled(train),
@@ -66,7 +66,7 @@ def capture(
                 recorder.phase = "decode"
                 step(**following)
         except Exception as error:
-            raise explained(model, error) from error
+            raise capture_error(model, error) from error
     if not recorder.captured:
         raise ModelError(f"{type(model).__name__} computes nothing with tensors: there is no graph to split")
     return recorder.captured
@@ -98,7 +98,7 @@ def _next_call(
     return kept | {name: named[name] for name in ("use_cache",) if name in named}
 
 
-def explained(model: torch.nn.Module, error: Exception) -> TpfxError:
+def capture_error(model: torch.nn.Module, error: Exception) -> TpfxError:
     """Why a capture failed, in one line."""
     cause = getattr(error, "inner_exception", error)
     if isinstance(cause, TpfxError):

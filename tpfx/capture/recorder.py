@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..ir.annotations import Source
-from ..ir.nodes import copied
+from ..ir.nodes import copy_graph
 from ..torch_internals.dynamo import mark_dynamic_sizes
 from .aot import boxed, settle_sources, trace
 from .joint import Joint
@@ -39,7 +39,7 @@ class Captured:
 
 
 @dataclass
-class Recorder:
+class GraphRecorder:
     """A backend of Dynamo that keeps the graphs, and runs them as they are.
 
     Attributes:
@@ -86,7 +86,7 @@ class Recorder:
 class _Recording:
     """Keeps the graphs that AOTAutograd makes of one of Dynamo's."""
 
-    recorder: Recorder
+    recorder: GraphRecorder
     sources: list[Source]
     kept: dict[int, tuple[int, int]]
 
@@ -104,7 +104,7 @@ class _Recording:
 
     def partition(self, joint: GraphModule, results: int, **options: Any) -> tuple[GraphModule, GraphModule]:
         """Keep a joint graph; its parts are run, or not, as they are."""
-        whole = copied(joint)
+        whole = copy_graph(joint)
         sources = settle_sources(joint, self.sources)
         made = Joint(results, options)
         self.recorder.captured.append(Captured(whole, sources, self.recorder.phase, joint=made))

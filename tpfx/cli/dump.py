@@ -18,7 +18,7 @@ from ..draw.page import page
 from ..draw.svg import svg
 from ..dump.text import dump_json, dump_text, structures
 from ..errors import InputError
-from ..ir.nodes import copied
+from ..ir.nodes import copy_graph
 from ..ir.parallel_graph import Parallel
 from ..passes.pipeline import Context, infer_structures, lower
 from ..plan.make import describe
@@ -168,7 +168,7 @@ def _code(one: Captured) -> str:
 
 
 def _axes(one: Captured, devices: int) -> str:
-    module = copied(one.module)
+    module = copy_graph(one.module)
     infer_structures(module.graph, one.sources, Context(devices))
     return structures(module.graph)
 

@@ -24,7 +24,7 @@ from torch.fx import Node
 from ..dump.columns import Row
 from ..dump.repeated_layers import SHORTEST, Layer, layer_of, runs
 from ..dump.text import Dump
-from ..ir.annotations import dims_of, source_of
+from ..ir.annotations import dims_of, is_weight, source_of
 from ..ir.axes import Concat, Dim, find, segments
 from ..ir.nodes import bytes_of
 from ..ir.parallel_graph import Parallel
@@ -144,12 +144,12 @@ class _Graph:
         self.weights = weights
         self.dump = Dump(parallel)
         self.lines, self.names = self.dump.lines, self.dump.names
-        self.unplaced = [node for node in self.dump.inputs() if _is_weight(node)]
+        self.unplaced = [node for node in self.dump.inputs() if is_weight(node)]
         self.homes = homes(parallel, self.names)
 
     def blocks(self) -> Blocks:
         """All of it."""
-        others = [node for node in self.dump.inputs() if not _is_weight(node)]
+        others = [node for node in self.dump.inputs() if not is_weight(node)]
         inputs = self.dump.listed(self.lines.input, others)
         items: list[Part | Stack] = []
         for sequence in sequences(groups(self.homes)):
@@ -235,10 +235,6 @@ class _Graph:
 
 
 Entry: TypeAlias = tuple[tuple[str, ...], OpLine | WeightLine]
-
-
-def _is_weight(node: Node) -> bool:
-    return source_of(node).kind in ("parameter", "buffer")
 
 
 def _ends(dim: Dim) -> list[int]:

@@ -39,7 +39,7 @@ class Names:
     def __init__(self, nodes: Sequence[Node], size: Callable[[Any], str]) -> None:
         self._paths = {node: module_path(node) for node in nodes}
         sources = [source_of(node) for node in nodes if node.op == "placeholder"]
-        qualified = [source.name for source in sources if source.kind in ("parameter", "buffer")]
+        qualified = [source.name for source in sources if source.is_weight]
         self.prefix = _shared(
             {*self._paths.values(), *(name.rpartition(".")[0] for name in qualified)} - {""}
         )
@@ -89,7 +89,7 @@ class Names:
 
     def _input_name(self, node: Node) -> str:
         source = source_of(node)
-        if source.kind in ("parameter", "buffer"):
+        if source.is_weight:
             return self._short(source.name)
         return re.sub(r"^l_(kwargs_|args_)?|_$", "", source.name)  # as Dynamo writes a local variable
 

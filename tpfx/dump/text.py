@@ -21,7 +21,7 @@ import torch
 from torch.fx import Graph, Node
 
 from ..formatting import bytes_text, dtype_text
-from ..ir.annotations import dims_of, source_of
+from ..ir.annotations import dims_of, is_weight
 from ..ir.axes import Dim, show
 from ..ir.nodes import hint_of, is_tensor
 from ..ir.parallel_graph import Parallel
@@ -53,11 +53,7 @@ def structures(graph: Graph) -> str:
     """The weights of a graph after inference, and what their dimensions are made of."""
     nodes = list(graph.nodes)
     names, letters = Names(nodes, str), dict[Dim, str]()
-    weights = [
-        node
-        for node in nodes
-        if node.op == "placeholder" and source_of(node).kind in ("parameter", "buffer") and is_tensor(node)
-    ]
+    weights = [node for node in nodes if is_weight(node) and is_tensor(node)]
     rows = [
         Row(
             names[node],

@@ -20,13 +20,13 @@ import torch
 
 from ..capture.capture import Inputs
 from ..errors import InputError
-from ..ir.annotations import choice_of, layout_of, source_of
+from ..ir.annotations import choice_of, is_weight, layout_of, source_of
 from ..ir.layout import Partial
 from ..ir.parallel_graph import Parallel
 from ..ir.provenance import module_path
 from ..ir.resharding import all_reduce
 from .layer_consistency import Agreement
-from .sharded_regions import is_weight, must_be_whole
+from .sharded_regions import must_be_whole
 from .styles import STYLES, matches, pattern_of, python_of_torch, python_of_transformers
 
 

@@ -89,7 +89,7 @@ class Owners:
 def members_of(owners: Owners, weight: Node, split: Split) -> tuple[list[Member], dict[str, str]]:
     """The modules that hold a split weight as members; or, where one cannot be, why none of them is."""
     source = source_of(weight)
-    if source.kind not in ("parameter", "buffer"):
+    if not source.is_weight:
         return [], {source.name: "what is kept from call to call is no weight"}
     holders = owners.holding(source.name)
     for path, name in holders:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from ..ir.annotations import choice_of, is_joined, layout_of, source_of
+from ..ir.annotations import choice_of, is_joined, is_weight, layout_of, source_of
 from ..ir.layout import Partial, Split
 from ..ir.nodes import is_tensor, tensor_nodes
 from ..ir.parallel_graph import Parallel
@@ -215,11 +215,6 @@ def _for_parts(value: Node, path: str, region: Region) -> bool:
         module_path(user) == path and (region.active(user) or _for_parts(user, path, region))
         for user in value.users
     )
-
-
-def is_weight(node: Node) -> bool:
-    """Whether an input is a parameter or a buffer of the model."""
-    return source_of(node).kind in ("parameter", "buffer")
 
 
 def where(node: Node) -> str:

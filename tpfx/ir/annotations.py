@@ -53,6 +53,11 @@ class Source:
     pinned: Shards | None = None
     mutated: bool = False
 
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a parameter or a buffer of the model."""
+        return self.kind in ("parameter", "buffer")
+
 
 def dims_of(node: Node) -> Dims:
     """The dimensions of the tensor that a node stands for."""
@@ -101,6 +106,11 @@ def set_choice(node: Node, choice: Choice) -> None:
 def source_of(node: Node) -> Source:
     """What an input of the graph is."""
     return node.meta.get(_SOURCE) or Source("input", node.name)
+
+
+def is_weight(node: Node) -> bool:
+    """Whether a node is an input of the graph that is a parameter or a buffer of the model."""
+    return node.op == "placeholder" and source_of(node).is_weight
 
 
 def set_source(node: Node, source: Source) -> None:

@@ -39,7 +39,7 @@ def _what(node: Node) -> str:
     if node.op != "placeholder":
         return "output" if node.op == "output" else str(node.target)
     source = source_of(node)
-    name = source.name if source.kind in ("parameter", "buffer") else ""
+    name = source.name if source.is_weight else ""
     return f"{source.kind} {name} {source.mutated}"
 
 

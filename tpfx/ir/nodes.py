@@ -113,7 +113,7 @@ def arguments(node: Node) -> dict[str, Any]:
     return named
 
 
-def copied(module: GraphModule) -> GraphModule:
+def copy_graph(module: GraphModule) -> GraphModule:
     """The same graph in a graph of its own, with the same fake tensors and constants."""
     made: dict[Node, Node] = {}
     graph = Graph()

@@ -13,7 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 import numpy as np
 from torch.fx import Graph, Node
-from ..ir.annotations import Choice, bound_of, dims_of, returned_as, set_choice, set_layout, source_of
+from ..ir.annotations import (
+    Choice,
+    bound_of,
+    dims_of,
+    is_weight,
+    returned_as,
+    set_choice,
+    set_layout,
+    source_of,
+)
 from ..ir.nodes import bytes_of, elements, is_getitem, is_view, result_index, tensors_of
 from ..ir.axes import find
 from ..planning.variable_elimination import Factor, minimise
@@ -126,7 +135,7 @@ class Problem:
         elif source.kind != "input":
             dims = dims_of(node)
             layouts += [split for split in self.splits.of([dims]) if splittable(dims, split)]
-        price = self.price if _is_weight(node) and pinned is None else 0.0
+        price = self.price if is_weight(node) and pinned is None else 0.0
         price *= 0.01 if size < self.small else 1.0
         for layout in layouts:
             choice = Choice("input", (), (layout,))
@@ -186,7 +195,7 @@ class Problem:
         size = bytes_of(node.meta["val"])
         if isinstance(layout, Partial):
             return self.topology.all_reduce(size, self.ranks)
-        penalty = GATHERED_WEIGHT if _is_weight(node) else 1.0
+        penalty = GATHERED_WEIGHT if is_weight(node) else 1.0
         more = size * (1 - 1 / self.ranks)  # what every rank then holds beyond its part
         return penalty * self.topology.all_gather(size, self.ranks) + GATHERED * self.price * more
 
@@ -281,7 +290,7 @@ def _offers(state: State, need: Layout) -> bool:
 
 def _small_matrix(graph: Graph) -> float:
     """The bytes of the smallest matrix that matters: all smaller ones together are negligible."""
-    weights = [node for node in graph.nodes if node.op == "placeholder" and _is_weight(node)]
+    weights = [node for node in graph.nodes if is_weight(node)]
     trained = [node for node in weights if source_of(node).kind == "parameter"]  # buffers are tables, or few
     values = [node.meta["val"] for node in trained or weights]
     sizes = sorted(bytes_of(value) for value in values if value.dim() > 1) or [
@@ -293,10 +302,6 @@ def _small_matrix(graph: Graph) -> float:
         if seen > NEGLIGIBLE * total:
             return float(size)
     return 1.0
-
-
-def _is_weight(node: Node) -> bool:
-    return node.op == "placeholder" and is_tensor(node) and source_of(node).kind in ("parameter", "buffer")
 
 
 def returned_whole(node: Node) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from torch.fx import Graph, Node
 from ..ir.nodes import bytes_of
-from ..ir.annotations import choice_of, dims_of, layout_of, source_of
+from ..ir.annotations import choice_of, dims_of, is_weight, layout_of
 from ..ir.axes import find
 from ..ir.layout import Split, local_size
 from ..ir.nodes import is_tensor
@@ -24,8 +24,7 @@ def divide(graph: Graph, ranks: int) -> None:
         for split in _used(node):
             weights.setdefault(split, 0.0)
         layout = layout_of(node)
-        weight = node.op == "placeholder" and source_of(node).kind in ("parameter", "buffer")
-        if weight and is_tensor(node) and isinstance(layout, Split):
+        if is_weight(node) and is_tensor(node) and isinstance(layout, Split):
             weights[layout] += bytes_of(node.meta["val"])
     loads = _loads(graph, ranks)
     for split in sorted(weights, key=lambda split: -weights[split] / split.units):

@@ -24,10 +24,10 @@ from ..capture.recorder import Captured
 from ..dump.node_text import Lines
 from ..errors import InputError
 from ..formatting import bytes_text, seconds_text
-from ..ir.annotations import bound_of, choice_of, source_of
+from ..ir.annotations import bound_of, choice_of, is_weight, source_of
 from ..ir.axes import show
 from ..ir.layout import Partial, Split, carries
-from ..ir.nodes import bytes_of, copied
+from ..ir.nodes import bytes_of, copy_graph
 from ..ir.parallel_graph import Parallel, Solution
 from ..ir.provenance import source_line
 from ..ir.resharding import MESSAGES
@@ -106,7 +106,7 @@ class Explainer:
 
     def __init__(self, captured: Captured, parallel: Parallel, topology: Topology | None = None) -> None:
         self.parallel = parallel
-        module = copied(captured.module)
+        module = copy_graph(captured.module)
         sources = [source_of(node) for node in parallel.graph.find_nodes(op="placeholder")]
         context = Context(parallel.ranks, topology or Topology())
         infer_structures(module.graph, sources, context)
@@ -125,9 +125,8 @@ class Explainer:
         for node in self.parallel.graph.nodes:
             if node.name in self._nodes and choice_of(node) is not None:
                 found[self._lines.names[node]] = node
-                source = source_of(node) if node.op == "placeholder" else None
-                if source is not None and source.kind in ("parameter", "buffer"):
-                    found.setdefault(source.name, node)
+                if is_weight(node):
+                    found.setdefault(source_of(node).name, node)
         return found
 
     def explain(self, name: str) -> Explanation:

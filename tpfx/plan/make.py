@@ -108,7 +108,7 @@ def _weight_plans(parallel: Parallel) -> Iterable[tuple[str, WeightPlan]]:
     letters: dict[Any, str] = {}
     for node in parallel.graph.find_nodes(op="placeholder"):
         source = source_of(node)
-        if source.kind in ("parameter", "buffer"):
+        if source.is_weight:
             value = node.meta["val"]
             axes = show(dims_of(node), letters)
             dtype = str(value.dtype).removeprefix("torch.")

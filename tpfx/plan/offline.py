@@ -16,7 +16,7 @@ from ..capture.joint import mark_gradients
 from ..capture.recorder import Captured
 from ..errors import InputError
 from ..ir.annotations import Source, is_joined, shards_of
-from ..ir.nodes import copied, is_tensor
+from ..ir.nodes import copy_graph, is_tensor
 from ..ir.parallel_graph import Parallel
 from ..ir.shards import Shards
 from ..passes.pipeline import parallelize
@@ -79,13 +79,13 @@ def plan_graphs(
             parallel = _planned(one, sources, devices, topology)
         plans.append(parallel)
         for node, source in zip(parallel.graph.find_nodes(op="placeholder"), sources, strict=True):
-            if source.kind in ("parameter", "buffer"):
+            if source.is_weight:
                 pinned.setdefault(source.name, shards_of(node))
     return plans
 
 
 def _planned(one: Captured, sources: list[Source], devices: int, topology: Topology | None) -> Parallel:
-    module = copied(one.module)
+    module = copy_graph(one.module)
     if one.joint is None:
         return parallelize(module.graph, sources, devices, topology)
     mark_gradients(module.graph, one.joint.results)

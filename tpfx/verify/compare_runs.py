@@ -29,7 +29,7 @@ from ..kernels.collectives import joined
 from ..kernels.slices import part_of
 from ..runtime.thread_runtime import Runtime
 from .findings import Finding, Findings
-from .reference_run import LocalRecorder, Recorder, Reference, copied, drawing_from
+from .reference_run import LocalRecorder, Reference, ValueRecorder, clone_value, drawing_from
 from .static_checks import check_graphs, first_line
 
 
@@ -71,9 +71,9 @@ def verify_graphs(
     """
     findings = Findings(parallel)
     check_graphs(parallel, modules, findings)
-    safe, state, given = not findings, torch.get_rng_state(), [copied(arg) for arg in args]
+    safe, state, given = not findings, torch.get_rng_state(), [clone_value(arg) for arg in args]
     reference = Reference(captured, parallel.graph, given, state)
-    original = Recorder(captured)
+    original = ValueRecorder(captured)
     results = original.run(*args)
     try:
         reference.run()
@@ -120,7 +120,7 @@ def _own(error: Exception | None) -> bool:
     return error is not None and not isinstance(error, RankAborted)
 
 
-def _note_failure(local: Recorder, rank: int, findings: Findings) -> None:
+def _note_failure(local: ValueRecorder, rank: int, findings: Findings) -> None:
     assert local.failed is not None and local.error is not None
     node = findings.nodes[made_for(local.failed) or "output"]
     findings.add("error", node, f"{local.failed.name} raises {first_line(local.error)}", rank)
@@ -131,11 +131,17 @@ def _input(node: Node, arg: Any, rank: int) -> Any:
     if not isinstance(arg, torch.Tensor):
         return arg
     layout = shards_of(node)
-    return part_of(arg, layout, rank).clone(memory_format=torch.contiguous_format) if layout else copied(arg)
+    if not layout:
+        return clone_value(arg)
+    return part_of(arg, layout, rank).clone(memory_format=torch.contiguous_format)
 
 
 def _compare_rewrite(
-    captured: GraphModule, parallel: Parallel, original: Recorder, reference: Reference, findings: Findings
+    captured: GraphModule,
+    parallel: Parallel,
+    original: ValueRecorder,
+    reference: Reference,
+    findings: Findings,
 ) -> None:
     """What the passes left of the captured graph must have the values that it had; so must the results."""
     same = {node.name: node.name for node in parallel.graph.nodes if node.name in original.values}
@@ -159,7 +165,7 @@ def _returned(graph: Graph) -> Sequence[Any]:
 
 
 def _compare_ranks(
-    parallel: Parallel, reference: Reference, ranks: Sequence[Recorder], findings: Findings
+    parallel: Parallel, reference: Reference, ranks: Sequence[ValueRecorder], findings: Findings
 ) -> int:
     """Note the first node at which a rank has another value than it should; returns how many are right."""
     count = 0

@@ -18,11 +18,11 @@ import torch
 from torch.fx import GraphModule
 
 from ..capture.aot import boxed, settle_sources, trace
-from ..capture.capture import Inputs, call_of, explained, leave_sizes_open
+from ..capture.capture import Inputs, call_of, capture_error, leave_sizes_open
 from ..capture.joint import Joint, is_tangent, mark_gradients
 from ..errors import InputError, ModelError
 from ..ir.annotations import Source, shards_of
-from ..ir.nodes import copied, hint_of
+from ..ir.nodes import copy_graph, hint_of
 from ..ir.parallel_graph import Parallel
 from ..ir.shards import Shards
 from ..passes.pipeline import lower, parallelize
@@ -114,7 +114,7 @@ def verify(
         ):
             torch.compile(fresh(model.forward), backend=verifier.compile)(*args, **kwargs)
     except Exception as error:
-        raise explained(model, error) from error
+        raise capture_error(model, error) from error
     finally:
         verifier.runtime.close()
     if not verifier.outcome.graphs:
@@ -187,7 +187,7 @@ class _Verifier:
         known = [replace(one, pinned=self.pinned.get(one.name)) for one in settle_sources(lowered, sources)]
         parallel = parallelize(lowered.graph, known, self.runtime.mesh.size, self.topology)
         for node, source in zip(parallel.graph.find_nodes(op="placeholder"), known, strict=True):
-            if source.kind in ("parameter", "buffer"):
+            if source.is_weight:
                 self.pinned.setdefault(source.name, shards_of(node))
         self.outcome.graphs += 1
         return parallel
@@ -210,7 +210,7 @@ class _Graph:
 
     def partition(self, joint: GraphModule, results: int, **options: Any) -> tuple[GraphModule, GraphModule]:
         """Plan forward and backward as one; what the model itself runs are the parts of an unplanned copy."""
-        whole = copied(joint)
+        whole = copy_graph(joint)
         with unset_fake_temporarily():
             mark_gradients(joint.graph, results)
             self._plan(joint)
@@ -233,7 +233,7 @@ class _Graph:
         return boxed(lambda args: lowered(*args))
 
     def _plan(self, lowered: GraphModule) -> None:
-        self.captured = copied(lowered)
+        self.captured = copy_graph(lowered)
         self.parallel = self.verifier.parallelize(lowered, self.sources)
         self.modules = lower(lowered.graph, self.verifier.runtime.mesh, lowered)
 

@@ -25,7 +25,7 @@ MARGIN = 10.0  # times what that changes is not called a difference
 _MARKERS = (all_reduce, all_gather, shard, pend)
 
 
-class Recorder(Interpreter):
+class ValueRecorder(Interpreter):
     """Runs a graph and keeps a copy of every value, by name, as it was when it was computed.
 
     Memory that an op leaves as it is holds zeros, so that two runs can be compared.
@@ -52,11 +52,11 @@ class Recorder(Interpreter):
             result.zero_()
         if n.op != "output":
             for name in self.names(n):
-                self.values[name] = copied(result)
+                self.values[name] = clone_value(result)
         return result
 
 
-class LocalRecorder(Recorder):
+class LocalRecorder(ValueRecorder):
     """Runs a rank's graph; what it keeps goes by the names of the parallel graph."""
 
     def names(self, node: Node) -> Sequence[str]:
@@ -64,7 +64,7 @@ class LocalRecorder(Recorder):
         return stands_for(node)
 
 
-class WholeRecorder(Recorder):
+class WholeRecorder(ValueRecorder):
     """Runs a parallel graph on whole tensors, for which its collectives are nothing to do."""
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -83,13 +83,13 @@ class Reference:
     """
 
     def __init__(self, root: GraphModule, graph: Graph, args: Sequence[Any], state: torch.Tensor) -> None:
-        self._graph, self._args, self._state = graph, [copied(arg) for arg in args], state
+        self._graph, self._args, self._state = graph, [clone_value(arg) for arg in args], state
         self.recorder = WholeRecorder(root, graph)
 
     def run(self) -> None:
         """Compute the values; `recorder` knows where, if it raises."""
         with drawing_from(self._state):
-            self.recorder.run(*map(copied, self._args))
+            self.recorder.run(*map(clone_value, self._args))
 
     def __getitem__(self, name: str) -> Any:
         return self.recorder.values[name]
@@ -116,7 +116,7 @@ class Reference:
         }
 
 
-def copied(value: Any) -> Any:
+def clone_value(value: Any) -> Any:
     """A tensor in memory of its own; anything else as it is."""
     return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
@@ -132,6 +132,6 @@ def drawing_from(state: torch.Tensor) -> Iterator[None]:
 def _rounded(value: Any, generator: torch.Generator) -> Any:
     """A tensor whose numbers are a few units in the last place larger or smaller."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        return copied(value)
+        return clone_value(value)
     signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
     return value + value * (signs * UNITS * torch.finfo(value.dtype).eps)
