@@ -23,7 +23,7 @@ from tpfx.kernels.lookups import embedding_shard
 from tpfx.planning.topology import Topology
 from tpfx.runtime.mesh import Mesh
 from tpfx.runtime.thread_runtime import Runtime
-from tpfx.verify import model
+from tpfx.verify import model as verify_model
 from tpfx.verify.compare_runs import Replayed, verify_graphs
 from tpfx.verify.findings import Finding
 from tpfx.verify.model import verify
@@ -34,7 +34,7 @@ Fault = Callable[[Graph, Node], None]
 
 
 @dataclass
-class Planned:
+class Case:
     """A graph, and what it takes to verify it again with faults."""
 
     captured: GraphModule
@@ -68,27 +68,27 @@ class Planned:
             runtime.close()
 
 
-def planned(model: nn.Module, given: Any, **options: Any) -> Planned:
+def case_of(model: nn.Module, given: Any, **options: Any) -> Case:
     """The one graph of a model."""
-    made: list[Planned] = []
+    made: list[Case] = []
 
     def record(
         captured: GraphModule, parallel: Parallel, modules: Any, args: Any, runtime: Runtime
     ) -> Replayed:
-        made.append(Planned(captured, parallel, modules, args, runtime.mesh))
+        made.append(Case(captured, parallel, modules, args, runtime.mesh))
         return verify_graphs(captured, parallel, modules, args, runtime)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "verify_graphs", record)
+        patch.setattr(verify_model, "verify_graphs", record)
         assert verify(model, 2, given, **options).right
     (one,) = made
     return one
 
 
 @pytest.fixture(scope="module")
-def llama() -> Planned:
+def llama() -> Case:
     model = tiny("llama", num_hidden_layers=1)
-    return planned(model, inputs(model))
+    return case_of(model, inputs(model))
 
 
 class Branches(nn.Module):
@@ -105,9 +105,9 @@ class Branches(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def branches() -> Planned:
+def branches() -> Case:
     torch.manual_seed(0)
-    return planned(Branches(), (torch.randn(3, 64),))
+    return case_of(Branches(), (torch.randn(3, 64),))
 
 
 # Faults. Each takes the node of a rank's graph that shall be wrong.
@@ -175,7 +175,7 @@ def swapped(graph: Graph, node: Node) -> None:
             place = user
 
 
-def test_a_dropped_all_reduce(llama: Planned) -> None:
+def test_a_dropped_all_reduce(llama: Case) -> None:
     found = llama.tampered(REDUCE, "layers.0.self_attn.o_proj.sum", dropped)
     assert (found[0].kind, found[0].node, found[0].ranks) == (
         "collective",
@@ -187,7 +187,7 @@ def test_a_dropped_all_reduce(llama: Planned) -> None:
     assert "modeling_llama.py:" in found[0].source
 
 
-def test_an_all_reduce_dropped_on_one_rank_does_not_hang(llama: Planned) -> None:
+def test_an_all_reduce_dropped_on_one_rank_does_not_hang(llama: Case) -> None:
     found = llama.tampered(REDUCE, "layers.0.mlp.down_proj.sum", dropped, 1)
     assert (found[0].kind, found[0].node, found[0].ranks) == (
         "collective",
@@ -196,13 +196,13 @@ def test_an_all_reduce_dropped_on_one_rank_does_not_hang(llama: Planned) -> None
     )
 
 
-def test_a_sum_that_is_not_used(llama: Planned) -> None:
+def test_a_sum_that_is_not_used(llama: Case) -> None:
     found = llama.tampered(REDUCE, "layers.0.self_attn.o_proj.sum", bypassed)
     assert (found[0].kind, found[0].ranks) == ("operand", (0, 1))
     assert "takes layers.0.self_attn.o_proj, addends that are not summed" in found[0].text
 
 
-def test_results_in_each_others_places(llama: Planned) -> None:
+def test_results_in_each_others_places(llama: Case) -> None:
     modules = [copy_graph(module) for module in llama.modules]
     output = modules[0].graph.output_node()
     first, *others = output.args[0]  # type: ignore[misc]
@@ -212,13 +212,13 @@ def test_results_in_each_others_places(llama: Planned) -> None:
     assert "result 0 is" in found[0].text
 
 
-def test_a_double_all_reduce(llama: Planned) -> None:
+def test_a_double_all_reduce(llama: Case) -> None:
     found = llama.tampered(REDUCE, "layers.0.self_attn.o_proj.sum", doubled)
     assert (found[0].kind, found[0].node) == ("collective", "layers.0.self_attn.o_proj.sum")
     assert "the sum is summed again" in found[0].text
 
 
-def test_a_wrong_slice(llama: Planned) -> None:
+def test_a_wrong_slice(llama: Case) -> None:
     slices = [node for node in llama.parallel.graph.nodes if node.target is aten.slice.Tensor]
     name = llama.name(slices[0].name)
     found = llama.tampered([aten.slice.Tensor], name, both(shifted(2, 1), shifted(3, 1)), 1)
@@ -227,7 +227,7 @@ def test_a_wrong_slice(llama: Planned) -> None:
     assert [(one.kind, one.node, one.ranks) for one in found] == [("shape", name, (0,))]
 
 
-def test_a_wrong_index_offset(llama: Planned) -> None:
+def test_a_wrong_index_offset(llama: Case) -> None:
     found = llama.tampered([embedding_shard], "embed_tokens", shifted(2, -1), 1)
     assert [(one.kind, one.node) for one in found] == [("value", "embed_tokens")]
     assert "the ranks' addends do not give it" in found[0].text
@@ -236,7 +236,7 @@ def test_a_wrong_index_offset(llama: Planned) -> None:
 def test_a_gather_of_other_parts() -> None:
     """On one rank: it would put the parts together in another way than the others."""
     model = nn.Sequential(nn.Linear(64, 256), nn.Softmax(-1), nn.Linear(256, 64))
-    slow = planned(model, (torch.randn(3, 64),), topology=Topology(bandwidth=1e7))
+    slow = case_of(model, (torch.randn(3, 64),), topology=Topology(bandwidth=1e7))
     (node,) = (node for node in slow.modules[1].graph.nodes if node.target is gather_shards)
 
     def mixed(graph: Graph, node: Node) -> None:
@@ -248,13 +248,13 @@ def test_a_gather_of_other_parts() -> None:
     assert [(one.kind, one.node, one.ranks) for one in found] == [("collective", name, (1,))]
 
 
-def test_swapped_collectives_on_one_rank(branches: Planned) -> None:
+def test_swapped_collectives_on_one_rank(branches: Case) -> None:
     found = branches.tampered(REDUCE, "left.sum", swapped, 1)
     assert [(one.kind, one.node, one.ranks) for one in found] == [("collective", "left.sum", (1,))]
     assert found[0].text == "its all_reduce comes after that of right.sum"
 
 
-def test_another_reduction(branches: Planned) -> None:
+def test_another_reduction(branches: Case) -> None:
     def greatest(graph: Graph, node: Node) -> None:
         node.args = (node.args[0], "max", *node.args[2:])
 
@@ -263,7 +263,7 @@ def test_another_reduction(branches: Planned) -> None:
     assert found[0].text == "all_reduce of max where sum is planned"
 
 
-def test_a_rank_that_raises(branches: Planned) -> None:
+def test_a_rank_that_raises(branches: Case) -> None:
     """What no check sees beforehand: what an op does with values."""
 
     def checked(graph: Graph, node: Node) -> None:
@@ -378,14 +378,14 @@ def test_inputs_that_are_written_to() -> None:
 
 
 def test_a_pass_that_changes_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = model.parallelize
+    plan = verify_model.parallelize
 
     def wrong(graph: Graph, *args: Any) -> Parallel:
         (node,) = graph.find_nodes(op="call_function", target=aten.sin.default)
         node.target = aten.tanh.default
         return plan(graph, *args)
 
-    monkeypatch.setattr(model, "parallelize", wrong)
+    monkeypatch.setattr(verify_model, "parallelize", wrong)
     outcome = verify(Branches(), 2, (torch.randn(3, 64),))
     assert [(one.kind, one.node) for one in outcome.findings] == [("rewrite", "tanh")]
     assert not outcome.right
