@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 import tpfx
 from tests.support.models import inputs, tiny
+from tests.support.sharded import CPUS
 from tpfx import ShardedTensor
-
-CPUS = ["cpu", "cpu"]
 
 
 class Net(nn.Module):

@@ -1,0 +1,1 @@
+"""Tests of files: safetensors read by slices, torch.distributed.checkpoint saved and loaded split."""

@@ -13,9 +13,9 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 import tpfx
-from tests.runtime.test_processes import launch
-from tests.sharded_tensor.test_tensor import PLACEMENTS, SHAPE, sharded
 from tests.support.models import inputs, tiny
+from tests.support.processes import launch
+from tests.support.sharded import PLACEMENTS, SHAPE, sharded
 from tpfx.checkpoint.torch_dcp import boxes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.distributed is .*:UserWarning")  # dcp in one process

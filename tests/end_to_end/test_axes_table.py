@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.architectures import LISTED, tiny
+from tests.support.architectures import LISTED, tiny
 from tpfx.capture.capture import capture
 from tpfx.errors import ModelError
 from tpfx.ir.annotations import dims_of, source_of

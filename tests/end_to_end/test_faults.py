@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import tpfx
+from tests.support.sharded import CPUS
 
-CPUS = ["cpu", "cpu"]
 _serials = itertools.count()  # an op lives as long as the process: each test has one of its own
 
 

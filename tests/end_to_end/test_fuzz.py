@@ -16,7 +16,7 @@ import torch
 from hypothesis import strategies as st
 
 import tpfx
-from benchmarks.zoo import largest_error
+from tests.support.compare import largest_error
 from tests.support.programs import STEPS, WIDTHS, Program, Step
 from tpfx.ir.annotations import choice_of
 

@@ -14,9 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 import tpfx
 from tests.support.models import inputs, tiny
-from tpfx.sharded_tensor.tensor import ShardedTensor
-
-CPUS = ["cpu", "cpu"]
+from tests.support.sharded import CPUS, whole
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # peft, of transformers
@@ -105,10 +103,6 @@ def adapted(name: str) -> nn.Module:
     for weight in (value for key, value in model.named_parameters() if "lora_B" in key):
         nn.init.normal_(weight, std=0.02)
     return model.train()
-
-
-def whole(weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().full() if isinstance(weight, ShardedTensor) else weight.detach()
 
 
 @pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.slow), "gpt2"])

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import tpfx
-from benchmarks import architectures
+from tests.support import architectures
 from tests.support.models import MODELS, inputs, tiny
 from tpfx.sharded_tensor.tensor import ShardedTensor
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import tpfx
-from benchmarks.zoo import largest_error
+from tests.support.compare import largest_error
+from tests.support.sharded import whole
 from tpfx.kernels.slices import relaid
 
 
@@ -298,10 +299,6 @@ def test_views_of_an_input_with_sizes_that_vary(train: bool) -> None:
         before = x.clone()
         other(x)[2].zero_()
         assert torch.equal(x[:, 1:], torch.zeros(2, 2, 6)) and torch.equal(x[:, :1], before[:, :1])
-
-
-def whole(value: torch.Tensor) -> torch.Tensor:
-    return value.full() if isinstance(value, tpfx.ShardedTensor) else value
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,14 @@ import torch
 from torch import nn
 
 import tpfx
-from benchmarks.architectures import tiny as tiny_of
+from tests.support.architectures import tiny as tiny_of
 from tests.support.models import inputs, tiny
+from tests.support.nets import Net
+from tests.support.sharded import whole
 
 CAUSAL = ("llama", "gpt2", "opt", "bloom", "mixtral")
 # Ernie's router has a gradient by way of addends that the forward part saves.
 OTHERS = (("seq2seq", "t5"), ("masked", "bert"), ("image", "vit"), ("causal", "ernie4_5_moe"))
-
-
-def whole(value: Any) -> torch.Tensor:
-    return value.full() if isinstance(value, tpfx.ShardedTensor) else value
 
 
 def causal(name: str, **sizes: Any) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -126,15 +124,6 @@ def test_messages_of_a_training_graph() -> None:
     assert max(report.bytes_per_device) <= 1.05 / 2 * report.total_bytes
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.norm, self.down = nn.Linear(8, 24), nn.LayerNorm(24), nn.Linear(24, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.relu(self.norm(self.up(x))))
-
-
 def test_frozen_weights_accumulated_gradients_and_gradients_of_inputs() -> None:
     plain, x = Net().train(), torch.randn(4, 8)
     plain.up.weight.requires_grad_(False)
@@ -164,7 +153,7 @@ def test_checkpointed_layers() -> None:
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = nn.ModuleList([Net(), Net()])
+            self.layers = nn.ModuleList([Net(), Net(seed=1)])
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             for layer in self.layers:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.architectures import LISTED
-from benchmarks.zoo import SPLIT, Way, check, gradient_error, line
+from benchmarks.zoo import SPLIT, Way, check, line
+from tests.support.architectures import LISTED
+from tests.support.compare import gradient_error
 
 # One of each kind, and the devices to split it over: sinks, convolutions, states, experts, encoders, images.
 SAMPLE = {

@@ -1,0 +1,1 @@
+"""Tests of how a split graph runs and how its results lie."""

@@ -1,0 +1,1 @@
+"""Tests of plans written for transformers and for torch's own tensor parallelism."""

@@ -1,0 +1,1 @@
+"""Tests of the doors: `tpfx.compile`, and `torch.compile` with the backend."""

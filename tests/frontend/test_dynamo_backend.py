@@ -12,9 +12,10 @@ import torch._dynamo
 from torch import nn
 
 import tpfx
-from benchmarks.architectures import tiny as tiny_of
-from benchmarks.zoo import TOLERANCE, largest_error
+from tests.support.architectures import tiny as tiny_of
+from tests.support.compare import TOLERANCE, largest_error
 from tests.support.models import inputs, tiny
+from tests.support.nets import Net
 from tpfx.sharded_tensor.tensor import ShardedTensor
 
 TWO = {"devices": ["cpu", "cpu"]}
@@ -67,16 +68,6 @@ def test_graphs_and_memory() -> None:
     assert whole() is None
     assert model.lm_head.weight.qualified_name == "lm_head.weight"
     torch.testing.assert_close(tpfx.full_state_dict(model), dict(plain.state_dict()), rtol=0, atol=0)
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.up, self.norm, self.down = nn.Linear(8, 24), nn.LayerNorm(24), nn.Linear(24, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.relu(self.norm(self.up(x))))
 
 
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))

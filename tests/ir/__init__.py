@@ -1,0 +1,1 @@
+"""Tests of axes, their notation, layouts and shards."""

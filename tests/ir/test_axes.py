@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tests.rules.test_rule_truth import structures
+from tests.support.axes_samples import structures
 from tpfx.ir.annotations import dims_of
 from tpfx.ir.axes import (
     Dim,

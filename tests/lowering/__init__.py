@@ -1,0 +1,1 @@
+"""Tests of the graph of one rank, and of what compiles it."""

@@ -1,0 +1,1 @@
+"""Tests of each pass, text in, text out, and of the pipeline."""

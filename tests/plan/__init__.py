@@ -1,0 +1,1 @@
+"""Tests of plans: their numbers, their files, what they say."""

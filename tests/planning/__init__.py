@@ -1,0 +1,1 @@
+"""Tests of how the cheapest layouts are found."""

@@ -1,0 +1,1 @@
+"""Tests of the table of op rules: each row is true, and a lie is found."""

@@ -17,6 +17,7 @@ from tests.support import (  # noqa: F401  (register their samples)
     rule_samples_pointwise,
     rule_samples_shapes,
 )
+from tests.support.axes_samples import structures
 from tests.support.rule_samples import SAMPLES, Case, Sampler
 from tpfx.rules import whole_dims
 from tpfx.rules.table import _EXTERNAL, TABLE, rule_for
@@ -91,21 +92,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@st.composite
-def structures(draw: Any, size: int, depth: int = 2) -> str:
-    """What a dimension may be made of, as text."""
-    divisors = [divisor for divisor in range(2, size) if size % divisor == 0]
-    kinds = ["axis", *(["product"] * 2 if divisors else []), *(["concat", "twice"] if size > 1 else [])]
-    kind = draw(st.sampled_from(kinds)) if depth else "axis"
-    if kind == "product":
-        major = draw(st.sampled_from(divisors))
-        return f"({draw(structures(major, depth - 1))} {draw(structures(size // major, depth - 1))})"
-    if kind == "concat" or (kind == "twice" and size % 2):
-        at = draw(st.integers(1, size - 1))
-        return f"[{draw(structures(at, depth - 1))}|{draw(structures(size - at, depth - 1))}]"
-    return f"[r{size // 2}:{size // 2}|r{size // 2}]" if kind == "twice" else f"_:{size}"
 
 
 @st.composite

@@ -1,0 +1,1 @@
+"""Tests of meshes, rank threads, processes and their collectives."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.runtime.test_processes import launch
+from tests.support.processes import launch
 
 PROGRAM = """
 import sys, torch, torch.distributed as dist

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,8 @@ import torch
 
 import tpfx
 from tests.support import spmd
+from tests.support.processes import ROOT, finish, launch, start
 from tests.support.smollm2 import needs_smollm2
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -29,49 +26,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def start(count: int, *command: str) -> list[subprocess.Popen[str]]:
-    """Processes as torchrun starts them, without torchrun, which would end the others where one ends."""
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(count)}
-    common |= {"TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-
-
-def finish(running: Sequence[subprocess.Popen[str]], seconds: float = 1200.0) -> list[tuple[int, str]]:
-    """Exit codes and what was written to stderr; nothing is left running."""
-    end, done = time.monotonic() + seconds, []
-    try:
-        for process in running:
-            errors = process.communicate(timeout=max(1.0, end - time.monotonic()))[1]
-            done.append((process.returncode, errors))
-    finally:
-        for process in running:
-            process.kill()
-        for process in running:
-            process.communicate()
-    return done
-
-
-def launch(count: int, *command: str) -> None:
-    for code, errors in finish(start(count, *command)):
-        assert code == 0, errors
 
 
 def same(expected: dict[str, Any], found: dict[str, Any]) -> None:

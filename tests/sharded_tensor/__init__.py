@@ -1,0 +1,1 @@
+"""Tests of eager ops, optimizers and state dicts of sharded tensors."""

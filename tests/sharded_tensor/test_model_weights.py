@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import tpfx
-from benchmarks.architectures import tiny as tiny_of
+from tests.support.architectures import tiny as tiny_of
 from tests.support.models import inputs, tiny
+from tests.support.nets import Net
+from tests.support.sharded import CPUS
 from tpfx.sharded_tensor.tensor import ShardedTensor
-
-CPUS = ["cpu", "cpu"]
 
 
 def trained(name: str) -> tuple[Any, Any, dict[str, torch.Tensor]]:
@@ -71,15 +71,6 @@ def test_ties_and_memory_of_the_full_state_dict() -> None:
     assert len({full[name].data_ptr() for name in tied}) == 1 and len(tied) == 2
     distinct = {value.data_ptr(): value.nbytes for value in full.values()}
     assert sum(distinct.values()) == sum(weight.nbytes for weight in (*plain.parameters(), *plain.buffers()))
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(8, 24), nn.Linear(24, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.relu(self.up(x)))
 
 
 X = torch.randn(4, 8)

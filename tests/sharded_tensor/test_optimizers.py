@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 import tpfx
-from tests.sharded_tensor.test_tensor import PLACEMENTS, SHAPE, agree, sharded
+from tests.support.nets import Net
+from tests.support.sharded import CPUS, PLACEMENTS, SHAPE, agree, sharded
 from tpfx.sharded_tensor import foreach
 from tpfx.sharded_tensor.tensor import ShardedTensor
 
-CPUS = ["cpu", "cpu"]
 PAIRS = [("rows", "packed", "overlapping", "undivided"), ("replicated", "one rank has it all", "two dims")]
 
 
@@ -92,16 +92,6 @@ def test_clipping_gathers_nothing(how: str, monkeypatch: pytest.MonkeyPatch) -> 
     )
     torch.testing.assert_close(torch.nn.utils.clip_grad_norm_([weight], 0.1), expected)
     torch.testing.assert_close(torch.nn.utils.clip_grad_norm_([weight], 0.1), torch.tensor(0.1))
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.up, self.norm, self.down = nn.Linear(8, 24), nn.LayerNorm(24), nn.Linear(24, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.relu(self.norm(self.up(x))))
 
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))

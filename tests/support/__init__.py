@@ -1,0 +1,1 @@
+"""What test files share, and benchmarks with them: models, samples of ops, programs, comparisons."""

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 import tpfx
-from benchmarks.architectures import tiny as tiny_of
+from tests.support.architectures import tiny as tiny_of
 from tests.support.models import inputs, tiny
 from tests.support.smollm2 import smollm2
 

@@ -1,0 +1,1 @@
+"""Tests of what tpfx relies on in private parts of torch."""
