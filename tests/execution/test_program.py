@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 import tpfx
+from tests.support.sharded import sharded
+from tpfx.ir.shards import Shards
 
 
 class Writes(torch.nn.Module):
@@ -59,3 +61,17 @@ def test_repeated_and_scalar_arguments() -> None:
     with torch.no_grad():
         for factor in (2.0, 3.0):
             torch.testing.assert_close(split(x, x, factor), plain(x, x, factor))
+
+
+def test_a_view_of_a_sharded_cache_is_written_through() -> None:
+    """Such a view has no shards of its own: what the ranks write goes to its base."""
+    plain, split = Writes(), tpfx.compile(Writes(), ["cpu", "cpu"])
+    split.load_state_dict(plain.state_dict())
+    base = sharded(torch.zeros(2, 4, 12, 16), Shards(((2, (((0, 6),), ((6, 12),))),)))
+    caches = [torch.zeros(2, 4, 6, 16), base[:, :, ::2]]
+    x, at = torch.randn(2, 2, 16), torch.tensor([1, 4])
+    with torch.no_grad():
+        expected = plain(x, caches[0], at, torch.tensor(0))
+        torch.testing.assert_close(split(x, caches[1], at, torch.tensor(0)), expected)
+    torch.testing.assert_close(base.full()[:, :, ::2], caches[0])
+    assert base.full()[:, :, 1::2].abs().sum() == 0

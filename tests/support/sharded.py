@@ -32,7 +32,7 @@ PLACEMENTS: dict[str, Shards | None] = {
 
 def sharded(tensor: torch.Tensor, placement: Shards | None) -> ShardedTensor:
     """A copy of a tensor, held as told; None: it is not divided yet."""
-    made = ShardedTensor(MESH, tensor, whole=tensor.clone())
+    made = ShardedTensor.unsharded(MESH, tensor.clone())
     if placement is not None:
         made.distribute(placement)
     return made

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 import tpfx
+from tpfx.sharded_tensor.storage import Fake
 from tpfx.sharded_tensor.tensor import ShardedTensor
 from tpfx.torch_internals import aot, batch_guards, dynamo, fake, fx, inductor, wrapper_subclass
 
@@ -71,7 +72,7 @@ def test_traceable_wrappers_are_told_by_their_flatten_methods() -> None:
     assert not wrapper_subclass.is_traceable_wrapper_subclass(torch.ones(1))
     assert not wrapper_subclass.is_traceable_wrapper_subclass(wrapper(dtype=torch.float32))
     whole = torch.ones(1)
-    assert wrapper_subclass.is_traceable_wrapper_subclass(ShardedTensor(None, whole, whole=whole))
+    assert wrapper_subclass.is_traceable_wrapper_subclass(ShardedTensor(None, whole, held=Fake()))
 
 
 def test_conversions_of_a_module_go_through_apply() -> None:

@@ -22,7 +22,15 @@ from ..kernels.slices import relaid
 from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.thread_runtime import Runtime, node_of
-from ..sharded_tensor.storage import folded_whole_of, split_among, whole_of
+from ..sharded_tensor.storage import (
+    Fake,
+    Sharded,
+    Unsharded,
+    ViewOf,
+    folded_whole_of,
+    split_among,
+    whole_of,
+)
 from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.dynamo import mark_dynamic_sizes
 from .output_strides import Strides
@@ -126,8 +134,9 @@ class _Input:
 
     def __call__(self, arg: Any) -> Sequence[Any]:
         if isinstance(arg, ShardedTensor):
-            if arg._parts is not None and (arg.placement is self.layout or arg.placement == self.layout):
-                return arg._parts
+            held = arg.last_held
+            if isinstance(held, Sharded) and (held.placement is self.layout or held.placement == self.layout):
+                return held.parts
             return self._reshard(arg)
         if not self.tensor or not isinstance(arg, torch.Tensor):
             return (arg,) * len(self.devices)
@@ -139,14 +148,19 @@ class _Input:
 
     def _reshard(self, arg: ShardedTensor) -> Sequence[torch.Tensor]:
         """Another layout than the one that this graph was compiled for."""
-        if arg._whole is not None:
-            arg.distribute(self.layout)
-            assert arg._parts is not None
-            return arg._parts
-        parts = split_among(arg.gathered(), self.layout, self.mesh)
-        if self.source.mutated:
-            arg._parts, arg.placement = parts, self.layout
-        return parts
+        match arg.held:
+            case Unsharded():
+                arg.distribute(self.layout)
+                return arg.shards or ()
+            case Sharded(parts, placement) if placement == self.layout:
+                return parts
+            case Sharded():
+                parts = split_among(arg.gathered(), self.layout, self.mesh)
+                if self.source.mutated:
+                    arg.hold(parts, self.layout)
+                return parts
+            case ViewOf() | Fake():  # what is written into one is written back
+                return split_among(arg.gathered(), self.layout, self.mesh)
 
     def _lend(self, arg: torch.Tensor) -> Sequence[torch.Tensor]:
         """A plain tensor that the graph writes into: a copy for each rank, written back afterwards."""
@@ -156,10 +170,13 @@ class _Input:
 
     def write_back(self, arg: Any, parts: Sequence[torch.Tensor]) -> None:
         """Bring what the ranks wrote to a plain argument."""
-        if isinstance(arg, torch.Tensor) and not isinstance(arg, ShardedTensor):
-            with torch.no_grad():
-                whole = whole_of(parts, self.layout.dims, arg.shape, self.mesh) if self.layout else parts[0]
-                arg.copy_(whole)
+        if not isinstance(arg, torch.Tensor):
+            return
+        if isinstance(arg, ShardedTensor) and not isinstance(arg.held, ViewOf):
+            return  # the ranks wrote into its shards
+        with torch.no_grad():
+            whole = whole_of(parts, self.layout.dims, arg.shape, self.mesh) if self.layout else parts[0]
+            arg.copy_(whole)
 
 
 def _output(node: Any, mesh: Mesh, kept: bool, seen: bool) -> Callable[[list[Any]], Any]:
@@ -219,7 +236,7 @@ def _join_folded(layout: Shards, mesh: Mesh, results: list[torch.Tensor]) -> tor
 def _shard(
     layout: Shards, fixed: dict[int, int], dynamic: set[int], mesh: Mesh, results: list[torch.Tensor]
 ) -> torch.Tensor:
-    made = ShardedTensor(mesh, results[0], _shape(fixed, results[0]), parts=results, layout=layout)
+    made = ShardedTensor(mesh, results[0], _shape(fixed, results[0]), held=Sharded(tuple(results), layout))
     if dynamic:
         mark_dynamic_sizes(made, dynamic)
     return made

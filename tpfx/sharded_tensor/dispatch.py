@@ -20,6 +20,7 @@ from ..torch_internals.pytree import tree_map
 from .foreach import by_list, by_reduction, over_lists
 from .op_table import ROWS, Kept, Row, cut, elementwise, moved, written
 from .per_shard import Columns, everywhere, gathered_for, made_of, on_each, spread
+from .storage import Fake, Unsharded, ViewOf
 from .tensor import ShardedTensor
 
 aten = torch.ops.aten
@@ -28,7 +29,7 @@ aten = torch.ops.aten
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Carry out an op of which at least one argument is a ShardedTensor."""
     owner = _owner(args)
-    if owner is None or owner._mesh is None:
+    if owner is None or isinstance(owner.held, Fake):
         return _on_wholes(func, args, kwargs)
     if func is aten.detach.default or func is aten.alias.default:
         return owner.alias()
@@ -45,7 +46,7 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return done
     if func.is_view:
         return _view(func, args, kwargs, owner)
-    if func is aten._to_copy.default and owner._whole is not None and "device" not in kwargs:
+    if func is aten._to_copy.default and isinstance(owner.held, Unsharded) and "device" not in kwargs:
         return _undivided_copy(func, args, kwargs, owner)
     return _on_wholes(func, args, kwargs)
 
@@ -90,9 +91,9 @@ def _by_element(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner:
     if func._schema.is_mutable:
         if written(func) != (0,) or args[0] is not owner:
             return None
-        on_each(owner._mesh, func, [spread(arg, owner, placement, shape) for arg in args], kwargs)
+        on_each(owner.mesh, func, [spread(arg, owner, placement, shape) for arg in args], kwargs)
         return owner
-    parts = on_each(owner._mesh, func, [spread(arg, owner, placement, shape) for arg in args], kwargs)
+    parts = on_each(owner.mesh, func, [spread(arg, owner, placement, shape) for arg in args], kwargs)
     made = made_of(owner, parts, placement, shape)
     if func is aten._to_copy.default:
         made.qualified_name = owner.qualified_name
@@ -112,7 +113,7 @@ def _by_row(func: Any, args: tuple[Any, ...], owner: ShardedTensor) -> Any:
     if placement is None or kept is None:
         return _slice_split(args, owner, like) if func is aten.slice.Tensor else None
     columns = _columns(row, args, owner, placement, kept, shape)
-    parts = on_each(owner._mesh, _PARTWISE.get(func, func), columns)
+    parts = on_each(owner.mesh, _PARTWISE.get(func, func), columns)
     if func._schema.is_mutable:
         return owner
     if isinstance(like, torch.Tensor):
@@ -155,12 +156,12 @@ def _slice_split(args: tuple[Any, ...], owner: ShardedTensor, like: Any) -> Shar
     given: list[Any] = [*args[1:], *(0, None, None, 1)[len(args) - 1 :]]
     at, start, end, step = given
     limits = bounds(start, end, owner.shape[at])
-    if limits is None or step != 1 or owner.placement is None or owner._parts is None:
+    if limits is None or step != 1 or owner.placement is None or owner.shards is None:
         return None
     at %= owner.dim()
     placement, inside = cut(owner.placement, at, *limits)
-    own = [inside[rank] for rank in owner._mesh.owned]
-    parts = [part.narrow(at, a, b - a) for part, (a, b) in zip(owner._parts, own, strict=True)]
+    own = [inside[rank] for rank in owner.mesh.owned]
+    parts = [part.narrow(at, a, b - a) for part, (a, b) in zip(owner.shards, own, strict=True)]
     return made_of(owner, parts, placement, like.shape, like.stride())
 
 
@@ -182,7 +183,7 @@ def _grown(
 
 def _local_sizes(shape: Sequence[int], placement: Shards, owner: ShardedTensor) -> list[list[int]]:
     columns = []
-    for rank in owner._mesh.owned:
+    for rank in owner.mesh.owned:
         local = list(shape)
         for dim, owned in placement.dims:
             local[dim] = sum(stop - start for start, stop in owned[rank])
@@ -208,17 +209,15 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: Shard
 
 
 def _behind(base: ShardedTensor, like: torch.Tensor, again: Callable[..., torch.Tensor]) -> ShardedTensor:
-    made = ShardedTensor(base._mesh, like, like.shape, layout=Shards(), stride=like.stride())
-    made._behind = base, again
-    return made
+    return ShardedTensor(base.mesh, like, like.shape, held=ViewOf(base, again), stride=like.stride())
 
 
 def _undivided_copy(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor
 ) -> ShardedTensor:
-    assert owner._whole is not None
-    whole = func(owner._whole.detach(), *args[1:], **kwargs)
-    made = ShardedTensor(owner._mesh, whole, whole=whole)
+    assert isinstance(owner.held, Unsharded)
+    whole = func(owner.held.whole.detach(), *args[1:], **kwargs)
+    made = ShardedTensor.unsharded(owner.mesh, whole)
     made.qualified_name = owner.qualified_name
     return made
 
@@ -237,8 +236,7 @@ def _on_wholes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return result
     targets = list(_targets(func, args, kwargs))
     for target in targets:
-        if target._mesh is not None:
-            target.store(gathered[id(target)])
+        target.store(gathered[id(target)])
     return targets[0] if len(targets) == 1 and isinstance(result, torch.Tensor) else result
 
 

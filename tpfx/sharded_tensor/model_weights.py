@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ..runtime.mesh import Mesh
 from ..torch_internals.parameter_slots import Slot, slots_of
 from ..torch_internals.wrapper_subclass import is_traceable_wrapper_subclass
 from .optimizers import forget_successor, succeed
-from .storage import Unread
+from .storage import Cell, Sharded, Unread, Unsharded
 from .tensor import ShardedTensor
 
 log = logging.getLogger("tpfx")
@@ -84,20 +85,14 @@ def _take_place(value: torch.Tensor, sharded: ShardedTensor) -> ShardedTensor:
         log.debug("%s is replaced: %s", sharded.qualified_name, problem)
         succeed(value, sharded)
         return sharded
-    assert isinstance(value, ShardedTensor) and value._cell is not None
-    value._cell.whole = sharded  # which is the plain one now
-    if value.unread is not None:
-        value.unread.original = sharded
+    assert isinstance(value, ShardedTensor) and isinstance(value.held, Unsharded)
+    value.held.cell.contents = sharded  # which is the plain one now
     return value
 
 
 def sharded_weight(value: torch.Tensor, name: str, mesh: Mesh, stored: Stored | None = None) -> ShardedTensor:
     """What takes the place of a parameter or buffer; undivided until a graph decides."""
-    sharded = ShardedTensor(mesh, value, whole=value, requires_grad=value.requires_grad)
-    if stored is not None:
-        assert sharded._cell is not None
-        sharded._cell.stored = stored
-        sharded.unread = Unread(value, sharded._cell)
+    sharded = ShardedTensor.unsharded(mesh, value, stored=stored, requires_grad=value.requires_grad)
     sharded.qualified_name = name
     _mark_like(sharded, value)
     return sharded
@@ -123,13 +118,44 @@ def restore_weights(slots: list[Slot]) -> None:
 
 
 def read_weights(slots: list[Slot], mesh: Mesh, expect: Callable[[int], None]) -> None:
-    """Read what files have: each part, and whole what no graph has divided; first say how many bytes."""
-    unread = {id(slot.value): slot.value for slot in slots if slot.value.unread is not None}
-    expect(sum(sharded.unread.memory.nbytes for sharded in unread.values()))
-    for sharded in unread.values():
-        sharded.unread.memory.read(mesh)
-    for sharded in unread.values():
-        sharded.unread = None
+    """Read what files have: each shard, and whole what no graph has sharded; first say how many bytes.
+
+    Until all is read, everything counts as unread: if a file cannot be read, the originals can be put back.
+    """
+    distinct: dict[int, ShardedTensor] = {id(slot.value): slot.value for slot in slots}
+    expect(sum(_unread_bytes(sharded) for sharded in distinct.values()))
+    finish = [_read(sharded, mesh) for sharded in distinct.values()]
+    for each in finish:
+        each()
+
+
+def _unread_bytes(sharded: ShardedTensor) -> int:
+    match sharded.held:
+        case Unsharded(Cell(stored=Stored())) as held:
+            return held.whole.nbytes
+        case Sharded(parts, _, Unread()):
+            return sum(part.nbytes for part in parts)
+        case _:
+            return 0
+
+
+def _read(sharded: ShardedTensor, mesh: Mesh) -> Callable[[], None]:
+    """Read a weight's contents, if they are unread; what is returned makes them count."""
+    match sharded.held:
+        case Unsharded(Cell(stored=Stored() as stored) as cell) as held:
+            whole = torch.empty(held.whole.shape, dtype=held.whole.dtype, device="cpu")
+            stored.read(whole, (), 0)
+            return partial(cell.fill, whole)
+        case Sharded(parts, placement, Unread(_, stored)):
+            for rank, part in zip(mesh.owned, parts, strict=True):
+                stored.read(part, placement.dims, rank)
+            return partial(sharded.hold, parts, placement)
+        case _:
+            return _nothing
+
+
+def _nothing() -> None:
+    """A weight had its contents already."""
 
 
 def _put_back(sharded: ShardedTensor, original: torch.Tensor) -> torch.Tensor:
@@ -146,10 +172,11 @@ def _put_back(sharded: ShardedTensor, original: torch.Tensor) -> torch.Tensor:
 
 
 def _original(sharded: ShardedTensor) -> torch.Tensor:
-    if sharded.unread is not None:
-        return sharded.unread.original
-    if sharded._whole is not None:
-        return sharded._whole
+    match sharded.held:
+        case Unsharded() as held:
+            return held.whole
+        case Sharded(unread=Unread(original)):
+            return original
     whole = sharded.full()
     return (
         torch.nn.Parameter(whole, sharded.requires_grad) if isinstance(sharded, torch.nn.Parameter) else whole
@@ -184,9 +211,13 @@ def _plain_state(state: Mapping[str, Any], device: torch.device | str | None) ->
 
 def _memory_of(value: Any) -> int:
     """What tells tied weights from others: every alias of a sharded tensor has the same parts."""
-    if isinstance(value, ShardedTensor) and value._behind is None:
-        return id(value._parts if value._whole is None else value._cell)
-    return id(value)
+    match value.held if isinstance(value, ShardedTensor) else None:
+        case Sharded(parts):
+            return id(parts)
+        case Unsharded(cell):
+            return id(cell)
+        case _:
+            return id(value)
 
 
 def _plain(value: Any, device: torch.device | str | None) -> Any:

@@ -51,7 +51,7 @@ def _divide(state: dict[str, Any], weight: ShardedTensor) -> None:
     for key, value in state.items():
         if type(value) is torch.Tensor and value.dim() and value.shape == weight.shape:
             assert weight.placement is not None
-            state[key] = ShardedTensor(weight.mesh, value, whole=value)
+            state[key] = ShardedTensor.unsharded(weight.mesh, value)
             state[key].distribute(weight.placement)
 
 

@@ -17,6 +17,7 @@ from ..ir.shards import Shards
 from ..kernels.slices import take
 from ..runtime.mesh import Mesh
 from ..runtime.thread_runtime import runtime_of
+from .storage import Sharded
 from .tensor import ShardedTensor, copy_dynamic
 
 log = logging.getLogger("tpfx")
@@ -30,40 +31,42 @@ WORTH_A_THREAD = 2**16
 
 def spread(value: Any, owner: ShardedTensor, placement: Shards, shape: Sequence[int]) -> Column:
     """An operand that broadcasts to `shape`, as each rank needs it where the result lies as `placement`."""
-    assert owner._parts is not None
+    own_shards = owner.shards
+    assert own_shards is not None
     if value is owner and len(shape) == owner.dim():
-        return owner._parts
+        return own_shards
     if not isinstance(value, torch.Tensor):
-        return (value,) * len(owner._parts)
+        return (value,) * len(own_shards)
     new = len(shape) - value.dim()
     dims = tuple(
         (dim - new, own) for dim, own in placement.dims if dim >= new and value.shape[dim - new] == shape[dim]
     )
     if isinstance(value, ShardedTensor):
-        if value._parts is not None and value.placement is not None and value._mesh.same_as(owner._mesh):
-            if value.placement.dims == dims:
-                return value._parts
-            if not value.placement:
-                own = zip(owner._mesh.owned, value._parts, strict=True)
+        held = value.held
+        if isinstance(held, Sharded) and value.mesh.same_as(owner.mesh):
+            if held.placement.dims == dims:
+                return held.parts
+            if not held.placement:
+                own = zip(owner.mesh.owned, held.parts, strict=True)
                 return [take(part, dims, rank) for rank, part in own]
         value = gathered_for(value, "an operand that lies otherwise")
-    ranks = zip(owner._mesh.owned, owner._parts, strict=True)
+    ranks = zip(owner.mesh.owned, own_shards, strict=True)
     return [_on(take(value, dims, rank), part.device) for rank, part in ranks]
 
 
 def everywhere(value: Any, owner: ShardedTensor) -> Column:
     """An argument that every rank needs whole: an index, a number."""
-    assert owner._parts is not None
+    own_shards = owner.shards
+    assert own_shards is not None
     if isinstance(value, torch.Tensor):
         if value is owner:
-            return owner._parts
+            return own_shards
         whole = value.gathered() if isinstance(value, ShardedTensor) else value
-        return [_on(whole, part.device) for part in owner._parts]
+        return [_on(whole, part.device) for part in own_shards]
     if isinstance(value, (list, tuple)):
-        return list(zip(*(everywhere(item, owner) for item in value), strict=True)) or [()] * len(
-            owner._parts
-        )
-    return (value,) * len(owner._parts)
+        items = [everywhere(item, owner) for item in value]
+        return list(zip(*items, strict=True)) or [()] * len(own_shards)
+    return (value,) * len(own_shards)
 
 
 def _on(value: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -97,7 +100,7 @@ def made_of(
     stride: Sequence[int] | None = None,
 ) -> ShardedTensor:
     """The result of an op of which these are the parts."""
-    made = ShardedTensor(owner._mesh, parts[0], shape, parts=parts, layout=placement, stride=stride)
+    made = ShardedTensor(owner.mesh, parts[0], shape, held=Sharded(tuple(parts), placement), stride=stride)
     copy_dynamic(owner, made)
     return made
 
@@ -107,7 +110,7 @@ _reported: set[str] = set()
 
 def gathered_for(tensor: ShardedTensor, why: Any) -> torch.Tensor:
     """The whole, for an op that needs it; logged once for each reason."""
-    if tensor._mesh is not None and tensor.placement and str(why) not in _reported:
+    if tensor.placement and str(why) not in _reported:
         _reported.add(str(why))
         log.debug("%r is gathered for %s, outside of the compiled graphs", tensor, why)
     return tensor.gathered()

@@ -1,76 +1,118 @@
-"""The memory behind sharded tensors: undivided wholes, and the parts that ranks have of them."""
+"""How a ShardedTensor is held: in shards, not yet sharded, as a view that is made anew, or fake.
+
+match tensor.held:
+    case Sharded(parts, placement): ...   # a shard for each rank that this process owns
+    case Unsharded() as held: ...         # `held.whole`, until a graph chooses a placement
+    case ViewOf(base, again): ...         # `again(base.gathered())` whenever it is looked at
+    case Fake(): ...                      # while Dynamo captures
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
+from ..checkpoint.safetensors_files import Stored
 from ..ir.shards import Shards, SplitDims
 from ..kernels.slices import fold, join, local_shape, take, unfold_part, whole_shape
 from ..runtime.mesh import Mesh
 from ..runtime.processes import from_all
 
 if TYPE_CHECKING:
-    from ..checkpoint.safetensors_files import Stored
+    from .tensor import ShardedTensor
 
 
-class Undivided:
-    """A whole tensor until a graph divides it, shared by every alias of it; afterwards what it became.
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Whose contents are in a file still.
 
-    It may be `stored` in a file, and be without contents itself.
+    Attributes:
+        original: the weight, without contents, that a sharded tensor took the place of.
+        stored: where the contents are.
     """
 
-    __slots__ = ("parts", "placement", "stored", "whole")
+    original: torch.Tensor
+    stored: Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Sharded:
+    """A shard for each rank that this process owns, in order.
+
+    Attributes:
+        parts: the shards; without contents of their own while they are unread.
+        placement: which intervals of which dimensions each rank has.
+        unread: the file that has the contents, until they are read.
+    """
+
+    parts: tuple[torch.Tensor, ...]
+    placement: Shards
+    unread: Unread | None = None
+
+
+class Cell:
+    """What all aliases of an unsharded tensor share: the whole, and once it is sharded what it became.
+
+    Attributes:
+        contents: the whole tensor, or its shards.
+        stored: the file that has the contents of a whole without any, until they are read.
+    """
+
+    __slots__ = ("contents", "stored")
 
     def __init__(self, whole: torch.Tensor, stored: Stored | None = None) -> None:
-        self.whole: torch.Tensor | None = whole
+        self.contents: torch.Tensor | Sharded = whole
         self.stored = stored
-        self.parts: tuple[torch.Tensor, ...] | None = None
-        self.placement: Shards | None = None
 
-    def divide(self, layout: Shards, mesh: Mesh) -> None:
-        """Give each owned rank its part, and let the whole go."""
-        assert self.whole is not None, "it is divided already"
-        if self.stored is None:
-            self.parts = split_among(self.whole, layout, mesh)
-        else:
-            shape, dtype = self.whole.shape, self.whole.dtype
-            self.parts = tuple(
-                torch.empty(local_shape(shape, layout.dims, rank), dtype=dtype, device=mesh.devices[rank])
-                for rank in mesh.owned
-            )
-        self.placement, self.whole = layout, None
+    def fill(self, whole: torch.Tensor) -> None:
+        """The contents have been read: `whole` has them."""
+        self.contents, self.stored = whole, None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsharded:
+    """No graph has chosen a placement: the whole tensor, where it was. Aliases share the cell."""
+
+    cell: Cell
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of what this process has of it."""
-        held = self.parts if self.whole is None else (self.whole,)
-        return sum(tensor.nbytes for tensor in held or ())
+    def whole(self) -> torch.Tensor:
+        """The whole tensor."""
+        assert isinstance(self.cell.contents, torch.Tensor), "it is sharded already"
+        return self.cell.contents
 
-    def read(self, mesh: Mesh) -> None:
-        """Take the contents from the file, as the graphs have divided them or whole."""
-        assert self.stored is not None, "it is read already"
-        if self.whole is not None:
-            self.whole = torch.empty(self.whole.shape, dtype=self.whole.dtype, device="cpu")
-            self.stored.read(self.whole, (), 0)
+    def shard(self, layout: Shards, mesh: Mesh) -> None:
+        """Give each owned rank its shard, and let the whole go; every alias finds them in the cell."""
+        whole, stored = self.whole, self.cell.stored
+        if stored is None:
+            self.cell.contents = Sharded(split_among(whole, layout, mesh), layout)
         else:
-            assert self.parts is not None and self.placement is not None
-            for rank, part in zip(mesh.owned, self.parts, strict=True):
-                self.stored.read(part, self.placement.dims, rank)
-        self.stored = None
+            shapes = [
+                (local_shape(whole.shape, layout.dims, rank), mesh.devices[rank]) for rank in mesh.owned
+            ]
+            parts = tuple(torch.empty(shape, dtype=whole.dtype, device=device) for shape, device in shapes)
+            self.cell.contents = Sharded(parts, layout, Unread(whole, stored))
 
 
-@dataclass
-class Unread:
-    """While files are not yet read: what a sharded tensor stands for, without contents, and its memory."""
+@dataclass(frozen=True, slots=True)
+class ViewOf:
+    """A view that is made anew of the gathered base whenever it is looked at, and written through."""
 
-    original: torch.Tensor
-    memory: Undivided
+    base: ShardedTensor
+    again: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Fake:
+    """Nothing: what a sharded tensor is while Dynamo captures."""
+
+
+Storage: TypeAlias = Sharded | Unsharded | ViewOf | Fake
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.torch_dcp import box_at, boxes_of, write_items
+from ..checkpoint.safetensors_files import Stored
+from ..checkpoint.torch_dcp import Box, box_at, boxes_of, write_items
 from ..errors import ShardingError
 from ..ir.shards import Shards
 from ..kernels.slices import local_shape, take
@@ -24,29 +25,33 @@ from ..runtime.mesh import Mesh
 from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
 from ..torch_internals.pytree import tree_map_only
 from ..torch_internals.wrapper_subclass import make_wrapper_subclass, set_data, without_torch_function
-from .storage import Undivided, Unread, contiguous_strides, probe_of, same_memory, whole_of
+from .storage import (
+    Cell,
+    Fake,
+    Sharded,
+    Storage,
+    Unsharded,
+    ViewOf,
+    contiguous_strides,
+    probe_of,
+    same_memory,
+    whole_of,
+)
 
 
 class ShardedTensor(torch.Tensor):
-    """A tensor whose parts lie on the devices of a mesh.
-
-    It is in one of four states: parts with a placement; whole, while no graph has chosen a placement; a view
-    that is made anew of its base whenever it is looked at, and written through; or fake,
-    while Dynamo captures.
+    """A tensor whose shards lie on the devices of a mesh.
 
     Attributes:
-        placement: which intervals of which dimensions each rank holds; None while no graph has chosen.
+        mesh: the devices that hold the shards; a fake tensor has none.
         qualified_name: the name of a parameter or buffer.
+        last_held: `held` as it was last looked at, for the hot path; an alias may have sharded it since.
     """
 
-    _mesh: Any  # a Mesh; None while Dynamo captures
-    _parts: tuple[torch.Tensor, ...] | None
-    _cell: Undivided | None
-    _behind: tuple[ShardedTensor, Callable[[torch.Tensor], torch.Tensor]] | None
-    placement: Shards | None
+    mesh: Mesh
     qualified_name: str | None
-    unread: Unread | None
     probe: torch.Tensor
+    last_held: Storage
 
     __torch_function__ = without_torch_function
 
@@ -60,35 +65,36 @@ class ShardedTensor(torch.Tensor):
         like: torch.Tensor,
         shape: Sequence[int] | None = None,
         *,
-        parts: Sequence[torch.Tensor] | None = None,
-        layout: Shards | None = None,
-        whole: torch.Tensor | None = None,
+        held: Storage,
         stride: Sequence[int] | None = None,
         storage_offset: int = 0,
         requires_grad: bool = False,
     ) -> ShardedTensor:
         shape = tuple(like.shape if shape is None else shape)
-        if stride is None:
-            stride = whole.stride() if whole is not None else contiguous_strides(shape)
         device = like.device if mesh is None else mesh.devices[mesh.owned[0]]
         self: ShardedTensor = make_wrapper_subclass(
             cls,
             shape,
-            strides=stride,
+            strides=contiguous_strides(shape) if stride is None else stride,
             storage_offset=storage_offset,
             dtype=like.dtype,
             device=device,
             requires_grad=requires_grad,
         )
-        self._mesh = mesh
-        self._parts = None if parts is None else tuple(parts)
-        self._cell = None if whole is None else Undivided(whole)
-        self._behind = None
-        self.placement = layout
+        if mesh is not None:
+            self.mesh = mesh
+        self.last_held = held
         self.qualified_name = None
-        self.unread = None
         self.probe = like if mesh is None else probe_of(device, like.dtype)
         return self
+
+    @classmethod
+    def unsharded(
+        cls, mesh: Mesh, whole: torch.Tensor, *, stored: Stored | None = None, requires_grad: bool = False
+    ) -> ShardedTensor:
+        """One that no graph has sharded yet: it holds `whole` itself, whose contents may be `stored`."""
+        held = Unsharded(Cell(whole, stored))
+        return cls(mesh, whole, held=held, stride=whole.stride(), requires_grad=requires_grad)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -102,7 +108,7 @@ class ShardedTensor(torch.Tensor):
     ) -> ShardedTensor:
         """While a graph is captured: a tensor without parts, whose ops are those of a plain fake tensor."""
         like = inner["probe"]
-        return ShardedTensor(None, like, shape, stride=stride, requires_grad=context[1])
+        return ShardedTensor(None, like, shape, held=Fake(), stride=stride, requires_grad=context[1])
 
     def __coerce_same_metadata_as_tangent__(
         self, expected: Any, expected_type: Any = None
@@ -111,81 +117,108 @@ class ShardedTensor(torch.Tensor):
         return self.gathered() if expected_type is torch.Tensor else None
 
     @property
-    def mesh(self) -> Mesh:
-        """The devices that hold the parts."""
-        mesh: Mesh = self._mesh
-        return mesh
+    def held(self) -> Storage:
+        """How the tensor is held."""
+        held = self.last_held
+        if held.__class__ is Unsharded and isinstance(became := held.cell.contents, Sharded):  # by an alias
+            held = self.last_held = became
+        return held
 
     @property
     def shards(self) -> tuple[torch.Tensor, ...] | None:
-        """The parts of the ranks that this process owns, in order; None where there is no placement yet."""
-        return self._parts if self._whole is None else None
+        """The shards of the ranks that this process owns, in order; None where there is no placement yet."""
+        held = self.held
+        return held.parts if isinstance(held, Sharded) else None
+
+    @property
+    def placement(self) -> Shards | None:
+        """Which intervals of which dimensions each rank has; None while no graph has chosen."""
+        match self.held:
+            case Sharded(_, placement):
+                return placement
+            case ViewOf():
+                return Shards()
+            case Unsharded() | Fake():
+                return None
 
     @property
     def resident_bytes(self) -> tuple[int, ...]:
         """Bytes on each rank; what has no placement is where it was, maybe on the first of this process."""
-        whole, ranks = self._whole, range(self._mesh.size)
-        if self._parts is not None and self.placement is not None:
-            shapes = [local_shape(self.shape, self.placement.dims, rank) for rank in ranks]
-            return tuple(math.prod(shape) * self.element_size() for shape in shapes)
-        size = whole.nbytes if whole is not None and whole.device == self.device else 0
-        return tuple(size if rank in self._mesh.firsts else 0 for rank in ranks)
-
-    @property
-    def _whole(self) -> torch.Tensor | None:
-        """The undivided tensor; None where it has been divided, maybe through an alias."""
-        cell = self._cell
-        if cell is not None and cell.whole is None:
-            self._parts, self.placement, self._cell = cell.parts, cell.placement, None
-        return None if cell is None else cell.whole
+        ranks = range(self.mesh.size)
+        match self.held:
+            case Sharded(_, placement):
+                shapes = [local_shape(self.shape, placement.dims, rank) for rank in ranks]
+                return tuple(math.prod(shape) * self.element_size() for shape in shapes)
+            case Unsharded(cell=Cell(contents=torch.Tensor() as whole)) if whole.device == self.device:
+                return tuple(whole.nbytes if rank in self.mesh.firsts else 0 for rank in ranks)
+            case Unsharded() | ViewOf() | Fake():
+                return (0,) * len(ranks)
 
     def full(self, device: torch.device | str | None = None) -> torch.Tensor:
         """The whole, a plain tensor of its own memory, on the first rank's device or the given one."""
-        whole = self.gathered(device)
-        shared = self._whole if self._parts is None else self._parts[0]
-        return whole.clone() if shared is not None and same_memory(whole, shared) else whole
+        whole, own = self.gathered(device), self._memory()
+        return whole.clone() if own is not None and same_memory(whole, own) else whole
+
+    def _memory(self) -> torch.Tensor | None:
+        """A tensor in whose memory the result of `gathered` may lie."""
+        match self.held:
+            case Sharded(parts):
+                return parts[0]
+            case Unsharded() as held:
+                return held.whole
+            case ViewOf(base):
+                return base._memory()
+            case Fake():
+                return None
 
     def gathered(self, device: torch.device | str | None = None) -> torch.Tensor:
         """The whole tensor as a plain one, which may share memory with this one: not to be written into."""
-        if self._mesh is None:  # while a graph is captured
-            return self.probe.new_empty_strided(self.shape, self.stride())
         target = self.device if device is None else torch.device(device)
         with torch.no_grad():
-            if self._behind is not None:
-                base, again = self._behind
-                return again(base.gathered(target))
-            if self._whole is not None:
-                return self._whole.detach().to(target)
-            assert self._parts is not None and self.placement is not None
-            if self.placement.unfolding:
-                raise ShardingError(f"{self!r} belongs to a compiled graph, and cannot be gathered")
-            if not self.placement:
-                return self._parts[0].to(target)
-            parts = self._parts if self._mesh.group else [part.to(target) for part in self._parts]
-            return whole_of(parts, self.placement.dims, self.shape, self._mesh).to(target)
+            match self.held:
+                case Sharded() as held:
+                    return self._joined(held, target)
+                case Unsharded() as held:
+                    return held.whole.detach().to(target)
+                case ViewOf(base, again):
+                    return again(base.gathered(target))
+                case Fake():
+                    return self.probe.new_empty_strided(self.shape, self.stride())
+
+    def _joined(self, held: Sharded, target: torch.device) -> torch.Tensor:
+        if held.placement.unfolding:
+            raise ShardingError(f"{self!r} belongs to a compiled graph, and cannot be gathered")
+        if not held.placement:
+            return held.parts[0].to(target)
+        parts = held.parts if self.mesh.group else [part.to(target) for part in held.parts]
+        return whole_of(parts, held.placement.dims, self.shape, self.mesh).to(target)
 
     def distribute(self, layout: Shards) -> None:
-        """Give a tensor without a placement one: each rank has its part, and the whole is let go."""
-        assert self._whole is not None and self._cell is not None, "the tensor has a placement already"
-        cell = self._cell
-        cell.divide(layout, self._mesh)
-        self._parts, self.placement, self._cell = cell.parts, layout, None
+        """Give a tensor without a placement one: each rank has its shard, and the whole is let go."""
+        held = self.held
+        assert isinstance(held, Unsharded), "the tensor has a placement already"
+        held.shard(layout, self.mesh)
+
+    def hold(self, parts: Sequence[torch.Tensor], layout: Shards) -> None:
+        """Lie otherwise from now on, in shards with the same contents. Aliases stay as they are."""
+        self.last_held = Sharded(tuple(parts), layout)
 
     def store(self, whole: torch.Tensor) -> None:
         """Write new contents everywhere that this tensor lies; `whole` may be what `gathered` gave."""
         with torch.no_grad():
-            if self._behind is not None:
-                base, again = self._behind
-                contents = base.gathered()
-                again(contents).copy_(whole)
-                base.store(contents)
-            elif self._whole is not None:
-                if not same_memory(whole, self._whole):
-                    self._whole.copy_(whole)
-            else:
-                assert self._parts is not None and self.placement is not None
-                for rank, part in zip(self._mesh.owned, self._parts, strict=True):
-                    part.copy_(take(whole, self.placement.dims, rank))
+            match self.held:
+                case Sharded(parts, placement):
+                    for rank, part in zip(self.mesh.owned, parts, strict=True):
+                        part.copy_(take(whole, placement.dims, rank))
+                case Unsharded() as held:
+                    if not same_memory(whole, held.whole):
+                        held.whole.copy_(whole)
+                case ViewOf(base, again):
+                    contents = base.gathered()
+                    again(contents).copy_(whole)
+                    base.store(contents)
+                case Fake():
+                    pass  # the captured graph has the op that writes
 
     def lying(self, stride: Sequence[int], offset: int) -> ShardedTensor:
         """An alias with other strides and another offset, as they would be if it were not divided."""
@@ -196,18 +229,11 @@ class ShardedTensor(torch.Tensor):
         return self._alias(self.stride(), self.storage_offset())
 
     def _alias(self, stride: Sequence[int], offset: Any) -> ShardedTensor:
-        undecided = self._whole
+        mesh = None if isinstance(self.last_held, Fake) else self.mesh
         made = ShardedTensor(
-            self._mesh,
-            self.probe,
-            self.shape,
-            parts=self._parts,
-            layout=self.placement,
-            stride=stride,
-            storage_offset=offset,
+            mesh, self.probe, self.shape, held=self.held, stride=stride, storage_offset=offset
         )
-        made._cell = self._cell if undecided is not None else None
-        made._behind, made.qualified_name = self._behind, self.qualified_name
+        made.qualified_name = self.qualified_name
         copy_dynamic(self, made)
         return made
 
@@ -230,17 +256,12 @@ class ShardedTensor(torch.Tensor):
 
     def _become(self, other: torch.Tensor) -> None:
         """Take over another dtype, and the memory that goes with it."""
-        if not isinstance(other, ShardedTensor) or other._behind is not None:
+        if not isinstance(other, ShardedTensor) or isinstance(other.held, ViewOf):
             raise ShardingError(
                 f"cannot change the dtype of {self!r} to {other.dtype}: change that of its base"
             )
         set_data(self, other)
-        self._parts, self._cell, self.placement, self.probe = (
-            other._parts,
-            other._cell,
-            other.placement,
-            other.probe,
-        )
+        self.last_held, self.probe = other.held, other.probe
 
     def numpy(self, *, force: bool = False) -> Any:
         """The whole tensor as an array, of its own memory."""
@@ -259,19 +280,25 @@ class ShardedTensor(torch.Tensor):
             raise RuntimeError("only leaf tensors can be deep-copied; detach() this one first")
         with torch.no_grad():
             made = self.alias()
-            if self._behind is not None:
-                made._behind, made._cell, made.placement = None, Undivided(self.full()), None
-            elif self._whole is not None:
-                made._cell = Undivided(self._whole.detach().clone())
-            else:
-                assert self._parts is not None
-                made._parts = tuple(part.clone() for part in self._parts)
+            made.last_held = self._copied()
         made.requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
             made._is_param = True
         memo[id(self)] = made
         made.grad = None if self.grad is None else self.grad.__deepcopy__(memo)
         return made
+
+    def _copied(self) -> Storage:
+        """How a copy with memory of its own is held."""
+        match self.held:
+            case Sharded(parts, placement, unread):
+                return Sharded(tuple(part.clone() for part in parts), placement, unread)
+            case Unsharded(cell) as held:
+                return Unsharded(Cell(held.whole.detach().clone(), cell.stored))
+            case ViewOf():
+                return Unsharded(Cell(self.full()))
+            case Fake() as held:
+                return held
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled, a sharded tensor is the whole as a plain one, in host memory: any program can read it."""
@@ -282,35 +309,49 @@ class ShardedTensor(torch.Tensor):
 
     def __create_write_items__(self, name: str, _: Any) -> list[Any]:
         """What torch.distributed.checkpoint writes."""
-        return write_items(name, self)
+        return write_items(name, self, self._boxes())
 
     def __create_chunk_list__(self) -> list[Any]:
         """What torch.distributed.checkpoint reads."""
-        return [box.chunk for box in boxes_of(self)]
+        return [box.chunk for box in self._boxes()]
 
     def __get_tensor_shard__(self, index: Any) -> torch.Tensor:
         """The memory that torch.distributed.checkpoint reads from or writes to."""
-        return box_at(self, index)
+        box = box_at(self._boxes(), index)
+        match self.held:
+            case Sharded(parts):
+                return box.of(parts[box.holder].detach())
+            case Unsharded() as held:
+                return box.of(held.whole.detach())
+            case ViewOf() | Fake():
+                raise ShardingError(f"{self!r} has no memory of its own: save and load its base instead")
+
+    def _boxes(self) -> list[Box]:
+        """What the ranks of this process hold; what is not sharded yet counts as held by the first."""
+        held = self.held
+        if isinstance(held, Sharded):
+            return boxes_of(self.shape, held.placement, self.mesh.owned)
+        return boxes_of(self.shape, Shards(), self.mesh.owned[:1])
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         name = "" if self.qualified_name is None else f"{self.qualified_name}, "
         grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"ShardedTensor({name}{list(self.shape)}, {self.dtype}, {self._held()}{grad})"
+        return f"ShardedTensor({name}{list(self.shape)}, {self.dtype}, {self._described()}{grad})"
 
-    def _held(self) -> str:
-        if self._mesh is None:
-            return "fake"
-        if self._behind is not None:
-            return f"a view of {list(self._behind[0].shape)}, {self._behind[0]._held()}"
-        if self._whole is not None or self.placement is None:
-            return "not divided yet"
-        if not self.placement:
-            return "replicated"
-        sizes = [
-            f"dim {dim} as {[sum(stop - start for start, stop in own) for own in owned]}"
-            for dim, owned in self.placement.dims
-        ]
-        return f"split {', '.join(sizes)}"
+    def _described(self) -> str:
+        match self.held:
+            case Sharded(_, placement):
+                sizes = [
+                    f"dim {dim} as {[sum(stop - start for start, stop in own) for own in owned]}"
+                    for dim, owned in placement.dims
+                ]
+                return f"split {', '.join(sizes)}" if sizes else "replicated"
+            case Unsharded():
+                return "not divided yet"
+            case ViewOf(base):
+                return f"a view of {list(base.shape)}, {base._described()}"
+            case Fake():
+                return "fake"
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
