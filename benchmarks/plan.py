@@ -24,7 +24,8 @@ import transformers
 import typer
 from rich.console import Console
 
-from tpfx.capture.capture import Captured, capture
+from tpfx.capture.capture import capture
+from tpfx.capture.graph import Captured
 from tpfx.ir.annotations import set_source
 from tpfx.passes import pipeline
 from tpfx.passes.pipeline import Context, lower

@@ -14,9 +14,10 @@ import torch
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
+from .capture.inputs import Inputs
 from .checkpoint.safetensors_files import Checkpoint, Stored, reading, weights_in
 from .errors import AlreadyCompiledError, InputError, ModelError
-from .frontend.compiled_forward import Entry, Inputs
+from .frontend.compiled_forward import Entry
 from .frontend.dynamo_backend import session_of
 from .frontend.options import Target
 from .frontend.report import Report

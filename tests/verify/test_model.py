@@ -20,6 +20,7 @@ from tpfx.ir.parallel_graph import Parallel
 from tpfx.ir.provenance import made_for
 from tpfx.kernels.collectives import gather_shards
 from tpfx.kernels.lookups import embedding_shard
+from tpfx.plan import offline
 from tpfx.planning.topology import Topology
 from tpfx.runtime.mesh import Mesh
 from tpfx.runtime.thread_runtime import Runtime
@@ -378,14 +379,14 @@ def test_inputs_that_are_written_to() -> None:
 
 
 def test_a_pass_that_changes_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = verify_model.parallelize
+    plan = offline.parallelize
 
     def wrong(graph: Graph, *args: Any) -> Parallel:
         (node,) = graph.find_nodes(op="call_function", target=aten.sin.default)
         node.target = aten.tanh.default
         return plan(graph, *args)
 
-    monkeypatch.setattr(verify_model, "parallelize", wrong)
+    monkeypatch.setattr(offline, "parallelize", wrong)
     outcome = verify(Branches(), 2, (torch.randn(3, 64),))
     assert [(one.kind, one.node) for one in outcome.findings] == [("rewrite", "tanh")]
     assert not outcome.right

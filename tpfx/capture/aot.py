@@ -1,4 +1,4 @@
-"""From one of Dynamo's graphs to ATen graphs, and what the inputs of those are.
+"""The life of a captured graph: from Dynamo through AOTAutograd to whoever plans, runs, keeps or verifies it.
 
 AOTAutograd sees plain tensors of full size and keeps handling mutation and aliasing. Where gradients are
 wanted it traces forward and backward as one joint graph, which is planned as a whole and then parted in two.
@@ -7,61 +7,81 @@ wanted it traces forward and backward as one joint graph, which is planned as a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch.fx import GraphModule, Node
 
-from ..errors import TpfxError
 from ..ir.annotations import Source
+from ..ir.parallel_graph import Parallel
 from ..torch_internals.aot import aot_module_simplified
 from ..torch_internals.fake import unset_fake_temporarily
-from ..torch_internals.fx import OpOverload
 from .decompositions import decompositions
-from .joint import is_tangent
+from .graph import Captured, Joint
+from .sources import settle_sources
 
 Compiled = Callable[..., Any]
+Part = Literal["whole", "forward", "backward"]
 
 
-class Compiler(Protocol):
-    """What becomes of traced graphs: what is called with a list of arguments, which it may empty."""
+class Use(Protocol):
+    """What is made of the graph, or of the joint graph, that AOTAutograd lowers one of Dynamo's to."""
 
-    def inference(self, lowered: GraphModule) -> Compiled:
-        """A graph without gradients."""
+    def plan(self, graph: Captured) -> Parallel | None:
+        """Plan a graph in place; or give None, and it goes on as it was captured."""
 
-    def partition(self, joint: GraphModule, results: int, **options: Any) -> tuple[GraphModule, GraphModule]:
-        """The forward and the backward part of a joint graph of which the first `results` are the model's."""
-
-    def forward(self, lowered: GraphModule) -> Compiled:
-        """The forward part."""
-
-    def backward(self, lowered: GraphModule) -> Compiled:
-        """The backward part."""
+    def finish(self, lowered: GraphModule, part: Part) -> Compiled:
+        """What runs a graph, or a part of a joint one; it takes a list of arguments, which it may empty."""
 
 
-def trace(module: GraphModule, compiler: Compiler, fakes: Sequence[Any]) -> Compiled:
-    """Lower one of Dynamo's graphs to ATen, for a compiler."""
+def example_value(node: Node) -> Any:
+    """The fake tensor, or size, that Dynamo has captured an input with."""
+    return node.meta["example_value"]
 
-    def outside(
-        finish: Callable[[GraphModule], Compiled],
-    ) -> Callable[[GraphModule, Sequence[Any]], Compiled]:
+
+def trace(
+    module: GraphModule,
+    sources: Sequence[Source],
+    use: Use,
+    fake: Callable[[Node], Any] = example_value,
+) -> Compiled:
+    """Lower one of Dynamo's graphs to ATen, have it planned, part forward and backward, have both finished.
+
+    Args:
+        module: the graph.
+        sources: what each of its inputs is, in order.
+        use: what is done with it.
+        fake: the fake tensor, or size, to lower an input of the graph with.
+
+    Raises:
+        TpfxError: AOTAutograd made other inputs than Dynamo gave it.
+    """
+
+    def whole(lowered: GraphModule, _: Sequence[Any]) -> Compiled:
+        with unset_fake_temporarily():
+            use.plan(Captured(lowered, settle_sources(lowered, sources)))
+            return use.finish(lowered, "whole")
+
+    def partition(
+        lowered: GraphModule, inputs: Any, *, num_fwd_outputs: int, **options: Any
+    ) -> tuple[GraphModule, GraphModule]:
+        joint = Joint(num_fwd_outputs, inputs, options)
+        with unset_fake_temporarily():
+            parallel = use.plan(Captured(lowered, settle_sources(lowered, sources), joint))
+        return joint.parts(lowered, parallel)
+
+    def finish(part: Part) -> Callable[[GraphModule, Sequence[Any]], Compiled]:
         def run(lowered: GraphModule, _: Sequence[Any]) -> Compiled:
             with unset_fake_temporarily():
-                return finish(lowered)
+                return use.finish(lowered, part)
 
         return run
 
-    def partition(
-        joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **options: Any
-    ) -> tuple[GraphModule, GraphModule]:
-        return compiler.partition(joint, num_fwd_outputs, inputs=inputs, **options)
-
     compiled: Compiled = aot_module_simplified(
         module,
-        list(fakes),
-        fw_compiler=outside(compiler.forward),
-        bw_compiler=outside(compiler.backward),
-        inference_compiler=outside(compiler.inference),
+        [fake(node) for node in module.graph.find_nodes(op="placeholder")],
+        fw_compiler=finish("forward"),
+        bw_compiler=finish("backward"),
+        inference_compiler=whole,
         partition_fn=partition,
         decompositions=decompositions(),
         keep_inference_input_mutations=True,
@@ -77,36 +97,3 @@ def boxed(compiled: Compiled) -> Compiled:
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run
-
-
-def settle_sources(lowered: GraphModule, sources: Sequence[Source]) -> list[Source]:
-    """What the inputs of an ATen graph are: those that it writes into are state.
-
-    Raises:
-        TpfxError: AOTAutograd made other inputs than Dynamo gave it.
-    """
-    placeholders = lowered.graph.find_nodes(op="placeholder")
-    inputs = [node for node in placeholders if not is_tangent(node)]
-    if len(inputs) != len(sources):
-        raise TpfxError(
-            f"the captured graph takes {len(inputs)} inputs where the model gave {len(sources)}: it "
-            "writes to inputs that share memory (pass copies), or has an op with side effects, as linalg.inv"
-        )
-    written = _written(lowered)
-    settled = []
-    for node, source in zip(inputs, sources, strict=True):
-        kind = "state" if node in written and source.kind == "input" else source.kind
-        settled.append(replace(source, kind=kind, mutated=node in written))
-    return settled + [Source("tangent", node.name) for node in placeholders[len(inputs) :]]
-
-
-def _written(lowered: GraphModule) -> set[Node]:
-    """The inputs that the graph writes into."""
-    return {
-        node.args[0]
-        for node in lowered.graph.nodes
-        if isinstance(node.target, OpOverload)
-        and node.target._schema.is_mutable
-        and isinstance(node.args[0], Node)
-        and node.args[0].op == "placeholder"
-    }

@@ -21,12 +21,14 @@ import torch
 
 from ..errors import InputError, ModelError, TpfxError
 from ..ir.annotations import Source
-from ..torch_internals.dynamo import capturing_again, fresh, mark_dynamic_sizes
+from ..torch_internals.dynamo import capturing_again, fresh
 from ..torch_internals.fake import FakeTensorMode
+from ..torch_internals.parameter_slots import slots_of
 from ..torch_internals.pytree import tree_map_only
-from .recorder import PHASES, Captured, GraphRecorder, Phase
-
-Inputs = tuple[Any, ...] | Mapping[str, Any]
+from .graph import PHASES, Captured, Phase
+from .inputs import Inputs, call_of, leave_sizes_open
+from .recorder import GraphRecorder
+from .sources import weight_sources
 
 
 def capture(
@@ -53,7 +55,8 @@ def capture(
     train = phase == "train"
     recorder = GraphRecorder({}, symbolic, "train" if train else "prefill")
     with (
-        _without_weights(model, mode, train) as recorder.sources,
+        training_mode(model, train),
+        _without_weights(model, mode) as recorder.sources,
         torch.set_grad_enabled(train),
         capturing_again(),
     ):
@@ -92,7 +95,7 @@ def _next_call(
     with mode:
         kept[tokens] = torch.zeros(named[tokens].shape[0], 1, dtype=torch.int64)
     if symbolic:
-        mark_dynamic_sizes(kept[tokens], {0})
+        leave_sizes_open(kept[tokens])
     if "encoder_outputs" in takes and given.get("encoder_last_hidden_state") is not None:
         kept["encoder_outputs"] = (given["encoder_last_hidden_state"],)
     return kept | {name: named[name] for name in ("use_cache",) if name in named}
@@ -111,32 +114,34 @@ def capture_error(model: torch.nn.Module, error: Exception) -> TpfxError:
 
 
 @contextmanager
-def _without_weights(
-    model: torch.nn.Module, mode: FakeTensorMode, train: bool
-) -> Iterator[dict[int, Source]]:
-    """Fake parameters and buffers, tied ones tied, while this lasts; gives what each is by its id."""
-    made: dict[int, torch.Tensor] = {}
-    sources: dict[int, Source] = {}
-    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    training = {module: module.training for module in model.modules()}
+def training_mode(model: torch.nn.Module, train: bool) -> Iterator[None]:
+    """Training mode, or not, for as long as this lasts; then each module's own mode again."""
+    before = {module: module.training for module in model.modules()}
     try:
-        for prefix, module in model.named_modules():
-            for table, kind in ((module._parameters, "parameter"), (module._buffers, "buffer")):
-                before.append((table, dict(table)))
-                for name, value in table.items():
-                    if value is None:
-                        continue
-                    if id(value) not in made:
-                        fake = made[id(value)] = _fake(value, mode)
-                        sources[id(fake)] = Source(kind, f"{prefix}.{name}" if prefix else name)
-                    table[name] = made[id(value)]
         model.train(train)
-        yield sources
+        yield
     finally:
-        for table, values in before:
-            table.update(values)
-        for module, was in training.items():
+        for module, was in before.items():
             module.training = was
+
+
+@contextmanager
+def _without_weights(model: torch.nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, Source]]:
+    """Fake parameters and buffers, tied ones tied, while this lasts; gives what each is by its id."""
+    fakes: dict[int, torch.Tensor] = {}
+    modules = model.modules()
+    tables: list[dict[str, Any]] = [table for one in modules for table in (one._parameters, one._buffers)]
+    before = [dict(table) for table in tables]
+    try:
+        for slot in slots_of(model):
+            value = slot.value
+            if id(value) not in fakes:
+                fakes[id(value)] = _fake(value, mode)
+            slot.table[slot.key] = fakes[id(value)]
+        yield weight_sources(model)
+    finally:
+        for table, values in zip(tables, before, strict=True):
+            table.update(values)
 
 
 def _fake(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
@@ -147,28 +152,8 @@ def _fake(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     return torch.nn.Parameter(fake, value.requires_grad) if is_parameter else fake
 
 
-def call_of(model: torch.nn.Module, inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments and keyword arguments of one call."""
-    given = getattr(model, "dummy_inputs", None) if inputs is None else inputs
-    if isinstance(given, Mapping):
-        return (), dict(given)
-    if isinstance(given, (tuple, list)):
-        return tuple(given), {}
-    what = "has no inputs of its own" if given is None else f"cannot be called with a {type(given).__name__}"
-    raise InputError(
-        f"{type(model).__name__} {what}; pass a tuple of arguments or a dict of keyword arguments"
-    )
-
-
 def _fake_input(value: torch.Tensor, mode: FakeTensorMode, symbolic: bool) -> torch.Tensor:
     fake = _fake(value, mode)
     if symbolic:
         leave_sizes_open(fake)
     return fake
-
-
-def leave_sizes_open(value: torch.Tensor) -> None:
-    """Say that the sizes of an input that usually vary do so: a batch, and the length of text."""
-    if value.dim():
-        text = value.dim() == 2 or (value.dim() == 3 and value.is_floating_point())
-        mark_dynamic_sizes(value, {0, 1} if text else {0})

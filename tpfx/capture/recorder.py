@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
 from ..ir.annotations import Source
-from ..ir.nodes import copy_graph
 from ..torch_internals.dynamo import mark_dynamic_sizes
-from .aot import boxed, settle_sources, trace
-from .joint import Joint
-
-Phase = Literal["prefill", "decode", "train"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
-
-
-@dataclass
-class Captured:
-    """One graph of a model, as AOTAutograd gives it.
-
-    Attributes:
-        module: the ATen graph, with fake tensors under `val`.
-        sources: what each of the graph's inputs is, in order.
-        phase: in which call it was captured.
-        kept: which inputs are results of earlier graphs: their position, then the graph's and the result's.
-        joint: what parts a joint graph in forward and backward; None for a forward graph.
-    """
-
-    module: GraphModule
-    sources: list[Source]
-    phase: Phase = "prefill"
-    kept: dict[int, tuple[int, int]] = field(default_factory=dict)
-    joint: Joint | None = None
+from .aot import Compiled, Part, boxed, trace
+from .graph import Captured, Phase
+from .sources import input_sources
 
 
 @dataclass
@@ -58,19 +36,11 @@ class GraphRecorder:
 
     def backend(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """What Dynamo calls with a graph."""
-        placeholders = module.graph.find_nodes(op="placeholder")
-        sources = [
-            self.sources.get(id(value), Source("input", node.name))
-            for node, value in zip(placeholders, example_inputs, strict=True)
-        ]
         kept = {at: self.results[id(v)][0] for at, v in enumerate(example_inputs) if id(v) in self.results}
-        return trace(
-            module, _Recording(self, sources, kept), [node.meta["example_value"] for node in placeholders]
-        )
+        return trace(module, input_sources(module, example_inputs, self.sources), _Recording(self, kept))
 
-    def keep(self, lowered: GraphModule, values: Sequence[Any]) -> None:
-        """Remember what a graph has returned, and which sizes vary."""
-        number = next(at for at, one in enumerate(self.captured) if one.module is lowered)
+    def keep(self, number: int, lowered: GraphModule, values: Sequence[Any]) -> None:
+        """Remember what a graph, given by its number, has returned, and which sizes vary."""
         nodes: Sequence[Any] = lowered.graph.output_node().args[0]  # type: ignore[assignment]
         for at, (node, value) in enumerate(zip(nodes, values, strict=True)):
             if isinstance(value, torch.Tensor):
@@ -84,36 +54,25 @@ class GraphRecorder:
 
 @dataclass
 class _Recording:
-    """Keeps the graphs that AOTAutograd makes of one of Dynamo's."""
+    """Keeps one graph, to be planned later."""
 
     recorder: GraphRecorder
-    sources: list[Source]
     kept: dict[int, tuple[int, int]]
+    number: int = -1  # of the graph, once it is kept
 
-    def inference(self, lowered: GraphModule) -> Callable[..., Any]:
-        """Keep a graph without gradients."""
-        one = Captured(lowered, settle_sources(lowered, self.sources), self.recorder.phase, self.kept)
-        self.recorder.captured.append(one)
+    def plan(self, graph: Captured) -> None:
+        """Keep a copy of the graph; what runs, or not, is the graph as it is."""
+        kept = {} if graph.joint else self.kept  # what a joint graph takes, another has given plain
+        self.number = len(self.recorder.captured)
+        self.recorder.captured.append(replace(graph.copy(), phase=self.recorder.phase, kept=kept))
+
+    def finish(self, lowered: GraphModule, part: Part) -> Compiled:
+        """Run the graph, or a part of it; the results of one without gradients may be kept for another."""
 
         def run(args: list[Any]) -> Any:
             values = lowered(*args)
-            self.recorder.keep(lowered, values)
+            if part == "whole":
+                self.recorder.keep(self.number, lowered, values)
             return values
 
         return boxed(run)
-
-    def partition(self, joint: GraphModule, results: int, **options: Any) -> tuple[GraphModule, GraphModule]:
-        """Keep a joint graph; its parts are run, or not, as they are."""
-        whole = copy_graph(joint)
-        sources = settle_sources(joint, self.sources)
-        made = Joint(results, options)
-        self.recorder.captured.append(Captured(whole, sources, self.recorder.phase, joint=made))
-        return made.parts(joint)
-
-    def forward(self, lowered: GraphModule) -> Callable[..., Any]:
-        """The forward part of a joint graph."""
-        return boxed(lambda args: lowered(*args))
-
-    def backward(self, lowered: GraphModule) -> Callable[..., Any]:
-        """Its backward part."""
-        return boxed(lambda args: lowered(*args))

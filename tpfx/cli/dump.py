@@ -11,14 +11,13 @@ from typing import Annotated
 import typer
 
 from ..capture.capture import capture
-from ..capture.recorder import Captured
+from ..capture.graph import Captured
 from ..draw.dot import dot
 from ..draw.model_explorer import model_explorer
 from ..draw.page import page
 from ..draw.svg import svg
 from ..dump.text import dump_json, dump_text, structures
 from ..errors import InputError
-from ..ir.nodes import copy_graph
 from ..ir.parallel_graph import Parallel
 from ..passes.pipeline import Context, infer_structures, lower
 from ..plan.make import describe
@@ -168,7 +167,7 @@ def _code(one: Captured) -> str:
 
 
 def _axes(one: Captured, devices: int) -> str:
-    module = copy_graph(one.module)
+    module = one.copy().module
     infer_structures(module.graph, one.sources, Context(devices))
     return structures(module.graph)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..capture.capture import Inputs
+from ..capture.inputs import Inputs
 from ..errors import InputError
 
 

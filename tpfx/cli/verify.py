@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ..capture.capture import Inputs
+from ..capture.inputs import Inputs
 from ..errors import InputError
 from ..verify.model import verify as verified
 from ..verify.shrink_config import shrunk

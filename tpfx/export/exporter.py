@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from ..capture.capture import Inputs
+from ..capture.inputs import Inputs
 from ..errors import InputError
 from ..ir.annotations import choice_of, is_weight, layout_of, source_of
 from ..ir.layout import Partial

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..capture.capture import Inputs
+from ..capture.inputs import Inputs
 from ..ir.parallel_graph import Parallel
 from .sharded_modules import Member, Owners
 from .sharded_regions import Region, survey

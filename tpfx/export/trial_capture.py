@@ -18,7 +18,8 @@ import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..capture.capture import Inputs, capture
+from ..capture.capture import capture
+from ..capture.inputs import Inputs
 from ..errors import TpfxError
 from ..ir.annotations import bound_of, choice_of, dims_of, layout_of, source_of
 from ..ir.axes import Size

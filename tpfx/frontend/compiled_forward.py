@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from ..capture.inputs import Inputs, call_of, is_text, varying_sizes
 from ..errors import InputError, ModelError
 from ..runtime.processes import bytes_of_tensors, require_same
 from ..sharded_tensor.tensor import ShardedTensor, gather_tree
@@ -25,10 +26,8 @@ from ..torch_internals.dynamo import (
     mark_dynamic_sizes,
     twin,
 )
-from .aot_compiler import Planned, compile_for_any_batch, compile_graph, plan_graph
+from .aot_compiler import LayoutsChosen, compile_for_any_batch, compile_graph, plan_graph
 from .session import Session
-
-Inputs = tuple[Any, ...] | Mapping[str, Any]
 
 
 class Entry:
@@ -97,7 +96,7 @@ class Entry:
 
     def plan(self, given: Inputs) -> None:
         """Choose a placement for the parameters that a call with these inputs uses; runs nothing."""
-        args, kwargs = ((), dict(given)) if isinstance(given, Mapping) else (tuple(given), {})
+        args, kwargs = call_of(self.model, given)
         tensors = list(_leaves((args, kwargs)))
         if not _lie_on(self._device, tensors):
             self._refuse(args, kwargs)
@@ -108,7 +107,7 @@ class Entry:
             backend = functools.partial(plan_graph, self.session)
             with torch.no_grad(), self._settings:
                 _call(_compiled(fresh(self.forward), backend), args, kwargs)
-        except Planned:
+        except LayoutsChosen:
             pass
         finally:
             for module in training:
@@ -254,9 +253,9 @@ def _mark_dynamic(inputs: Sequence[torch.Tensor]) -> bool:
     for leaf in inputs:
         if type(leaf) is not torch.Tensor or not leaf.dim():
             continue
-        text = leaf.dim() == 2 or (leaf.dim() == 3 and leaf.is_floating_point())
-        is_step |= text and leaf.shape[1] == 1
+        is_step |= is_text(leaf) and leaf.shape[1] == 1
         if dynamic_sizes(leaf) is None:
-            ones = {dim for dim, size in enumerate(leaf.shape) if size == 1 and (dim or leaf.dim() == 1)}
-            mark_dynamic_sizes(leaf, ({0, 1} if text else {0}) - ones, ones)
+            varying = varying_sizes(leaf)
+            ones = {dim for dim, size in enumerate(leaf.shape) if size == 1} - varying
+            mark_dynamic_sizes(leaf, varying, ones)
     return is_step

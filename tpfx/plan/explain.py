@@ -20,14 +20,14 @@ import numpy as np
 from rich.table import Table
 from torch.fx import Node
 
-from ..capture.recorder import Captured
+from ..capture.graph import Captured
 from ..dump.node_text import Lines
 from ..errors import InputError
 from ..formatting import bytes_text, seconds_text
 from ..ir.annotations import bound_of, choice_of, is_weight, source_of
 from ..ir.axes import show
 from ..ir.layout import Partial, Split, carries
-from ..ir.nodes import bytes_of, copy_graph
+from ..ir.nodes import bytes_of
 from ..ir.parallel_graph import Parallel, Solution
 from ..ir.provenance import source_line
 from ..ir.resharding import MESSAGES
@@ -106,7 +106,7 @@ class Explainer:
 
     def __init__(self, captured: Captured, parallel: Parallel, topology: Topology | None = None) -> None:
         self.parallel = parallel
-        module = copy_graph(captured.module)
+        module = captured.copy().module
         sources = [source_of(node) for node in parallel.graph.find_nodes(op="placeholder")]
         context = Context(parallel.ranks, topology or Topology())
         infer_structures(module.graph, sources, context)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ..capture.capture import Inputs, capture
-from ..capture.recorder import Captured, Phase
+from ..capture.capture import capture
+from ..capture.graph import Captured, Phase
+from ..capture.inputs import Inputs
 from ..dump.node_names import Names
 from ..errors import InputError
 from ..ir.annotations import dims_of, shards_of, source_of

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from ..capture.capture import (
-    Inputs,
-    capture,
-)
-from ..capture.joint import mark_gradients
-from ..capture.recorder import Captured
+from ..capture.capture import capture
+from ..capture.graph import Captured
+from ..capture.inputs import Inputs
 from ..errors import InputError
 from ..ir.annotations import Source, is_joined, shards_of
-from ..ir.nodes import copy_graph, is_tensor
+from ..ir.nodes import is_tensor
 from ..ir.parallel_graph import Parallel
 from ..ir.shards import Shards
 from ..passes.pipeline import parallelize
@@ -58,42 +55,57 @@ def plan_offline(
 def plan_graphs(
     captured: Sequence[Captured], devices: int, topology: Topology | None = None
 ) -> list[Parallel]:
-    """Plan graphs of one model, in the order of capture: a parameter keeps its layout in later ones, and so
+    """Plan graphs of one model, in the order of capture: a weight keeps its layout in later ones, and so
     does what one graph keeps for another. The captured graphs stay as they are.
 
     Raises:
         InputError: fewer than one device.
     """
-    if devices < 1:
-        raise InputError(f"cannot split a model over {devices} devices; name at least 1")
-    pinned: dict[str, Shards] = {}
-    plans: list[Parallel] = []
+    planner, plans = Planner(devices, topology), list[Parallel]()
     for one in captured:
-        sources = [
-            replace(source, pinned=pinned.get(source.name))
-            if at not in one.kept
-            else _kept(source, plans[one.kept[at][0]], one.kept[at][1])
-            for at, source in enumerate(one.sources)
-        ]
+        graph = one.copy()
+        for at, (number, result) in one.kept.items():
+            graph.sources[at] = _kept(graph.sources[at], plans[number], result)
         with unset_fake_temporarily():
-            parallel = _planned(one, sources, devices, topology)
+            parallel = planner.plan(graph)
+            if graph.joint is not None:
+                graph.joint.parts(graph.module, parallel)
         plans.append(parallel)
-        for node, source in zip(parallel.graph.find_nodes(op="placeholder"), sources, strict=True):
-            if source.is_weight:
-                pinned.setdefault(source.name, shards_of(node))
     return plans
 
 
-def _planned(one: Captured, sources: list[Source], devices: int, topology: Topology | None) -> Parallel:
-    module = copy_graph(one.module)
-    if one.joint is None:
-        return parallelize(module.graph, sources, devices, topology)
-    mark_gradients(module.graph, one.joint.results)
-    parallel = parallelize(module.graph, sources, devices, topology)
-    forward, backward = one.joint.parts(module)
-    first = {node.name for node in forward.graph.nodes}
-    parallel.backward = frozenset(node.name for node in backward.graph.nodes) - first
-    return parallel
+@dataclass
+class Planner:
+    """Plans the graphs of one model, one after the other: a weight keeps the layout that the first one chose.
+
+    Attributes:
+        devices: how many devices the model is split over.
+        topology: what messages and arithmetic cost.
+        pinned: where the weights lie that a graph has used, by name.
+
+    Raises:
+        InputError: fewer than one device.
+    """
+
+    devices: int
+    topology: Topology | None = None
+    pinned: dict[str, Shards] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise InputError(f"cannot split a model over {self.devices} devices; name at least 1")
+
+    def plan(self, graph: Captured) -> Parallel:
+        """Plan a captured graph in place."""
+        sources = [
+            replace(source, pinned=self.pinned.get(source.name)) if source.is_weight else source
+            for source in graph.sources
+        ]
+        parallel = parallelize(graph.module.graph, sources, self.devices, self.topology)
+        for node, source in zip(parallel.graph.find_nodes(op="placeholder"), sources, strict=True):
+            if source.is_weight:
+                self.pinned.setdefault(source.name, shards_of(node))
+        return parallel
 
 
 def _kept(source: Source, earlier: Parallel, result: int) -> Source:

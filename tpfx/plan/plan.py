@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from ..capture.recorder import Phase
+from ..capture.graph import Phase
 from ..errors import PlanError
 from ..ir.parallel_graph import Collective, Solution
 from ..ir.shards import Shards

@@ -11,30 +11,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
-from ..capture.aot import boxed, settle_sources, trace
-from ..capture.capture import Inputs, call_of, capture_error, leave_sizes_open
-from ..capture.joint import Joint, is_tangent, mark_gradients
+from ..capture.aot import Compiled, Part, boxed, trace
+from ..capture.capture import capture_error, training_mode
+from ..capture.graph import Captured
+from ..capture.inputs import Inputs, call_of, leave_sizes_open
+from ..capture.sources import input_sources, is_tangent, weight_sources
 from ..errors import InputError, ModelError
-from ..ir.annotations import Source, shards_of
-from ..ir.nodes import copy_graph, hint_of
+from ..ir.annotations import Source
+from ..ir.nodes import hint_of
 from ..ir.parallel_graph import Parallel
-from ..ir.shards import Shards
-from ..passes.pipeline import lower, parallelize
+from ..passes.pipeline import lower
+from ..plan.offline import Planner
 from ..planning.topology import Topology
 from ..runtime.mesh import Mesh
 from ..runtime.thread_runtime import Runtime
 from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.dynamo import Settings, capturing_again, fresh
-from ..torch_internals.fake import unset_fake_temporarily
 from ..torch_internals.pytree import tree_map_only
 from .compare_runs import verify_graphs
 from .findings import Finding
+from .reference_run import clone_value
 
 TIMEOUT = (
     60.0  # seconds that a rank waits for the others, should the checks have missed that they do not come
@@ -99,12 +101,11 @@ def verify(
     >>> verify(model, 2, (ids,)).right
     True
     """
-    if devices < 1:
-        raise InputError(f"cannot split a model over {devices} devices; name at least 1")
+    planner = Planner(devices, topology)
     _require_weights(model)
     args, kwargs = tree_map_only(torch.Tensor, lambda value: _input(value, symbolic), call_of(model, inputs))
     mesh = Mesh((torch.device("cpu"),) * devices)
-    verifier = _Verifier(Verification(devices), Runtime(mesh, TIMEOUT), topology, _sources(model))
+    verifier = _Verifier(Verification(devices), Runtime(mesh, TIMEOUT), planner, weight_sources(model))
     try:
         with (
             _left_as_it_was(model, train),
@@ -137,27 +138,14 @@ def _input(value: torch.Tensor, symbolic: bool) -> torch.Tensor:
     return value
 
 
-def _sources(model: torch.nn.Module) -> dict[int, Source]:
-    """What each parameter and buffer is, by its id."""
-    sources: dict[int, Source] = {}
-    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
-        for name, value in named:
-            sources.setdefault(id(value), Source(kind, name))
-    return sources
-
-
 @contextmanager
 def _left_as_it_was(model: torch.nn.Module, train: bool) -> Iterator[None]:
     """Training mode or not for as long as this lasts; then modes, buffers, random numbers as before."""
-    training = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
-        model.train(train)
-        with torch.random.fork_rng(devices=[]):
+        with training_mode(model, train), torch.random.fork_rng(devices=[]):
             yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
@@ -165,77 +153,47 @@ def _left_as_it_was(model: torch.nn.Module, train: bool) -> Iterator[None]:
 
 @dataclass
 class _Verifier:
-    """Verifies the graphs of one call, one after the other: a parameter keeps its layout in later ones."""
+    """Verifies the graphs of one call, one after the other: a weight keeps its layout in later ones."""
 
     outcome: Verification
     runtime: Runtime
-    topology: Topology | None
-    sources: dict[int, Source]
-    pinned: dict[str, Shards] = field(default_factory=dict)
+    planner: Planner
+    weights: dict[int, Source]
 
     def compile(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Dynamo's backend: verify a graph when it is called."""
-        placeholders = module.graph.find_nodes(op="placeholder")
-        known = [
-            self.sources.get(id(value), Source("input", node.name))
-            for node, value in zip(placeholders, example_inputs, strict=True)
-        ]
-        return trace(module, _Graph(self, known), [node.meta["example_value"] for node in placeholders])
-
-    def parallelize(self, lowered: GraphModule, sources: Sequence[Source]) -> Parallel:
-        """Plan a graph, and remember where the weights lie."""
-        known = [replace(one, pinned=self.pinned.get(one.name)) for one in settle_sources(lowered, sources)]
-        parallel = parallelize(lowered.graph, known, self.runtime.mesh.size, self.topology)
-        for node, source in zip(parallel.graph.find_nodes(op="placeholder"), known, strict=True):
-            if source.is_weight:
-                self.pinned.setdefault(source.name, shards_of(node))
-        self.outcome.graphs += 1
-        return parallel
+        return trace(module, input_sources(module, example_inputs, self.weights), _Graph(self))
 
 
 @dataclass
 class _Graph:
-    """One of Dynamo's graphs: what AOTAutograd makes of it is planned and kept until it is called."""
+    """One of Dynamo's graphs: a copy of it is planned and lowered, and kept until the graph is called."""
 
     verifier: _Verifier
-    sources: Sequence[Source]
     captured: GraphModule | None = None
     parallel: Parallel | None = None
     modules: Sequence[GraphModule] = ()
 
-    def inference(self, lowered: GraphModule) -> Callable[..., Any]:
-        """A graph without gradients."""
-        self._plan(lowered)
-        return boxed(self._run)
+    def plan(self, graph: Captured) -> None:
+        """Plan a copy, and keep another one to compare with; what the model itself runs is not planned."""
+        planned = graph.copy()
+        self.captured = graph.copy().module
+        self.parallel = self.verifier.planner.plan(planned)
+        self.modules = lower(self.parallel.graph, self.verifier.runtime.mesh, planned.module)
+        self.verifier.outcome.graphs += 1
 
-    def partition(self, joint: GraphModule, results: int, **options: Any) -> tuple[GraphModule, GraphModule]:
-        """Plan forward and backward as one; what the model itself runs are the parts of an unplanned copy."""
-        whole = copy_graph(joint)
-        with unset_fake_temporarily():
-            mark_gradients(joint.graph, results)
-            self._plan(joint)
-        return Joint(results, options).parts(whole)
+    def finish(self, lowered: GraphModule, part: Part) -> Compiled:
+        """Verify a graph when it runs; a forward part with the backward part, which is never called here."""
 
-    def forward(self, lowered: GraphModule) -> Callable[..., Any]:
-        """The forward part: before it runs, it is verified together with the backward part."""
-
-        def run(args: list[Any]) -> Any:
-            copies = tree_map_only(torch.Tensor, lambda value: value.detach().clone(), args)
+        def forward(args: list[Any]) -> Any:
+            copies = tree_map_only(torch.Tensor, clone_value, args)
             state = torch.get_rng_state()
             self._run([*copies, *self._tangents()])
             torch.set_rng_state(state)
             return lowered(*args)
 
-        return boxed(run)
-
-    def backward(self, lowered: GraphModule) -> Callable[..., Any]:
-        """The backward part, which nobody calls here."""
-        return boxed(lambda args: lowered(*args))
-
-    def _plan(self, lowered: GraphModule) -> None:
-        self.captured = copy_graph(lowered)
-        self.parallel = self.verifier.parallelize(lowered, self.sources)
-        self.modules = lower(lowered.graph, self.verifier.runtime.mesh, lowered)
+        runs: dict[Part, Compiled] = {"whole": self._run, "forward": forward}
+        return boxed(runs.get(part, lambda args: lowered(*args)))
 
     def _run(self, args: list[Any]) -> Any:
         assert self.captured is not None and self.parallel is not None

@@ -1,0 +1,96 @@
+"""A graph that has been captured: its ops, what its inputs are, and how forward and backward are parted.
+
+    graph = Captured(module, settle_sources(module, sources), Joint(results, inputs, options))
+    gradients_in(graph.module.graph.output_node())       # {1: weight, …}: the results that are gradients
+    forward, backward = graph.joint.parts(graph.module)
+
+Where gradients are wanted, forward and backward are one joint graph, which is planned as a whole and then
+parted in two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from torch.fx import Graph, GraphModule, Node
+
+from ..ir.annotations import Source, set_gradients
+from ..ir.nodes import copy_graph
+from ..ir.parallel_graph import Parallel
+from ..torch_internals.aot import min_cut_rematerialization_partition
+from .sources import is_tangent
+
+Phase = Literal["prefill", "decode", "train"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """How a joint graph is parted in forward and backward.
+
+    Attributes:
+        results: how many of the values that it returns are the model's; gradients come after them.
+        inputs: its inputs, as AOTAutograd has them.
+        options: what else AOTAutograd tells a partitioner.
+    """
+
+    results: int
+    inputs: Any
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def parts(self, module: GraphModule, parallel: Parallel | None = None) -> tuple[GraphModule, GraphModule]:
+        """The forward and the backward part of a graph; what is cheap to compute again is not saved.
+
+        Where the graph has been planned, `parallel` is told which nodes are in the backward part alone.
+        """
+        forward, backward = min_cut_rematerialization_partition(
+            module, self.inputs, num_fwd_outputs=self.results, **self.options
+        )
+        if parallel is not None:
+            first = {node.name for node in forward.graph.nodes}
+            parallel.backward = frozenset(node.name for node in backward.graph.nodes) - first
+        return forward, backward
+
+
+@dataclass
+class Captured:
+    """One graph of a model, as AOTAutograd gives it; in a joint one it is marked which results are gradients.
+
+    Attributes:
+        module: the ATen graph, with fake tensors under `val`.
+        sources: what each of the graph's inputs is, in order.
+        joint: how a joint graph is parted; None for a graph without gradients.
+        phase: in which call it was captured.
+        kept: which inputs are results of earlier graphs: their position, then the graph's and the result's.
+    """
+
+    module: GraphModule
+    sources: list[Source]
+    joint: Joint | None = None
+    phase: Phase = "prefill"
+    kept: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.joint is not None:
+            _mark_gradients(self.module.graph, self.joint.results)
+
+    def results(self) -> list[Any]:
+        """The values that the model returns: fake tensors, numbers, None."""
+        returned: Sequence[Any] = self.module.graph.output_node().args[0]  # type: ignore[assignment]
+        count = len(returned) if self.joint is None else self.joint.results
+        return [value.meta.get("val") if isinstance(value, Node) else value for value in returned[:count]]
+
+    def copy(self) -> Captured:
+        """The same with a graph and sources of its own, which may be changed."""
+        return replace(self, module=copy_graph(self.module), sources=list(self.sources))
+
+
+def _mark_gradients(joint: Graph, results: int) -> None:
+    """Record which values of a joint graph are gradients: after the results, one for each input, or none."""
+    output = joint.output_node()
+    inputs = [node for node in joint.find_nodes(op="placeholder") if not is_tangent(node)]
+    returned: Sequence[Any] = output.args[0]  # type: ignore[assignment]
+    gradients = zip(range(results, len(returned)), inputs, strict=True)
+    set_gradients(output, {at: node for at, node in gradients if isinstance(returned[at], Node)})
