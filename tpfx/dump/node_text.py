@@ -19,7 +19,8 @@ from ..ir.nodes import arguments, bytes_of, is_getitem, is_tensor, is_view, size
 from ..ir.op_dims import Bound
 from ..ir.provenance import op_name
 from ..ir.resharding import MESSAGES
-from ..rules.table import is_random, rule_for
+from ..rules.bind import rule_of
+from ..rules.table import is_random
 from ..rules.views import FULL
 from ..torch_internals.fx import OpOverload
 from .columns import Row
@@ -101,7 +102,7 @@ class Lines:
             )
             yield _role(bound, split) or f"split {' '.join(self._axes_of(split))}"
             yield from _uneven(split, [dim for dims in (*bound.operands, *bound.results) for dim in dims])
-        elif choice.kind == "whole" and rule_for(node.target) is None:
+        elif choice.kind == "whole" and rule_of(node) is None:
             yield "whole: random" if is_random(node) else "whole: no rule"
 
     def axes_text(self, split: Split) -> str:
@@ -162,7 +163,7 @@ class Lines:
             )
             return
         known = list(arguments(node))
-        rule = rule_for(node.target)
+        rule = rule_of(node)
         for name, argument in zip(known, node.args, strict=False):
             if rule is None or name != rule.shape:  # the type says it
                 yield self._value(argument)

@@ -30,7 +30,8 @@ from ..ir.parallel_graph import Parallel
 from ..ir.resharding import all_gather, shard
 from ..passes.normalize import normalize
 from ..passes.simplify import simplify
-from ..rules.table import rule_for
+from ..rules.bind import rule_of
+from ..rules.lowering_names import Lowering
 from ..torch_internals.fake import FakeTensor
 from .sharded_modules import CONVERSIONS, chunks
 from .sharded_regions import Region, must_be_whole, where
@@ -38,9 +39,9 @@ from .sharded_regions import Region, must_be_whole, where
 # What has the value that it is given. Whether a copy is needed depends on strides.
 _SAME_VALUE = (*CONVERSIONS, torch.ops.aten.clone.default)
 # What `localize` does for these is no more than calling the op on parts, where no part is empty.
-_CALLED = (None, "linear", "never_empty", "dense", "mean", "extreme", "squeeze")
+_CALLED = (None, Lowering.LINEAR, Lowering.MEAN, Lowering.EXTREME, Lowering.SQUEEZE)
 # And for these, where they work along a dimension that is not split.
-_ALONG = ("slice", "select", "split", "gather", "scatter")
+_ALONG = (Lowering.SLICE, Lowering.SELECT, Lowering.SPLIT, Lowering.GATHER, Lowering.SCATTER)
 
 
 def rehearse(
@@ -215,7 +216,7 @@ class _Comparison:
     def _differs_in_arguments(self, node: Node, other: Node) -> str:
         if isinstance(node.meta.get("val"), torch.SymInt):
             return ""  # where it is used, its value counts
-        rule, region = rule_for(node.target), self._region(node)
+        rule, region = rule_of(node), self._region(node)
         if region is not None and not _called_on_parts(node, region):
             return f"{where(node)} works along what is split"
         if any(self._converts(value, region) for value in tensor_nodes(node)):
@@ -257,7 +258,7 @@ def _origin(value: Node) -> Node:
 
 def _called_on_parts(node: Node, region: Region) -> bool:
     """Whether a rank calls the op on its parts with the arguments that the whole would be given."""
-    rule = rule_for(node.target)
+    rule = rule_of(node)
     if rule is None or rule.lower in _CALLED:
         return True
     dims, known = dims_of(next(tensor_nodes(node))), arguments(node)

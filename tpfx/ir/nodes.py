@@ -62,13 +62,8 @@ def bytes_of(value: torch.Tensor) -> int:
     return elements(value) * value.element_size()
 
 
-def tensors_of(node: Node) -> list[torch.Tensor]:
-    """The fake tensors that a node returns."""
-    return result_tensors(node)
-
-
 def result_tensors(node: Node) -> list[torch.Tensor]:
-    """The tensors in what a node returns."""
+    """The fake tensors that a node returns, those of a tuple or list one after the other."""
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
         return [value]

@@ -1,30 +1,26 @@
-"""What one rank does for an op whose rule has a `lower` column: it writes the nodes and returns the
-result."""
+"""What one rank does for an op whose rule names a lowering: it writes the nodes and returns the result."""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.fx.node import map_arg
 
 from ..ir.annotations import bound_of, dims_of, layout_of
 from ..ir.axes import Dim, find
-from ..ir.layout import Partial, Split, carries, local_size
-from ..ir.nodes import arguments, is_tensor, tensor_nodes
-from ..ir.op_dims import Dims
+from ..ir.layout import Partial, carries, local_size
+from ..ir.nodes import arguments, tensor_nodes
 from ..ir.shards import Pieces, count_below, pieces
 from ..kernels.lookups import embedding_backward_shard, embedding_shard, gather_shard, scatter_shard
+from ..rules.lowering_names import Lowering
 from ..rules.views import bounds
-from ..torch_internals.fx import OpOverload
 from ..torch_internals.onednn import linear_of_onednn
 from .rank_graph import Rank, emit_shape, split_of
+from .shard_calls import call_on_shards, size_or_unit
 
 aten = torch.ops.aten
 
@@ -188,7 +184,8 @@ def _convolution(local: Rank, node: Node) -> Any:
     entering, inside = bound.operands[position - 1][1], bound.operands[position][1]
     leaving = (bound.operands if position == 2 else bound.results)[0][1]
     side = leaving if args["transposed"] else entering  # of which each group has what is inside the weight
-    return _never_empty(local, node, groups=_some(local, side, split) // _some(local, inside, split))
+    groups = size_or_unit(local, side, split) // size_or_unit(local, inside, split)
+    return call_on_shards(local, node, groups=groups)
 
 
 def _select(local: Rank, node: Node) -> Node:
@@ -214,90 +211,33 @@ def _split(local: Rank, node: Node) -> Node:
     return local.call(aten.split_with_sizes.default, local.of(next(iter(tensor_nodes(node)))), sizes, at)
 
 
-def _never_empty(local: Rank, node: Node, dense: bool = False, **changed: Any) -> Any:
-    """The call with zeros, enough for one unit, in the place of what this rank has nothing of.
-
-    For ops that refuse tensors without elements, or give results of another shape for them. `dense`: it
-    insists on contiguous tensors too. `changed` are arguments that are others on this rank.
-    """
-    split, bound = split_of(node), bound_of(node)
-    assert bound is not None
-    filled = {}
-    for operand, dims in zip(tensor_nodes(node), bound.operands, strict=True):
-        missing = [_some(local, dim, split) if _has_none(local, dim, split) else 0 for dim in dims]
-        amounts = [amount for extent in reversed(missing) for amount in (0, extent)]
-        value = local.of(operand)
-        filled[operand] = local.call(aten.constant_pad_nd, value, amounts) if any(amounts) else value
-        if dense:
-            filled[operand] = local.call(aten.contiguous.default, filled[operand])
-    given = map_arg(arguments(node), lambda operand: filled.get(operand) or local.of(operand)) | changed
-    made = _called(local, node, given)
-    if is_tensor(node):
-        return _emptied(local, made, bound.results[0], split)
-    results = iter(bound.results)
-    items = [local.call(operator.getitem, made, index) for index in range(len(node.meta["val"]))]
-    return tuple(
-        _emptied(local, item, next(results), split) if isinstance(value, torch.Tensor) else item
-        for item, value in zip(items, node.meta["val"], strict=True)
-    )
-
-
-def _has_none(local: Rank, dim: Dim, split: Split) -> bool:
-    return carries(dim, split) and local_size(dim, split, local.rank) == 0
-
-
-def _some(local: Rank, dim: Dim, split: Split) -> int:
-    """This rank's part of a dimension, or as much as belongs to one unit where it has nothing."""
-    unit = Split(split.axes)
-    unit.boxes = (dict.fromkeys(split.axes, (0, 1)),)
-    return int(local_size(dim, split, local.rank)) or int(local_size(dim, unit, 0))
-
-
-def _called(local: Rank, node: Node, given: dict[str, Any]) -> Node:
-    """A call of a node's op with these arguments, by name."""
-    assert isinstance(node.target, OpOverload)
-    named = {argument.name for argument in node.target._schema.arguments if argument.kwarg_only}
-    args = [value for name, value in given.items() if name not in named]
-    return local.call(node.target, *args, **{name: value for name, value in given.items() if name in named})
-
-
-def _emptied(local: Rank, value: Node, dims: Dims, split: Split) -> Node:
-    """A result without the indices that stood for nothing."""
-    for at, dim in enumerate(dims):
-        if _has_none(local, dim, split):
-            value = local.call(aten.slice.Tensor, value, at, 0, 0)
-    return value
-
-
 def _group_norm(local: Rank, node: Node) -> Any:
     """The norm of this rank's groups, or of its part of the batch."""
     args, split = arguments(node), split_of(node)
     batch, channels = dims_of(next(iter(tensor_nodes(node))))[:2]
     changed: dict[str, Any] = {}
     if carries(batch, split):
-        changed["N"] = _some(local, batch, split)
+        changed["N"] = size_or_unit(local, batch, split)
     if carries(channels, split):
-        changed["C"] = _some(local, channels, split)
+        changed["C"] = size_or_unit(local, channels, split)
         changed["group"] = args["group"] * changed["C"] // int(find(channels).size)
-    return _never_empty(local, node, dense=True, **changed)
+    return call_on_shards(local, node, **changed)
 
 
-LOWERINGS: dict[str, Callable[[Rank, Node], Any]] = {
-    "convolution": _convolution,
-    "dense": partial(_never_empty, dense=True),
-    "embedding": _embedding,
-    "embedding_backward": _embedding_backward,
-    "extreme": _extreme,
-    "grouped_mm": _grouped_mm,
-    "linear": _linear,
-    "gather": _gather,
-    "group_norm": _group_norm,
-    "mean": _mean,
-    "never_empty": _never_empty,
-    "scatter": _scatter,
-    "slice": _slice,
-    "slice_backward": _slice_backward,
-    "select": _select,
-    "split": _split,
-    "squeeze": _squeeze,
+LOWERINGS: dict[Lowering, Callable[[Rank, Node], Any]] = {
+    Lowering.CONVOLUTION: _convolution,
+    Lowering.EMBEDDING: _embedding,
+    Lowering.EMBEDDING_BACKWARD: _embedding_backward,
+    Lowering.EXTREME: _extreme,
+    Lowering.GATHER: _gather,
+    Lowering.GROUPED_MM: _grouped_mm,
+    Lowering.GROUP_NORM: _group_norm,
+    Lowering.LINEAR: _linear,
+    Lowering.MEAN: _mean,
+    Lowering.SCATTER: _scatter,
+    Lowering.SELECT: _select,
+    Lowering.SLICE: _slice,
+    Lowering.SLICE_BACKWARD: _slice_backward,
+    Lowering.SPLIT: _split,
+    Lowering.SQUEEZE: _squeeze,
 }

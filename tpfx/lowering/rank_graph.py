@@ -1,9 +1,8 @@
-"""What one rank does for an op, where calling the op on local tensors is not enough.
+"""One rank's graph as it is written: the collectives, the random numbers and the shapes in it.
 
-A rule's `lower` column names a function here: it writes the nodes into the rank's graph and returns the
-result. Ops
-that only a rank needs (a lookup in its part of the vocabulary) are plain functions of tensors, made of ATen
-ops.
+A value of the parallel graph becomes a node of the rank's graph, `local.of(node)`, of the shape that the rank
+holds. Ops that only a rank needs (a lookup in its shard of the vocabulary) are plain functions of tensors, in
+`kernels`.
 """
 
 from __future__ import annotations

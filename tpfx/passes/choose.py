@@ -23,7 +23,7 @@ from ..ir.annotations import (
     set_layout,
     source_of,
 )
-from ..ir.nodes import bytes_of, elements, is_getitem, is_view, result_index, tensors_of
+from ..ir.nodes import bytes_of, elements, is_getitem, is_view, result_index, result_tensors
 from ..ir.axes import find
 from ..planning.variable_elimination import Factor, minimise
 from ..ir.parallel_graph import Solution
@@ -208,10 +208,10 @@ class Problem:
         operands = [operand.meta["val"] for operand in tensor_nodes(node)]
         held = [
             *zip(operands, choice.operands, strict=True),
-            *zip(tensors_of(node), choice.results, strict=True),
+            *zip(result_tensors(node), choice.results, strict=True),
         ]
         moved = sum(bytes_of(value) * self._share(layout) for value, layout in held)
-        flops = 2.0 * max((elements(value) for value in tensors_of(node)), default=0)
+        flops = 2.0 * max((elements(value) for value in result_tensors(node)), default=0)
         for dim in bound.contracted:
             flops *= float(size) if isinstance(size := find(dim).size, int) else 1.0
         split = [layout for layout in (*choice.operands, *choice.results) if isinstance(layout, Split)]

@@ -7,13 +7,12 @@ show(dims_of(weight))     # ['[(a:4 b:16)|(a b)|(a b)]', 'c:64']: a packed q|k|v
 from __future__ import annotations
 
 from torch.fx import Graph, Node
-from ..ir.annotations import bound_of, dims_of, gradients_in, set_bound, set_dims
-from ..ir.nodes import is_getitem, result_index, size_of, tensors_of
+from ..ir.annotations import bound_of, dims_of, gradients_in, set_dims
+from ..ir.nodes import is_getitem, result_index, size_of, result_tensors
 from ..ir.axes import Dim, unify
+from ..rules.bind import bind
 from ..rules.table import rule_for
-from ..ir.op_dims import Call
 from ..ir.nodes import is_tensor, tensor_nodes
-from ..rules.whole_dims import unsplit
 
 
 def infer_axes(graph: Graph) -> None:
@@ -26,8 +25,8 @@ def infer_axes(graph: Graph) -> None:
             assert bound is not None
             if is_tensor(node):
                 set_dims(node, bound.results[result_index(node)])
-        elif node.op == "call_function" and (tensors_of(node) or any(tensor_nodes(node))):
-            _bind(node)
+        elif node.op == "call_function" and (result_tensors(node) or any(tensor_nodes(node))):
+            bind(node, rule_for(node.target))
         elif is_tensor(node):
             set_dims(node, [Dim(size_of(extent)) for extent in node.meta["val"].shape])
     output = graph.output_node()
@@ -38,9 +37,3 @@ def infer_axes(graph: Graph) -> None:
     for node in graph.nodes:
         if (bound := bound_of(node)) is not None:
             bound.settle()
-
-
-def _bind(node: Node) -> None:
-    call = Call(node, dims_of, size_of)
-    rule = rule_for(node.target)
-    set_bound(node, rule.bind(call) if rule is not None else unsplit(call))

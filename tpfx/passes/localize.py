@@ -10,18 +10,19 @@ from itertools import islice
 from typing import Any
 import torch
 from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 from ..torch_internals.fx import OpOverload
 from ..ir.provenance import ORIGIN, add_stands_for, set_made_for
-from ..ir.annotations import choice_of, dims_of, layout_of
+from ..ir.annotations import choice_of, layout_of
 from ..ir.nodes import is_getitem
 from ..ir.resharding import all_gather, all_reduce, pend, shard
-from ..ir.layout import Partial, Split
-from ..lowering.rank_graph import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shape, emit_shard
+from ..ir.layout import Partial
+from ..lowering.rank_graph import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shard
 from ..lowering.ops import LOWERINGS
-from ..rules.table import is_random, rule_for
+from ..lowering.shard_calls import call_on_shards
+from ..rules.bind import rule_of
+from ..rules.table import is_random
 from ..kernels.collectives import draw, gather_shards
-from ..ir.nodes import arguments, is_tensor, parameters
+from ..ir.nodes import is_tensor
 
 aten = torch.ops.aten
 
@@ -85,35 +86,10 @@ def _emit(local: Rank, node: Node) -> Any:
         return local.made[node.args[0]][node.args[1]]  # type: ignore[index]
     if is_random(node):
         return emit_random(local, node)
-    choice, rule = choice_of(node), rule_for(node.target)
+    choice, rule = choice_of(node), rule_of(node)
     if choice is None or choice.kind != "split" or rule is None:
         return _pending_sum(local, node) or local.graph.node_copy(node, local.of)
-    if rule.lower is not None:
-        return LOWERINGS[rule.lower](local, node)
-    shape = _local_shape(local, node, rule.shape) if rule.shape is not None else None
-    copied = local.graph.node_copy(node, local.of)
-    if shape is not None:
-        _set_argument(copied, rule.shape or "", shape)
-    return copied
-
-
-def _local_shape(local: Rank, node: Node, name: str) -> list[Any] | None:
-    """What the argument that gives the result's shape is on this rank; None where it is the same."""
-    choice = choice_of(node)
-    assert choice is not None
-    split = next((layout for layout in choice.results if isinstance(layout, Split)), None)
-    if split is None:
-        return None
-    return emit_shape(local, dims_of(node), map_arg(arguments(node)[name], local.of), split)
-
-
-def _set_argument(node: Node, name: str, value: Any) -> None:
-    assert isinstance(node.target, OpOverload)
-    position = [known for known, _ in parameters(node.target)].index(name)
-    if name in node.kwargs:
-        node.kwargs = {**node.kwargs, name: value}
-    else:
-        node.args = (*node.args[:position], value, *node.args[position + 1 :])
+    return call_on_shards(local, node) if rule.lower is None else LOWERINGS[rule.lower](local, node)
 
 
 def _pending_sum(local: Rank, node: Node) -> Any:

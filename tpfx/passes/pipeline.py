@@ -21,7 +21,8 @@ from ..ir.parallel_graph import Solution
 from ..ir.fingerprint import fingerprint
 from ..ir.layout import Replicate, Split
 from ..runtime.mesh import Mesh
-from ..rules.table import is_random, rule_for
+from ..rules.bind import rule_of
+from ..rules.table import is_random
 from ..ir.splits import Splits
 from .choose import choose, returned_whole
 from .divide import divide
@@ -152,7 +153,7 @@ def _whole_ops(graph: Graph) -> dict[str, int]:
     for node in graph.nodes:
         target = node.target
         named = isinstance(target, (OpOverload, HigherOrderOperator))
-        if named and bound_of(node) is not None and rule_for(target) is None and not is_random(node):
+        if named and bound_of(node) is not None and rule_of(node) is None and not is_random(node):
             counts[str(target)] = counts.get(str(target), 0) + 1
     return counts
 

@@ -17,7 +17,16 @@ from torch.fx import Node
 from ..ir.annotations import Choice, bound_of, choice_of, dims_of, is_joined, layout_of, source_of
 from ..ir.axes import find
 from ..ir.layout import Layout, Split, local_size
-from ..ir.nodes import elements, hint_of, is_getitem, is_tensor, is_view, size_of, tensor_nodes, tensors_of
+from ..ir.nodes import (
+    elements,
+    hint_of,
+    is_getitem,
+    is_tensor,
+    is_view,
+    result_tensors,
+    size_of,
+    tensor_nodes,
+)
 from ..ir.op_dims import Bound, Dims
 from ..ir.parallel_graph import Collective, Parallel
 from ..ir.resharding import shard
@@ -154,7 +163,7 @@ class _Run:
             for dims, layout in zip(bound.results, choice.results, strict=True)
         ]
         moved = sum(self.bytes(operand, rank) for operand in tensor_nodes(node))
-        moved += sum(n * v.element_size() for n, v in zip(made, tensors_of(node), strict=True))
+        moved += sum(n * v.element_size() for n, v in zip(made, result_tensors(node), strict=True))
         return topology.launch + topology.op(self._flops(bound, choice, max(made, default=0), rank), moved)
 
     def _flops(self, bound: Bound, choice: Choice, made: int, rank: int) -> float:

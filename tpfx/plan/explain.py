@@ -36,7 +36,8 @@ from ..passes.pipeline import Context, infer_structures
 from ..planning.pinned_layouts import recognise
 from ..planning.topology import Topology
 from ..planning.variable_elimination import Factor, minimise
-from ..rules.table import is_random, rule_for
+from ..rules.bind import rule_of
+from ..rules.table import is_random
 from ..torch_internals.fx import OpOverload
 from .tables import rendered
 
@@ -220,7 +221,7 @@ def _reason(user: Node, value: Node, layout: Any) -> str:
         return "it moves it on"
     if is_random(user):
         return "it draws random numbers, on one rank for all"
-    if isinstance(user.target, OpOverload) and rule_for(user.target) is None:
+    if isinstance(user.target, OpOverload) and rule_of(user) is None:
         return "it has no rule, and runs whole"
     if isinstance(layout, Partial):
         return "its other operands are no addends" if bound.linear else "it is not linear in it"

@@ -5,14 +5,12 @@ A rule is a string over factors, in the manner of einops and Shardy:
     "b (g r) q! e!, b g k! e!, b g k! f! -> b (g r) q f"
 
 One group of dimensions for each tensor argument of the op's schema, in order, and one for each result. The
-same
-letter is the same dimension; `(g r)` is a product, major first; `!` must be whole on every rank; `...`
-stands for any
-leading dimensions, broadcast as PyTorch does. A factor that no result has is contracted: each rank's result
-is then
-an addend. Where a rule depends on more than shapes, it is a function of the `Call` that returns a `Bound`.
+same letter is the same dimension; `(g r)` is a product, major first; `!` must be whole on every rank; `...`
+stands for any leading dimensions, broadcast as PyTorch does. A factor that no result has is contracted: each
+rank's result is then a partial one. Where a rule depends on more than shapes, it is a function of the `Call`
+that returns a `Bound`.
 
->>> Rule("m k, k n -> m n", linear=((0,), (1,)))      # a pending sum may flow through either operand
+>>> Rule("m k, k n -> m n", linear=((0,), (1,)))      # a partial sum may flow through either operand
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from ..ir.axes import Dim, Size, axes, find, product, quotient
 from ..ir.nodes import is_tensor
 from ..ir.op_dims import Bound, Call, Dims
 from ..torch_internals.fx import OpOverload
+from .lowering_names import Lowering
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,17 @@ class Rule:
 
     Args:
         pattern: a string over factors, or a function from a `Call` to a `Bound`.
-        linear: sets of tensor operands through which a pending sum may flow.
-        reduce: how the addends of a contracted factor are joined.
+        linear: sets of tensor operands through which a partial sum may flow.
+        reduce: how the partial results of a contracted factor are joined.
         each: whether each result sums over the factors that it does not have, as gradients do.
-        shape: the name of the argument that gives the shape of the result; it is made local.
-        lower: the name of what replaces the call on a rank, where calling the op on local tensors is not
-        enough.
+        shape: the name of the argument that gives the shape of the result; a rank is given its own.
+        lower: what replaces the call on a rank, where calling the op on shards is not enough.
+        pad_empty_shards: whether the op refuses tensors without elements, or gives results of another shape
+            for them: a rank that has nothing calls it on zeros, and drops what comes out.
+        contiguous: whether the op needs contiguous operands.
+
+    Raises:
+        TypeError: `lower` is no `Lowering`.
     """
 
     pattern: str | Callable[[Call], Bound]
@@ -47,7 +51,13 @@ class Rule:
     reduce: str = "sum"
     each: bool = False
     shape: str | None = None
-    lower: str | None = None
+    lower: Lowering | None = None
+    pad_empty_shards: bool = False
+    contiguous: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lower not in {None, *Lowering}:
+            raise TypeError(f"lower={self.lower!r} of the rule {self.pattern!r} is none of {list(Lowering)}")
 
     def bind(self, call: Call) -> Bound:
         """What this rule says of a call."""
@@ -197,11 +207,11 @@ class _Binder:
         sizes = self.call.result_sizes(index)
         if index >= len(self.pattern.results):
             return self._unknown(sizes)
-        terms = _spread(self.pattern.results[index], len(sizes))
-        if any(name not in self.known for term in terms for name in term.factors if len(term.factors) > 1):
+        pairs = list(zip(_spread(self.pattern.results[index], len(sizes)), sizes, strict=True))
+        if any(len(term.factors) > 1 and size != 1 and self._open(term) for term, size in pairs):
             return self._unknown(sizes)
         dims = []
-        for term, size in zip(terms, sizes, strict=True):
+        for term, size in pairs:
             dim = product(self.known[n] for n in term.factors if n in self.known)
             dims.append(dim if find(dim).size == size else self._unknown([size])[0])
         return dims

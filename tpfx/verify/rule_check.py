@@ -19,27 +19,23 @@ import torch
 from torch.fx import Graph, Interpreter, Node
 
 from ..errors import RuleError
-from ..ir.annotations import Choice, bound_of, dims_of, set_bound, set_choice, set_dims, set_layout
+from ..ir.annotations import Choice, bound_of, dims_of, set_choice, set_dims, set_layout
 from ..ir.axes import Dim, Product, axes, factors, find, show, unify
 from ..ir.axes_text import read
 from ..ir.layout import Layout, Partial, Split
 from ..ir.nodes import is_tensor, result_index, size_of, tensor_nodes
-from ..ir.op_dims import Bound, Call, Dims
+from ..ir.op_dims import Bound, Dims
 from ..ir.shards import concrete
+from ..kernels.collectives import joined
 from ..kernels.slices import take
 from ..passes.localize import localize
 from ..planning.choices import PENDING, REPLICATE, split_choice
+from ..rules.bind import bind
 from ..rules.rule import Rule
-from ..rules.table import TABLE, rule_for
+from ..rules.table import rule_for
 from ..torch_internals.fake import FakeTensorMode
 from ..torch_internals.fx import overload_of
 from .tolerance import TOLERANCE
-
-_JOIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "sum": lambda addends: addends.sum(0),
-    "max": lambda addends: addends.amax(0),
-    "min": lambda addends: addends.amin(0),
-}
 
 
 class UntrueRuleError(RuleError):
@@ -64,7 +60,7 @@ def check_rule(
         op: an op as it stands in ATen graphs, `torch.ops.aten.mm.default`, or of `torch.library`.
         args: its arguments; tensors are real ones, best in float64.
         rule: the row to check, where it is not the one that is registered.
-        dims: for each tensor argument its dimensions, as `notation.read` takes them; None: nothing known.
+        dims: for each tensor argument its dimensions, as `axes_text.read` takes them; None: nothing known.
         late: whether that becomes known only after the op was seen, by an op that follows.
         dense: give each rank contiguous copies of its parts, for ops that insist on strides.
         values: compare values; otherwise shapes and types alone, for ops that leave memory as it is.
@@ -73,27 +69,22 @@ def check_rule(
         kwargs: the op's keyword arguments.
 
     Returns:
-        How many divisions and pending sums were run: 0 for a rule that allows nothing.
+        How many divisions and partial sums were run: 0 for a rule that allows nothing. A test of a rule
+        should assert that this is not 0: a rule of which nothing was run has not been checked.
 
     Raises:
         UntrueRuleError: a rank's result is not what the rule says, or a rank raises.
 
     >>> check_rule(torch.ops.aten.cumsum.default, torch.ones(4, 6), 1, rule=Rule("m k -> m k"))
-    tpfx.truth.UntrueRuleError: aten.cumsum.default, split b:6 as (4, 2), …
+    tpfx.UntrueRuleError: aten.cumsum.default, split b:6 as (4, 2), …
     """
     op = overload_of(op) or op
-    known = TABLE.get(op)
-    if rule is not None:
-        TABLE[op] = rule
-    try:
-        trial = _Trial.of(op, args, kwargs, dims, late)
-        trial.dense, trial.values, trial.random = dense, values, random.Random(seed)
-        return sum(trial.run(choice, split, count) for choice, split, count in trial.choices(ranks))
-    finally:
-        if rule is not None:
-            del TABLE[op]
-        if known is not None:
-            TABLE[op] = known
+    rule = rule or rule_for(op)
+    if rule is None:
+        raise UntrueRuleError(f"{op} has no rule: register one, or pass it as rule=…")
+    trial = _Trial.of(op, rule, args, kwargs, dims, late)
+    trial.dense, trial.values, trial.random = dense, values, random.Random(seed)
+    return sum(trial.run(choice, split, count) for choice, split, count in trial.choices(ranks))
 
 
 @dataclass
@@ -109,11 +100,13 @@ class _Trial:
     random: random.Random = field(default_factory=random.Random)
 
     @classmethod
-    def of(cls, op: Any, args: Any, kwargs: Any, dims: Sequence[str | None], late: bool) -> _Trial:
+    def of(
+        cls, op: Any, rule: Rule, args: Any, kwargs: Any, dims: Sequence[str | None], late: bool
+    ) -> _Trial:
         inputs: list[torch.Tensor] = list(_tensors([*args, *kwargs.values()]))
         expected = list(_tensors([op(*_map(args, torch.clone), **_map(kwargs, torch.clone))]))
         graph, node = _graph(op, args, kwargs)
-        _infer(node, dims, late)
+        _infer(node, rule, dims, late)
         for item in node.users:
             if item.target is operator.getitem:
                 bound = bound_of(node)
@@ -152,10 +145,8 @@ class _Trial:
         what = self._describe(choice, split, ranks)
         results: list[list[torch.Tensor]] = []
         for rank in range(ranks):
+            local = Interpreter(torch.nn.Module(), graph=localize(self.graph, rank, ranks, "none", rank == 0))
             try:
-                local = Interpreter(
-                    torch.nn.Module(), graph=localize(self.graph, rank, ranks, "none", rank == 0)
-                )
                 results.append(
                     list(local.run(*(parts[rank].clone() if self.dense else parts[rank] for parts in held)))
                 )
@@ -195,8 +186,7 @@ class _Trial:
         if isinstance(layout, Partial):
             for rank, part in enumerate(parts):
                 self._close(f"{what}: rank {rank}'s addend", torch.zeros_like(part), torch.zeros_like(whole))
-            joined = _JOIN[layout.op](torch.stack(list(parts))).to(whole.dtype)
-            self._close(f"{what}: the ranks' addends", joined, whole)
+            self._close(f"{what}: the ranks' addends", joined(parts, layout.op).to(whole.dtype), whole)
             return
         where = concrete(dims, layout).dims if isinstance(layout, Split) else ()
         for rank, part in enumerate(parts):
@@ -255,7 +245,7 @@ def _graph(op: Any, args: Any, kwargs: Any) -> tuple[Graph, Node]:
     return graph, node
 
 
-def _infer(node: Node, texts: Sequence[str | None], late: bool) -> None:
+def _infer(node: Node, rule: Rule, texts: Sequence[str | None], late: bool) -> None:
     """Bind the op's rule, its operands' dimensions refined before or afterwards."""
     names: dict[str, Dim] = {}
     refinements: list[tuple[Dim, Dim]] = []
@@ -265,16 +255,12 @@ def _infer(node: Node, texts: Sequence[str | None], late: bool) -> None:
         if text is not None:
             refinements += zip(dims, read(text, names), strict=True)
         set_dims(operand, dims)
-    rule = rule_for(node.target)
-    if rule is None:
-        raise UntrueRuleError(f"{node.target} has no rule: register one, or pass it as rule=…")
     if not late:
         _refine(refinements)
-    bound = rule.bind(Call(node, dims_of, size_of))
+    bound = bind(node, rule)
     if late:
         _refine(refinements)
     bound.settle()
-    set_bound(node, bound)
 
 
 def _refine(pairs: Sequence[tuple[Dim, Dim]]) -> None:

@@ -1,0 +1,123 @@
+"""Call an op on a rank's shards, as its rule's row says.
+
+avg_pool2d(x, [2, 2])     becomes     avg_pool2d(pad(x_shard), [2, 2])[:0]     where the shard is empty
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from ..ir.annotations import bound_of, choice_of, dims_of
+from ..ir.axes import Dim
+from ..ir.layout import Split, carries, local_size
+from ..ir.nodes import arguments, is_tensor, parameters, tensor_nodes
+from ..ir.op_dims import Dims
+from ..rules.bind import rule_of
+from ..rules.rule import Rule
+from ..torch_internals.fx import OpOverload
+from .rank_graph import Rank, emit_shape, split_of
+
+aten = torch.ops.aten
+
+
+def call_on_shards(local: Rank, node: Node, **changed: Any) -> Any:
+    """The op of a node that is carried out in a split, called on this rank's shards.
+
+    Args:
+        local: the rank's graph.
+        node: the call in the parallel graph.
+        changed: arguments that are others on this rank.
+
+    Returns:
+        The rank's node; a tuple of nodes for an op with several results whose empty shards are padded.
+    """
+    rule = rule_of(node)
+    assert rule is not None, "what has no rule is not split"
+    if rule.shape is not None:
+        changed |= _local_shape(local, node, rule.shape)
+    if rule.pad_empty_shards or rule.contiguous:
+        return _prepared(local, node, rule, changed)
+    copied = local.graph.node_copy(node, local.of)
+    for name, value in changed.items():
+        _set_argument(copied, name, value)
+    return copied
+
+
+def size_or_unit(local: Rank, dim: Dim, split: Split) -> int:
+    """The size of this rank's shard of a dimension, or of one unit where it has nothing."""
+    unit = Split(split.axes)
+    unit.boxes = (dict.fromkeys(split.axes, (0, 1)),)
+    return int(local_size(dim, split, local.rank)) or int(local_size(dim, unit, 0))
+
+
+def _local_shape(local: Rank, node: Node, name: str) -> dict[str, Any]:
+    """What the argument that gives the result's shape is on this rank, where it is another."""
+    choice = choice_of(node)
+    assert choice is not None
+    split = next((layout for layout in choice.results if isinstance(layout, Split)), None)
+    if split is None:
+        return {}
+    return {name: emit_shape(local, dims_of(node), map_arg(arguments(node)[name], local.of), split)}
+
+
+def _set_argument(node: Node, name: str, value: Any) -> None:
+    assert isinstance(node.target, OpOverload)
+    position = [known for known, _ in parameters(node.target)].index(name)
+    if name in node.kwargs or position >= len(node.args):
+        node.kwargs = {**node.kwargs, name: value}
+    else:
+        node.args = (*node.args[:position], value, *node.args[position + 1 :])
+
+
+def _prepared(local: Rank, node: Node, rule: Rule, changed: dict[str, Any]) -> Any:
+    """The call on operands such as the op insists on; what stood for nothing is cut from its results."""
+    split, bound = split_of(node), bound_of(node)
+    assert bound is not None
+    operands = {
+        operand: _operand(local, local.of(operand), dims, rule, split)
+        for operand, dims in zip(tensor_nodes(node), bound.operands, strict=True)
+    }
+    given = map_arg(arguments(node), lambda operand: operands.get(operand) or local.of(operand)) | changed
+    made = _called(local, node, given)
+    if is_tensor(node):
+        return _result(local, made, bound.results[0], rule, split)
+    results = iter(bound.results)
+    items = [local.call(operator.getitem, made, index) for index in range(len(node.meta["val"]))]
+    return tuple(
+        _result(local, item, next(results), rule, split) if isinstance(value, torch.Tensor) else item
+        for item, value in zip(items, node.meta["val"], strict=True)
+    )
+
+
+def _operand(local: Rank, value: Node, dims: Dims, rule: Rule, split: Split) -> Node:
+    """An operand with zeros, enough for one unit, in the place of what this rank has nothing of."""
+    if rule.pad_empty_shards:
+        missing = [size_or_unit(local, dim, split) if _is_empty(local, dim, split) else 0 for dim in dims]
+        amounts = [amount for extent in reversed(missing) for amount in (0, extent)]
+        value = local.call(aten.constant_pad_nd, value, amounts) if any(amounts) else value
+    return local.call(aten.contiguous.default, value) if rule.contiguous else value
+
+
+def _result(local: Rank, value: Node, dims: Dims, rule: Rule, split: Split) -> Node:
+    """A result without the indices that stood for nothing."""
+    for at, dim in enumerate(dims):
+        if rule.pad_empty_shards and _is_empty(local, dim, split):
+            value = local.call(aten.slice.Tensor, value, at, 0, 0)
+    return value
+
+
+def _is_empty(local: Rank, dim: Dim, split: Split) -> bool:
+    return carries(dim, split) and local_size(dim, split, local.rank) == 0
+
+
+def _called(local: Rank, node: Node, given: dict[str, Any]) -> Node:
+    """A call of a node's op with these arguments, by name."""
+    assert isinstance(node.target, OpOverload)
+    named = {argument.name for argument in node.target._schema.arguments if argument.kwarg_only}
+    args = [value for name, value in given.items() if name not in named]
+    return local.call(node.target, *args, **{name: value for name, value in given.items() if name in named})
