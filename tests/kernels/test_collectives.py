@@ -1,0 +1,81 @@
+"""What a rank's graph calls to communicate: gathering uneven shards, random numbers of one rank, sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.divisions import DIVISIONS
+from tpfx.ir.shards import SplitDims
+from tpfx.kernels.collectives import draw, gather_shards, joined
+from tpfx.kernels.slices import take, take_unfolded
+from tpfx.runtime.mesh import Mesh
+from tpfx.runtime.thread_runtime import Runtime
+
+aten = torch.ops.aten
+
+
+def on_ranks(call: Callable[[int, str], Any]) -> list[Any]:
+    """A function of a rank and its group's name, run on three ranks at once."""
+    runtime = Runtime(Mesh((torch.device("cpu"),) * 3), timeout=30.0)
+    try:
+        names = [runtime.mesh.group_name(rank) for rank in range(3)]
+        return runtime.run([lambda rank=rank: call(rank, names[rank]) for rank in range(3)])  # type: ignore[misc]
+    finally:
+        runtime.close()
+
+
+@pytest.mark.parametrize("name", DIVISIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_every_rank_gets_the_whole(name: str, dtype: torch.dtype) -> None:
+    whole = (torch.arange(24).view(4, 6) % 5).to(dtype)
+    where: SplitDims = ((1, DIVISIONS[name]),)
+
+    def call(rank: int, group: str) -> torch.Tensor:
+        return gather_shards(take(whole, where, rank), where, [-1, 6], rank, 3, group, ())
+
+    for found in on_ranks(call):
+        assert found.dtype is dtype and found.tolist() == whole.tolist()
+
+
+def test_shards_of_a_dimension_of_a_varying_size() -> None:
+    """[(s:3 h:6) d:2], split by heads: the positions are not known to the graph."""
+    whole = torch.arange(36).view(18, 2)
+    where, unfolding = ((1, DIVISIONS["packed"]),), ((0, (-1, 6)),)
+
+    def call(rank: int, group: str) -> torch.Tensor:
+        part = take_unfolded(whole, where, rank, unfolding)
+        return gather_shards(part, where, [-1, 6, 2], rank, 3, group, unfolding)
+
+    assert [found.tolist() for found in on_ranks(call)] == [whole.tolist()] * 3
+
+
+def test_one_rank_draws_for_all() -> None:
+    """From the caller's generator, as the unsharded op would; the others do not touch it."""
+    named = {"self": torch.zeros(2, 3), "generator": None, **dict.fromkeys(("dtype", "layout", "device"))}
+    named |= {"pin_memory": None, "memory_format": None}
+    torch.manual_seed(3)
+    expected = torch.rand(2, 3), torch.rand(1)
+    torch.manual_seed(3)
+    given = {argument.name: named[argument.name] for argument in aten.rand_like.default._schema.arguments}
+    found = on_ranks(lambda rank, group: draw(rank == 0, group, aten.rand_like.default, given)[0])
+    assert [one.tolist() for one in found] == [expected[0].tolist()] * 3
+    assert torch.rand(1).tolist() == expected[1].tolist()
+
+
+def test_booleans_and_several_results_are_drawn() -> None:
+    given = {"input": torch.ones(4, 5), "p": 0.5, "train": True}
+    torch.manual_seed(5)
+    expected = [value.tolist() for value in aten.native_dropout.default(torch.ones(4, 5), 0.5, True)]
+    torch.manual_seed(5)
+    for found in on_ranks(lambda rank, group: draw(rank == 0, group, aten.native_dropout.default, given)):
+        assert [value.tolist() for value in found] == expected and found[1].dtype is torch.bool
+
+
+@pytest.mark.parametrize(("op", "expected"), [("sum", [6, 1, 12]), ("max", [4, 7, 6]), ("min", [-1, -5, 2])])
+def test_joined(op: str, expected: list[int]) -> None:
+    addends = [torch.tensor([3, -5, 4]), torch.tensor([4, -1, 6]), torch.tensor([-1, 7, 2])]
+    assert joined(addends, op).tolist() == expected
