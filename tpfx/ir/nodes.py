@@ -14,6 +14,8 @@ from torch.fx import Graph, GraphModule, Node
 from ..torch_internals.fx import OpOverload
 from .axes import Size
 
+UNKNOWN = 64  # what a size counts as that only the run will tell
+
 
 def result_index(node: Node) -> int:
     """Which tensor result of its producer a getitem node takes."""
@@ -46,7 +48,7 @@ def hint_of(extent: Any) -> int:
     """A size as a number: that of the first inputs where it is symbolic."""
     if not isinstance(extent, torch.SymInt):
         return int(extent)
-    return int(extent.node.hint) if extent.node.has_hint() else 64
+    return int(extent.node.hint) if extent.node.has_hint() else UNKNOWN
 
 
 def elements(value: torch.Tensor) -> int:

@@ -1,18 +1,18 @@
 """Choose, for every op at once, the cheapest way to carry it out.
 
 One variable an op: its choice, and whether its result is also made available whole. One table an edge: what
-the user
-needs, the producer must offer. Costs are seconds (messages, arithmetic) and a price on resident weight
-bytes; the sum
-is minimised exactly, by `elimination`.
+the user needs, the producer must offer. `CostModel` says what each state costs; the sum is minimised exactly,
+by `variable_elimination`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
 import numpy as np
 from torch.fx import Graph, Node
+
 from ..ir.annotations import (
     Choice,
     bound_of,
@@ -23,25 +23,15 @@ from ..ir.annotations import (
     set_layout,
     source_of,
 )
-from ..ir.nodes import bytes_of, elements, is_getitem, is_view, result_index, result_tensors
-from ..ir.axes import find
-from ..planning.variable_elimination import Factor, minimise
-from ..ir.parallel_graph import Solution
 from ..ir.layout import Layout, Partial, Replicate, Split, splittable, unfold
-from ..planning.choices import REPLICATE, options
+from ..ir.nodes import bytes_of, is_getitem, is_mutable, is_tensor, is_view, result_index, tensor_nodes
+from ..ir.parallel_graph import Solution
 from ..ir.splits import Splits
+from ..planning.choices import REPLICATE, options
+from ..planning.cost import CostModel
 from ..planning.pinned_layouts import pinned_layout
-from ..ir.nodes import is_mutable, is_tensor, tensor_nodes
 from ..planning.topology import Topology
-
-SMALL = 1 / 16  # weights below this part of a small matrix cost next to nothing where they lie
-PRICE = 3.0  # holding a small weight matrix costs as much as this many of the graph's largest messages
-NEGLIGIBLE = 0.005  # matrices so small that together they have this part of the bytes do not set the price
-CARRIED = 1e-8  # seconds for each op that carries a pending sum on: of equal plans, the one that sums early
-FUSED = 1e-3  # what an op that multiplies nothing costs of its time: no message is worth dividing it for
-GROUPED = 1 / 256  # holding a unit that a group of ranks shares, a KV head say, costs this part of it
-GATHERED = 1.0  # what every rank holds of a gathered value costs as much as weights do, byte for byte
-GATHERED_WEIGHT = 4.0  # gathering a weight at every call is this much dearer than its message
+from ..planning.variable_elimination import Factor, minimise
 
 
 @dataclass(frozen=True)
@@ -63,8 +53,7 @@ class Variable:
 
 
 def choose(graph: Graph, ranks: int, topology: Topology, splits: Splits) -> Solution:
-    """Record a choice for every op and a layout for every tensor; returns the solution that they come
-    from."""
+    """Record a choice for every op and a layout for every tensor; returns the solution that they are from."""
     problem = Problem(graph, ranks, topology, splits)
     factors = list(problem.factors())
     solution = minimise([len(variable.states) for variable in problem.variables], factors)
@@ -87,8 +76,8 @@ class Problem:
     """The variables and tables of one graph."""
 
     def __init__(self, graph: Graph, ranks: int, topology: Topology, splits: Splits) -> None:
-        self.ranks, self.topology, self.splits = ranks, topology, splits
-        self.price = self._price(graph)
+        self.splits = splits
+        self.cost = CostModel(graph, ranks, topology)
         self.index: dict[Node, int] = {}
         self.variables: list[Variable] = []
         pending: set[Node] = set()
@@ -99,18 +88,6 @@ class Problem:
                 self.variables.append(Variable(node, states))
                 if any(isinstance(layout, Partial) for state in states for layout in state.choice.results):
                     pending.add(node)
-
-    def _price(self, graph: Graph) -> float:
-        """Seconds a resident byte: such that whole weight matrices are dearer than messages."""
-        small = _small_matrix(graph)
-        values = [
-            bytes_of(n.meta["val"])
-            for n in graph.nodes
-            if (b := bound_of(n)) and b.contracted and is_tensor(n)
-        ]
-        message = self.topology.all_reduce(max(values, default=0), self.ranks)
-        self.small = SMALL * small
-        return PRICE * message / small
 
     def _states(self, node: Node, pending: frozenset[Node]) -> list[State]:
         if not is_decided(node):
@@ -126,33 +103,17 @@ class Problem:
         ]
 
     def _input_states(self, node: Node) -> Iterator[State]:
-        source = source_of(node)
-        size = bytes_of(node.meta["val"])
         layouts: list[Layout] = [REPLICATE]
         pinned = pinned_layout(node, self.splits)
         if pinned is not None:
             layouts = [pinned]
-        elif source.kind != "input":
+        elif source_of(node).kind != "input":
             dims = dims_of(node)
             layouts += [split for split in self.splits.of([dims]) if splittable(dims, split)]
-        price = self.price if is_weight(node) and pinned is None else 0.0
-        price *= 0.01 if size < self.small else 1.0
+        is_open = is_weight(node) and pinned is None
         for layout in layouts:
-            choice = Choice("input", (), (layout,))
-            yield from self._available(node, choice, layout, price * size * self._held(node, layout))
-
-    def _held(self, node: Node, layout: Layout) -> float:
-        """The part of a weight that a rank is charged for.
-
-        Where ranks are more than the units of an axis, groups of them hold the same unit; what shares their
-        group is split among them, and at least as large, so that holding a unit again is no great harm.
-        """
-        if not isinstance(layout, Split):
-            return 1.0
-        share = layout.mean_share(dims_of(node), self.ranks)
-        if len(layout.axes) == 1:
-            return share
-        return 1 / self.ranks + GROUPED * (share - 1 / self.ranks)
+            cost = self.cost.resident(node, layout) if is_open else 0.0
+            yield from self._available(node, Choice("input", (), (layout,)), layout, cost)
 
     def _item_states(self, node: Node) -> Iterator[State]:
         producer = node.args[0]
@@ -164,7 +125,7 @@ class Problem:
             yield from self._available(node, choice, layout, 0.0)
 
     def _op_states(self, node: Node, choice: Choice) -> Iterator[State]:
-        cost = self._op_cost(node, choice) + (CARRIED if choice.kind == "pending" else 0.0)
+        cost = self.cost.op_price(node, choice)
         if len(choice.results) == 1 and is_tensor(node):
             yield from self._available(node, choice, choice.results[0], cost)
         else:
@@ -172,15 +133,16 @@ class Problem:
 
     def _available(self, node: Node, choice: Choice, layout: Layout, cost: float) -> Iterator[State]:
         if not self._returnable(node, layout):
-            yield State(choice, layout, True, cost + self._whole_cost(node, layout))
+            yield State(choice, layout, True, cost + self.cost.whole(node, layout))
             return
-        kept = self._caller_cost(node) if isinstance(layout, Split) and returned_whole(node) else 0.0
-        yield State(choice, layout, False, cost + kept)
+        is_joined = isinstance(layout, Split) and returned_whole(node)
+        joined = self.cost.collective("gather", bytes_of(node.meta["val"])) if is_joined else 0.0
+        yield State(choice, layout, False, cost + joined)
         if not isinstance(layout, Replicate):
-            yield State(choice, layout, True, cost + self._whole_cost(node, layout))
+            yield State(choice, layout, True, cost + self.cost.whole(node, layout))
 
     def _returnable(self, node: Node, layout: Layout) -> bool:
-        """Whether a value may leave the graph as it is: addends never do, nor parts of a size that varies."""
+        """Whether a value may leave the graph as it is: no partial sum does, and no shard of a varying size."""
         if not returned_as(node)[0]:
             return True
         match layout:
@@ -190,36 +152,6 @@ class Problem:
                 return False
             case Split():
                 return not unfold(dims_of(node), layout)[1]
-
-    def _whole_cost(self, node: Node, layout: Layout) -> float:
-        size = bytes_of(node.meta["val"])
-        if isinstance(layout, Partial):
-            return self.topology.all_reduce(size, self.ranks)
-        penalty = GATHERED_WEIGHT if is_weight(node) else 1.0
-        more = size * (1 - 1 / self.ranks)  # what every rank then holds beyond its part
-        return penalty * self.topology.all_gather(size, self.ranks) + GATHERED * self.price * more
-
-    def _caller_cost(self, node: Node) -> float:
-        return self.topology.gather(bytes_of(node.meta["val"]), self.ranks)
-
-    def _op_cost(self, node: Node, choice: Choice) -> float:
-        bound = bound_of(node)
-        assert bound is not None
-        operands = [operand.meta["val"] for operand in tensor_nodes(node)]
-        held = [
-            *zip(operands, choice.operands, strict=True),
-            *zip(result_tensors(node), choice.results, strict=True),
-        ]
-        moved = sum(bytes_of(value) * self._share(layout) for value, layout in held)
-        flops = 2.0 * max((elements(value) for value in result_tensors(node)), default=0)
-        for dim in bound.contracted:
-            flops *= float(size) if isinstance(size := find(dim).size, int) else 1.0
-        split = [layout for layout in (*choice.operands, *choice.results) if isinstance(layout, Split)]
-        seconds = self.topology.op(flops * (self._share(split[0]) if split else 1.0), moved)
-        return seconds if bound.products() else FUSED * seconds
-
-    def _share(self, layout: Layout) -> float:
-        return layout.share(self.ranks) if isinstance(layout, Split) else 1.0
 
     def factors(self) -> Iterator[Factor]:
         """The tables: one a variable, one an edge."""
@@ -242,10 +174,7 @@ class Problem:
             for weight in returned_as(node)[1]:
                 below = self.index[weight]
                 table = [
-                    [
-                        0.0 if _offers(offer, need.result) else np.inf
-                        for need in self.variables[below].states
-                    ]
+                    [0.0 if _offers(offer, need.result) else np.inf for need in self.variables[below].states]
                     for offer in self.variables[above].states
                 ]
                 if above != below:
@@ -283,25 +212,8 @@ def _is(state: State, need: Layout) -> bool:
 
 
 def _offers(state: State, need: Layout) -> bool:
-    """Whether a value in this state can be had as needed: as it is, or made from the whole value by each
-    rank."""
+    """Whether a value in this state can be had as needed: as it is, or made of the whole by each rank."""
     return state.result == need or state.whole or isinstance(state.result, Replicate)
-
-
-def _small_matrix(graph: Graph) -> float:
-    """The bytes of the smallest matrix that matters: all smaller ones together are negligible."""
-    weights = [node for node in graph.nodes if is_weight(node)]
-    trained = [node for node in weights if source_of(node).kind == "parameter"]  # buffers are tables, or few
-    values = [node.meta["val"] for node in trained or weights]
-    sizes = sorted(bytes_of(value) for value in values if value.dim() > 1) or [
-        bytes_of(value) for value in values
-    ]
-    total, seen = sum(sizes), 0
-    for size in sizes:
-        seen += size
-        if seen > NEGLIGIBLE * total:
-            return float(size)
-    return 1.0
 
 
 def returned_whole(node: Node) -> bool:

@@ -7,29 +7,16 @@ arithmetic, memory and messages one after the other, as the topology has them; n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import sympy
 import torch
 from torch.fx import Node
 
-from ..ir.annotations import Choice, bound_of, choice_of, dims_of, is_joined, layout_of, source_of
-from ..ir.axes import find
-from ..ir.layout import Layout, Split, local_size
-from ..ir.nodes import (
-    elements,
-    hint_of,
-    is_getitem,
-    is_tensor,
-    is_view,
-    result_tensors,
-    size_of,
-    tensor_nodes,
-)
-from ..ir.op_dims import Bound, Dims
-from ..ir.parallel_graph import Collective, Parallel
+from ..ir.annotations import bound_of, choice_of, dims_of, is_joined, layout_of, source_of
+from ..ir.nodes import elements, hint_of, is_getitem, is_tensor, is_view, tensor_nodes
+from ..ir.parallel_graph import Parallel
 from ..ir.resharding import shard
+from ..planning.cost import CostModel
 from ..planning.topology import Topology
 
 aten = torch.ops.aten
@@ -64,51 +51,32 @@ class Estimate:
 
 def estimate(parallel: Parallel, topology: Topology) -> Estimate:
     """What one run of a planned graph takes, on a topology."""
-    run = _Run(parallel)
+    run = _Run(parallel, topology)
     ranks = range(parallel.ranks)
     return Estimate(
         tokens=_tokens(parallel),
         kept=[run.kept(rank) for rank in ranks],
         activations=[run.peak(rank) for rank in ranks],
-        compute=max(run.seconds(topology, rank) for rank in ranks),
-        messages=sum(seconds_of(message, topology, parallel.ranks) for message in parallel.collectives()),
+        compute=max(sum(run.seconds(node, rank) for node in run.nodes) for rank in ranks),
+        messages=run.messages(),
     )
-
-
-def seconds_of(message: Collective, topology: Topology, ranks: int) -> float:
-    """How long a message takes."""
-    if ranks == 1:
-        return 0.0
-    cost = {"all_reduce": topology.all_reduce, "all_gather": topology.all_gather, "gather": topology.gather}
-    return cost[message.kind](message.bytes, ranks)
 
 
 class _Run:
     """One planned graph, with numbers in the place of sizes that vary."""
 
-    def __init__(self, parallel: Parallel) -> None:
+    def __init__(self, parallel: Parallel, topology: Topology) -> None:
         self.parallel = parallel
         self.nodes: list[Node] = list(parallel.graph.nodes)
-        self.hints = _hints(self.nodes)
+        self.cost = CostModel(parallel.graph, parallel.ranks, topology)
         self._sizes: dict[tuple[Node, int], int] = {}
 
     def bytes(self, node: Node, rank: int) -> int:
         """Those of a tensor on a rank."""
         if (node, rank) not in self._sizes:
-            count = self._elements(dims_of(node), layout_of(node), rank)
+            count = self.cost.sizes.elements(dims_of(node), layout_of(node), rank)
             self._sizes[node, rank] = count * int(node.meta["val"].element_size())
         return self._sizes[node, rank]
-
-    def _elements(self, dims: Dims, layout: Layout, rank: int) -> int:
-        count = 1
-        for dim in dims:
-            count *= self._number(
-                local_size(dim, layout, rank) if isinstance(layout, Split) else find(dim).size
-            )
-        return count
-
-    def _number(self, size: int | sympy.Expr) -> int:
-        return size if isinstance(size, int) else int(size.xreplace(self.hints))
 
     def kept(self, rank: int) -> int:
         """Bytes of results that a later call takes: those that the graph itself uses too."""
@@ -150,46 +118,22 @@ class _Run:
                 owners[node] = owners[below]
         return owners
 
-    def seconds(self, topology: Topology, rank: int) -> float:
-        """Arithmetic and memory on a rank."""
-        return sum(self._op_seconds(node, topology, rank) for node in self.nodes)
-
-    def _op_seconds(self, node: Node, topology: Topology, rank: int) -> float:
-        bound, choice = bound_of(node), choice_of(node)
-        if bound is None or choice is None or is_getitem(node) or _is_view(node):
+    def seconds(self, node: Node, rank: int) -> float:
+        """Launch, arithmetic and memory of an op on a rank; none of what only looks at another value."""
+        choice = choice_of(node)
+        if bound_of(node) is None or choice is None or is_getitem(node) or _is_view(node):
             return 0.0
-        made = [
-            self._elements(dims, layout, rank)
-            for dims, layout in zip(bound.results, choice.results, strict=True)
-        ]
-        moved = sum(self.bytes(operand, rank) for operand in tensor_nodes(node))
-        moved += sum(n * v.element_size() for n, v in zip(made, result_tensors(node), strict=True))
-        return topology.launch + topology.op(self._flops(bound, choice, max(made, default=0), rank), moved)
+        return self.cost.topology.launch + self.cost.seconds_of(self.cost.work(node, choice, rank))
 
-    def _flops(self, bound: Bound, choice: Choice, made: int, rank: int) -> float:
-        """Those of an op that multiplies operands and sums, once for each dimension that it sums over."""
-        split = next((layout for layout in choice.operands if isinstance(layout, Split)), None)
-        summed = [
-            self._number(local_size(dim, split, rank) if split else find(dim).size)
-            for dim in bound.products()
-        ]
-        return 2.0 * made * max(summed, default=0) * len(summed)
+    def messages(self) -> float:
+        """Seconds of all collectives; one rank alone sends nothing."""
+        if self.parallel.ranks == 1:
+            return 0.0
+        return sum(self.cost.collective(one.kind, one.bytes) for one in self.parallel.collectives())
 
 
 def _is_view(node: Node) -> bool:
     return is_view(node) or node.target in _VIEWS
-
-
-def _hints(nodes: Iterable[Node]) -> dict[sympy.Symbol, int]:
-    """What the symbols in the sizes of a graph's inputs were when it was captured."""
-    found: dict[sympy.Symbol, int] = {}
-    for node in nodes:
-        value = node.meta.get("val")
-        for extent in value.shape if isinstance(value, torch.Tensor) else [value]:
-            size = size_of(extent) if isinstance(extent, torch.SymInt) else 0
-            if isinstance(size, sympy.Symbol):
-                found[size] = hint_of(extent)
-    return found
 
 
 def _tokens(parallel: Parallel) -> int:
