@@ -13,9 +13,9 @@ import torch
 from torch.fx import Node
 
 from ..ir.annotations import bound_of, choice_of, dims_of, is_joined, layout_of, source_of
-from ..ir.nodes import elements, hint_of, is_getitem, is_tensor, is_view, tensor_nodes
+from ..ir.nodes import bytes_of, elements, hint_of, is_getitem, is_tensor, is_view, tensor_nodes
 from ..ir.parallel_graph import Parallel
-from ..ir.resharding import shard
+from ..ir.resharding import MESSAGES, shard
 from ..planning.cost import CostModel
 from ..planning.topology import Topology
 
@@ -51,18 +51,18 @@ class Estimate:
 
 def estimate(parallel: Parallel, topology: Topology) -> Estimate:
     """What one run of a planned graph takes, on a topology."""
-    run = _Run(parallel, topology)
+    run = Run(parallel, topology)
     ranks = range(parallel.ranks)
     return Estimate(
         tokens=_tokens(parallel),
         kept=[run.kept(rank) for rank in ranks],
         activations=[run.peak(rank) for rank in ranks],
         compute=max(sum(run.seconds(node, rank) for node in run.nodes) for rank in ranks),
-        messages=run.messages(),
+        messages=sum(run.sent(one.kind, one.bytes) for one in parallel.collectives()),
     )
 
 
-class _Run:
+class Run:
     """One planned graph, with numbers in the place of sizes that vary."""
 
     def __init__(self, parallel: Parallel, topology: Topology) -> None:
@@ -125,11 +125,15 @@ class _Run:
             return 0.0
         return self.cost.topology.launch + self.cost.seconds_of(self.cost.work(node, choice, rank))
 
-    def messages(self) -> float:
-        """Seconds of all collectives; one rank alone sends nothing."""
-        if self.parallel.ranks == 1:
-            return 0.0
-        return sum(self.cost.collective(one.kind, one.bytes) for one in self.parallel.collectives())
+    def sent(self, kind: str, size: int) -> float:
+        """Seconds of a collective; one rank alone sends nothing."""
+        return self.cost.collective(kind, size) if self.parallel.ranks > 1 else 0.0
+
+    def slowest(self, node: Node) -> float:
+        """Seconds of an op on the rank that takes longest for it, or of a collective."""
+        if node.target in MESSAGES:
+            return self.sent(MESSAGES[node.target], bytes_of(node.meta["val"]))
+        return max(self.seconds(node, rank) for rank in range(self.parallel.ranks))
 
 
 def _is_view(node: Node) -> bool:
