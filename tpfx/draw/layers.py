@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from ..dump.node_names import Names
-from ..dump.repeated_layers import layer_of, stem_of
 from ..ir.parallel_graph import Parallel
+from ..ir.provenance import layer_of, stem_of
 
 
 @dataclass

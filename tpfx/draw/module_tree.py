@@ -22,13 +22,13 @@ from typing import TypeAlias
 from torch.fx import Node
 
 from ..dump.columns import Row
-from ..dump.repeated_layers import SHORTEST, Layer, layer_of, runs
+from ..dump.repeated_layers import SHORTEST, Layer, runs
 from ..dump.text import Dump
 from ..ir.annotations import dims_of, is_weight, source_of
 from ..ir.axes import Concat, Dim, find, segments
 from ..ir.nodes import bytes_of
 from ..ir.parallel_graph import Parallel
-from ..ir.provenance import source_line
+from ..ir.provenance import layer_of, source_line
 from ..ir.resharding import MESSAGES
 from ..plan.plan import Plan, WeightPlan
 from .layers import Group, Home, groups, homes, sequences

@@ -6,9 +6,10 @@ runs([Layer("layers", 0, "a"), Layer("layers", 1, "a"), Layer("layers", 2, "a"),
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+
+from ..ir.provenance import stem_of
 
 SHORTEST = 3  # fewer layers than these are written one by one
 
@@ -20,18 +21,6 @@ class Layer:
     stem: str
     number: int | None
     likeness: Hashable
-
-
-def layer_of(path: str) -> str:
-    """The path up to its first number: layers.0; empty where there is none."""
-    found = re.match(r"(.*?\.)?\d+(?=\.|$)", path)
-    return found.group() if found else ""
-
-
-def stem_of(layer: str) -> tuple[str, int | None]:
-    """layers.3 as ("layers", 3)"""
-    stem, _, number = layer.rpartition(".")
-    return (stem, int(number)) if number.isdigit() else (layer, None)
 
 
 def runs(layers: Sequence[Layer]) -> list[range]:

@@ -25,11 +25,11 @@ from ..ir.annotations import dims_of, is_weight
 from ..ir.axes import Dim, show
 from ..ir.nodes import hint_of, is_tensor
 from ..ir.parallel_graph import Parallel
-from ..ir.provenance import source_line
+from ..ir.provenance import layer_of, source_line, stem_of
 from .columns import Row, block
 from .node_names import Names
 from .node_text import Lines
-from .repeated_layers import Layer, layer_of, runs, span, stem_of
+from .repeated_layers import Layer, runs, span
 
 Group: TypeAlias = tuple[str, list[Node]]  # a layer, and nodes of it
 

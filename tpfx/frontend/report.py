@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..dump.text import dump_text
+from ..formatting import bytes_text
 from ..ir.parallel_graph import Collective, Parallel
 from ..sharded_tensor.tensor import ShardedTensor
 
@@ -94,9 +95,9 @@ class Report:
         for heading in ("rank", "device", "bytes", "of the whole"):
             table.add_column(heading, justify="left" if heading == "device" else "right")
         for rank, (device, size) in enumerate(zip(self.devices, self.bytes_per_device, strict=True)):
-            table.add_row(str(rank), device, _megabytes(size), f"{size / max(1, self.total_bytes):.1%}")
+            table.add_row(str(rank), device, bytes_text(size), f"{size / max(1, self.total_bytes):.1%}")
         table.add_section()
-        table.add_row("", "unsharded", _megabytes(self.total_bytes), "100.0%")
+        table.add_row("", "unsharded", bytes_text(self.total_bytes), "100.0%")
         return table
 
     def _message_table(self) -> Table:
@@ -110,7 +111,7 @@ class Report:
         counts = Counter(collective.kind for collective in self.collectives)
         for kind, count in counts.items():
             size = sum(collective.bytes for collective in self.collectives if collective.kind == kind)
-            table.add_row(kind, str(count), _megabytes(size))
+            table.add_row(kind, str(count), bytes_text(size))
         for op, count in self.whole_ops.items():
             table.add_row(f"runs whole: {op}", str(count), "")
         if self.whole_calls:
@@ -123,7 +124,3 @@ class Report:
 def _resident(weight: torch.Tensor) -> Sequence[int]:
     """Bytes on each rank; a plain tensor, put in a weight's place after compiling, is on the first."""
     return weight.resident_bytes if isinstance(weight, ShardedTensor) else (weight.nbytes,)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB" if size >= 2**17 else f"{size:,} B"

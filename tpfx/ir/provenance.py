@@ -1,4 +1,4 @@
-"""Where a node comes from: its module, its source line, and the planned node that it was written for."""
+"""Where a node comes from: its module and layer, its source line, and the node that it was written for."""
 
 from __future__ import annotations
 
@@ -58,6 +58,18 @@ def path_of_stack(stack: dict[str, Any] | None) -> str:
     )  # whatever holds the model
     path = re.sub(r"\._modules\['([^']*)'\]|\['([^']*)'\]|\[(\d+)\]", r".\1\2\3", path)
     return path.strip(".")
+
+
+def layer_of(path: str) -> str:
+    """The path up to its first number: layers.0; empty where there is none."""
+    found = re.match(r"(.*?\.)?\d+(?=\.|$)", path)
+    return found.group() if found else ""
+
+
+def stem_of(layer: str) -> tuple[str, int | None]:
+    """layers.3 as ("layers", 3)"""
+    stem, _, number = layer.rpartition(".")
+    return (stem, int(number)) if number.isdigit() else (layer, None)
 
 
 def source_line(node: Node) -> str:

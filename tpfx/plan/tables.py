@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from ..formatting import bytes_text, seconds_text
+from ..ir.provenance import layer_of
 
 if TYPE_CHECKING:
     from .plan import GraphPlan, Plan
@@ -102,16 +103,9 @@ def _share(graph: GraphPlan) -> float:
     return graph.estimate.messages / graph.estimate.seconds if graph.estimate.seconds else 0.0
 
 
-def _layer(name: str) -> str:
-    """The part of a name up to its first number: layers.0"""
-    parts = name.split(".")
-    number = next((at for at, part in enumerate(parts) if part.isdigit()), None)
-    return "" if number is None else ".".join(parts[: number + 1])
-
-
 def _layers(graph: GraphPlan) -> int:
-    return len({_layer(op.name) for op in graph.ops} - {""})
+    return len({layer_of(op.name) for op in graph.ops} - {""})
 
 
 def _sent_in_layers(graph: GraphPlan) -> int:
-    return sum(message.bytes for message in graph.collectives if _layer(message.node))
+    return sum(message.bytes for message in graph.collectives if layer_of(message.node))

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..formatting import shape_text
+
 # Above this, every rank does its share of the work; below, the wake-up costs more than the work, and the last
 # rank to arrive does all of it.
 PARALLEL_BYTES = 1 << 20
@@ -63,17 +65,12 @@ class Call:
 
     def __str__(self) -> str:
         words = [self.reduction] if self.reduction else []
-        words += [f"{_short(tensor.dtype)}{list(tensor.shape)}" for tensor in self.inputs]
+        words += [f"{shape_text(tensor)}" for tensor in self.inputs]
         if self.kind == "all_to_all":
             words += [f"out {self.splits[0]}", f"in {self.splits[1]}"]
         if self.kind == "broadcast":
             words.append(f"from {self.root}")
         return f"{self.kind}({', '.join(words)})"
-
-
-def _short(dtype: torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
-    return name.replace("float", "f").replace("uint", "u").replace("int", "i").replace("complex", "c")
 
 
 def objection(calls: list[Call]) -> str | None:
