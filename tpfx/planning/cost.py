@@ -157,9 +157,9 @@ class CostModel:
             kind: "all_reduce", "all_gather", or "gather" (for the caller alone).
             size: bytes of the whole value.
         """
-        topology = self.topology
-        seconds = {"all_reduce": topology.all_reduce, "all_gather": topology.all_gather}
-        return seconds.get(kind, topology.gather)(size, self.ranks)
+        one = self.topology
+        seconds = {"all_reduce": one.all_reduce, "all_gather": one.all_gather, "gather": one.gather}[kind]
+        return seconds(size, self.ranks)
 
     def whole(self, node: Node, layout: Layout) -> float:
         """What it costs to make a value whole that lies split, or as a partial sum, on every rank."""
