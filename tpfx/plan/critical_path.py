@@ -53,4 +53,5 @@ def critical_path(graph: networkx.DiGraph) -> CriticalPath:
         if not graph.out_degree(node):  # the output, and what nothing uses
             ended.add_edge(node, _END, seconds=graph.nodes[node]["seconds"])
     path = networkx.dag_longest_path(ended, weight="seconds")
-    return CriticalPath(networkx.path_weight(ended, path, weight="seconds"), path[:-1])
+    seconds = networkx.path_weight(ended, path, weight="seconds")
+    return CriticalPath(seconds, [node for node in path if node != _END])
