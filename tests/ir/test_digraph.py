@@ -7,20 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from tests.support.nets import Mlp
 from tpfx.capture.capture import capture
 from tpfx.ir.digraph import digraph
 from tpfx.ir.layout import Partial, Replicate, Split
 from tpfx.ir.parallel_graph import Parallel
 from tpfx.plan.offline import plan_graphs
-
-
-class Mlp(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(64, 256, bias=False), nn.Linear(256, 64, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(torch.relu(self.up(x)))
 
 
 def planned(model: nn.Module, phase: str = "prefill") -> Parallel:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.nets import Mlp
 from tpfx.capture.capture import capture
 from tpfx.ir.parallel_graph import Parallel
 from tpfx.plan.critical_path import critical_path, timed
@@ -21,15 +22,6 @@ def planned(model: nn.Module, devices: int = 2) -> Parallel:
     (captured,) = capture(model, (torch.zeros(8, 64),), symbolic=False)
     (parallel,) = plan_graphs([captured], devices)
     return parallel
-
-
-class Mlp(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(64, 256, bias=False), nn.Linear(256, 64, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(torch.relu(self.up(x)))
 
 
 X, WEIGHT, HIDDEN = 8 * 64 * 4, 256 * 64 * 4, 8 * 256 * 4  # bytes

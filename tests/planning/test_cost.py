@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, Node
 from torch.nn import functional as F
 
 from tests.support.inferred import calls, inferred
 from tests.support.models import inputs, tiny
+from tests.support.nets import Mlp
 from tpfx.capture.capture import capture
 from tpfx.ir.annotations import Choice, bound_of, choice_of, dims_of
 from tpfx.ir.layout import Partial, Replicate, Split
@@ -179,15 +180,6 @@ def test_a_unit_that_a_group_of_ranks_shares_is_nearly_free_to_hold_again() -> N
     assert cost.resident(keys, grouped) == whole * (1 / 4 + cost.weights.grouped * (1 / 2 - 1 / 4))
 
 
-class Mlp(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(64, 128, bias=False), nn.Linear(128, 64, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(torch.relu(self.up(x)))
-
-
 def test_a_size_that_varies_counts_as_in_the_example() -> None:
     """The gradient of a weight is summed over the rows of the batch, of which there are 24 here."""
 
@@ -195,7 +187,7 @@ def test_a_size_that_varies_counts_as_in_the_example() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).sum()
 
-    (captured,) = capture(Loss(), (torch.zeros(24, 64),), phase="train")
+    (captured,) = capture(Loss(128), (torch.zeros(24, 64),), phase="train")
     (parallel,) = plan_graphs([captured], 2)
     run = Run(parallel, Topology())
     gradients = [node for node in parallel.graph.nodes if _is_gradient(node)]

@@ -19,3 +19,14 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(torch.relu(self.norm(self.up(x))))
+
+
+class Mlp(nn.Module):
+    """Two linear layers without biases and a relu between them: `[batch, 64]` to `[batch, 64]`."""
+
+    def __init__(self, inside: int = 256) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, inside, bias=False), nn.Linear(inside, 64, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(x)))
