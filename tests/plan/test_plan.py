@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -12,33 +11,9 @@ from torch import nn
 
 import tpfx
 from tests.support.models import inputs, tiny
-from tpfx.capture.capture import capture
-from tpfx.errors import InputError, PlanError
+from tpfx.errors import PlanError
 from tpfx.passes import pipeline
-from tpfx.plan.diff import differences
-from tpfx.plan.explain import Explainer
-from tpfx.plan.make import describe
-from tpfx.plan.offline import plan_graphs
 from tpfx.plan.plan import Plan
-from tpfx.plan.tables import comparison
-from tpfx.planning.topology import TOPOLOGIES, Topology, topology_of
-
-LAYERS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 16
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny("llama")
-
-
-@pytest.fixture(scope="module")
-def captured(model: Any) -> Any:
-    return capture(model, inputs(model), phase="decode")
-
-
-@pytest.fixture(scope="module")
-def plans(model: Any, captured: Any) -> dict[int, Plan]:
-    return {n: describe(model, captured, plan_graphs(captured, n), Topology()) for n in (1, 2, 3)}
 
 
 def test_a_plan_survives_its_file(plans: dict[int, Plan], tmp_path: Any) -> None:
@@ -48,47 +23,6 @@ def test_a_plan_survives_its_file(plans: dict[int, Plan], tmp_path: Any) -> None
         assert again == plan
         assert again.to_json() == plan.to_json()
         assert str(again) == str(plan)
-
-
-def test_what_it_says_of_memory_and_messages(model: Any, plans: dict[int, Plan]) -> None:
-    plan = plans[2]
-    total = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
-    assert plan.total_bytes == total
-    assert sum(plan.bytes_per_device) >= total
-    assert max(plan.bytes_per_device) <= 1.05 / 2 * total
-    prefill, decode = plan.graphs
-    assert [graph.phase for graph in plan.graphs] == ["prefill", "decode"]
-    batch, length = inputs(model)["input_ids"].shape
-    cache = 2 * LAYERS * batch * KV_HEADS * WIDTH * 4  # keys and values of one token, float32
-    assert sum(prefill.estimate.kept) == length * cache
-    assert sum(decode.estimate.kept) == (length + 1) * cache
-    assert prefill.estimate.tokens == batch * length
-    assert decode.estimate.tokens == batch
-    for graph in plan.graphs:
-        kinds = [message.kind for message in graph.collectives]
-        assert kinds == ["all_reduce"] * (2 * LAYERS + 1) + ["gather"]
-        assert graph.optimal
-        assert 0 < graph.estimate.messages < graph.estimate.seconds
-    assert plans[1].graphs[0].collectives == []
-    assert plans[1].graphs[0].estimate.messages == 0
-
-
-def test_the_peak_is_that_of_a_graph_counted_by_hand() -> None:
-    """x → up (4 rows of 128, half on each rank) → relu → down, an addend → its sum: two at once."""
-
-    class Mlp(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.up, self.down = nn.Linear(64, 128, bias=False), nn.Linear(128, 64, bias=False)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.down(torch.relu(self.up(x)))
-
-    plan = tpfx.plan(Mlp(), 2, (torch.zeros(4, 64),))
-    (graph,) = plan.graphs
-    half_hidden = result = 4 * 64 * 4
-    assert graph.estimate.activations == [half_hidden + result] * 2
-    assert graph.estimate.kept == [0, 0]
 
 
 def test_compile_follows_a_plan_without_choosing(monkeypatch: Any, tmp_path: Any) -> None:
@@ -181,59 +115,3 @@ def test_a_broken_file_is_refused(name: str, tmp_path: Any) -> None:
         tpfx.compile(nn.Linear(2, 2), ["cpu"], plan=path)
     with pytest.raises(PlanError, match="cannot read the plan"):
         Plan.load(tmp_path / "none.json")
-
-
-def test_two_plans_differ_in_what_is_said(plans: dict[int, Plan]) -> None:
-    assert list(differences(plans[2], plans[2])) == []
-    lines = list(differences(plans[2], plans[3]))
-    assert "devices: 2 → 3" in lines
-    assert any(
-        line.startswith("model.embed_tokens.weight: float32[256, 64] split, dimension 0") for line in lines
-    )
-    one = replace(plans[2], weights={}, graphs=plans[2].graphs[:1])
-    lines = list(differences(plans[2], one))
-    assert "graph 1 (decode): only in the first" in lines
-    assert "model.norm.weight: float32[64] whole → not there" in lines
-
-
-def test_numbers_of_devices_side_by_side(plans: dict[int, Plan]) -> None:
-    text = comparison(list(plans.values()))
-    assert "1 device " in text
-    assert "3 devices" in text
-    for graph in plans[3].graphs:
-        assert f"{graph.phase}: kept for later calls" in text
-
-
-def test_the_chosen_way_is_the_cheapest(model: Any, captured: Any) -> None:
-    parallel = plan_graphs(captured, 2)[0]
-    explainer = Explainer(captured[0], parallel)
-    for name in ("layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.down_proj.weight", "layers.0.add"):
-        told = explainer.explain(name)
-        assert told.ways[0].chosen
-        assert [way.chosen for way in told.ways].count(True) == 1
-        assert told.ways[0].cost == pytest.approx(parallel.solution.cost)
-        assert told.ways[0].messages == {"all_reduce": 2 * LAYERS + 1, "gather": 1}
-        assert len(told.ways) > 1
-    (message,) = explainer.explain("layers.0.self_attn.o_proj").forced
-    assert message == "all_reduce (6 KiB) for layers.0.add: its other operands are no addends"
-    assert "(chosen)" in str(told)
-    with pytest.raises(InputError, match=r"no op layers\.0\.ad; did you mean layers\.0\.add"):
-        explainer.explain("layers.0.ad")
-
-
-def test_topologies_are_read_and_refused(tmp_path: Any) -> None:
-    path = tmp_path / "here.json"
-    TOPOLOGIES["pcie4"].save(path)
-    assert topology_of(str(path)) == TOPOLOGIES["pcie4"]
-    assert topology_of("default") == Topology()
-    for text, message in (
-        ("{", "cannot read the topology"),
-        ('{"speed": 1}', "is no topology: it is an object with latency"),
-        ('{"latency": 0}', "latency is 0; it must be a number above 0"),
-        (json.dumps({"flops": "many"}), "flops is 'many'"),
-    ):
-        path.write_text(text)
-        with pytest.raises(InputError, match=message):
-            topology_of(str(path))
-    with pytest.raises(InputError, match="dgx is no topology that tpfx knows"):
-        topology_of("dgx")

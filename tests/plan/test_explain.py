@@ -1,0 +1,30 @@
+"""Why an op is split as it is: the ways, what each costs, and what forces a message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tpfx.errors import InputError
+from tpfx.plan.explain import Explainer
+from tpfx.plan.offline import plan_graphs
+
+LAYERS = 2
+
+
+def test_the_chosen_way_is_the_cheapest(model: Any, captured: Any) -> None:
+    parallel = plan_graphs(captured, 2)[0]
+    explainer = Explainer(captured[0], parallel)
+    for name in ("layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.down_proj.weight", "layers.0.add"):
+        told = explainer.explain(name)
+        assert told.ways[0].chosen
+        assert [way.chosen for way in told.ways].count(True) == 1
+        assert told.ways[0].cost == pytest.approx(parallel.solution.cost)
+        assert told.ways[0].messages == {"all_reduce": 2 * LAYERS + 1, "gather": 1}
+        assert len(told.ways) > 1
+    (message,) = explainer.explain("layers.0.self_attn.o_proj").forced
+    assert message == "all_reduce (6 KiB) for layers.0.add: its other operands are no addends"
+    assert "(chosen)" in str(told)
+    with pytest.raises(InputError, match=r"no op layers\.0\.ad; did you mean layers\.0\.add"):
+        explainer.explain("layers.0.ad")
