@@ -1,23 +1,19 @@
-"""The text of parallel graphs: small ones inline, whole models in tests/goldens, and capture without weights.
+"""The text of parallel graphs: small ones inline, whole models in tests/goldens.
 
 The goldens in tests/goldens are dumps of one-layer models: TPFX_UPDATE_GOLDENS=1 rewrites them.
 """
 
 import os
 import re
-import resource
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
-import tpfx
 from tests.support.models import inputs, tiny
-from tpfx.capture.capture import capture
 from tpfx.dump.text import dump_text
-from tpfx.plan.offline import plan_graphs, plan_offline
+from tpfx.plan.offline import plan_offline
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
@@ -118,86 +114,3 @@ def test_every_operand_is_defined_above_its_use(path):
         assert set(operands) <= defined | sizes | {row["name"]}, line
         assert row["name"] not in defined, f"{row['name']} is defined twice"
         defined.add(row["name"])
-
-
-def test_the_plan_without_weights_is_the_plan_of_compile():
-    model = tiny("llama", num_hidden_layers=1)
-    offline = dump_text(plan_offline(model, 2, inputs(model)))
-    compiled = tpfx.compile(model, ["cpu", "cpu"], example_inputs=inputs(model))
-    assert tpfx.report(compiled).dump() == offline
-
-
-def test_a_model_is_left_as_it_was():
-    model = nn.Sequential(Mlp().train(), Mlp().eval(), nn.BatchNorm1d(64))
-    model[1].down.weight = model[0].down.weight  # tied
-    before = [*model.state_dict(keep_vars=True).items()]
-    text = dump_text(plan_offline(model, 2, EXAMPLE))
-    assert len(lines(text, "0.down.weight")) == 1
-    assert not lines(text, "1.down.weight")
-    after = [*model.state_dict(keep_vars=True).items()]
-    assert all(
-        name == other and value is same for (name, value), (other, same) in zip(before, after, strict=True)
-    )
-    assert [module.training for module in model] == [True, False, True]
-    with pytest.raises(tpfx.ModelError, match=r"^Sequential cannot be captured: .*"):
-        plan_offline(model, 2, (torch.zeros(8, 63),))
-    assert model[0].up.weight is before[0][1]
-
-
-def test_planning_again_and_again_is_not_limited():
-    model = Mlp()
-    limit = torch._dynamo.config.recompile_limit
-    plans = {dump_text(plan_offline(model, 2, EXAMPLE, symbolic=False)) for _ in range(limit + 2)}
-    assert plans == {MLP}
-
-
-def test_a_parameter_keeps_its_layout_in_later_graphs():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.eye(64))
-
-        def forward(self, x):
-            x = x @ self.weight
-            torch._dynamo.graph_break()
-            return torch.relu(x) @ self.weight.T
-
-    first, second = plan_graphs(capture(Twice(), EXAMPLE, symbolic=False), 2)
-    assert (
-        lines(dump_text(first), "weight")
-        == lines(dump_text(second), "weight")
-        == ["weight  f32[64, 64/2]  # a:64, b:64"]
-    )
-    assert "# column, split n" in dump_text(first)
-    assert "# row, split k" in dump_text(second)
-
-
-def test_inputs_that_cannot_be_used_are_refused():
-    with pytest.raises(tpfx.InputError, match="Mlp has no inputs of its own; pass a tuple of arguments"):
-        plan_offline(Mlp(), 2)
-    with pytest.raises(tpfx.InputError, match="Mlp cannot be called with a Tensor"):
-        plan_offline(Mlp(), 2, EXAMPLE[0])
-    with pytest.raises(tpfx.InputError, match="over 0 devices"):
-        plan_offline(Mlp(), 0, EXAMPLE)
-
-
-def test_a_large_model_is_planned_without_its_weights():
-    """Four layers of Llama-8B, 3.8 GiB of weights and logits tables, on the meta device."""
-    config = transformers.LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=4,
-        num_key_value_heads=8,
-        vocab_size=128256,
-    )
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    plan = plan_offline(model, 8, symbolic=False)
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    assert grown < size / 8, f"planning took {grown} bytes for {size} bytes of weights"
-    # Two all-reduces a layer, one for the embedding; the logits are gathered for the caller.
-    kinds = [message.kind for message in plan.collectives()]
-    assert (kinds.count("all_reduce"), kinds.count("gather"), len(kinds)) == (9, 1, 10)
-    assert "f32" not in dump_text(plan).partition("# layers.0")[0].partition("rotary_emb.inv_freq")[0]
