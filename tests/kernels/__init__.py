@@ -1,0 +1,1 @@
+"""Tests of what a rank calls beside ATen: slices, lookups, collectives."""
