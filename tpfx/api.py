@@ -180,11 +180,11 @@ def _compile(
 
 def _follow(plan: Plan, slots: Sequence[Slot], session: Session) -> None:
     """Divide the weights as a plan says, and have its graphs carried out as it says."""
-    session.planned = {graph.fingerprint: graph for graph in plan.graphs}
+    session.choices = {graph.fingerprint: graph.choices for graph in plan.graphs}
     for slot in slots:
-        planned = plan.weights.get(slot.name)
-        if planned is not None and planned.shards is not None and slot.value.placement is None:
-            slot.value.distribute(planned.shards)
+        weight = plan.weights.get(slot.name)
+        if weight is not None and weight.shards is not None and slot.value.placement is None:
+            slot.value.distribute(weight.shards)
 
 
 def report(model: torch.nn.Module) -> Report:

@@ -20,7 +20,7 @@ from ..execution.program import Program, Ranks
 from ..ir.annotations import Source, set_source, shards_of, source_of
 from ..ir.parallel_graph import Parallel
 from ..lowering.device_compiler import compile_for_devices
-from ..passes.apply_plan import remember
+from ..passes.apply_plan import encode_choices
 from ..passes.pipeline import lower, parallelize
 from ..runtime.mesh import Mesh
 from ..runtime.processes import require_same
@@ -67,7 +67,7 @@ class _LayoutsOnly:
         self.results = graph.results()
         session = self.session
         lowered, ranks = graph.module.graph, session.mesh.size
-        parallel = parallelize(lowered, graph.sources, ranks, session.topology, session.planned)
+        parallel = parallelize(lowered, graph.sources, ranks, session.topology, session.choices)
         session.newest = parallel
         require_same(session.mesh, "the graphs or plans", _plan_text(session.mesh, parallel))
         for op, count in parallel.whole_ops.items():
@@ -124,7 +124,7 @@ class _LoweringForAnyBatch(_Lowering):
 def _plan_text(mesh: Mesh, parallel: Parallel) -> Iterator[bytes]:
     """What processes that run one graph together must agree on."""
     if mesh.group is not None:
-        choices, units = remember(parallel.graph, parallel.splits)
+        choices, units = encode_choices(parallel.graph, parallel.splits)
         yield f"{parallel.fingerprint} {list(choices.values())} {units}".encode()
 
 

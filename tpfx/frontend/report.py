@@ -74,7 +74,7 @@ class Report:
             cost=newest.solution.cost if newest else 0.0,
             parallel=newest,
             whole_calls=session.whole_calls,
-            planned=newest.recalled if newest and session.planned else None,
+            planned=newest.recalled if newest and session.choices else None,
             device_compiler=session.device_compiler,
             batch_by_batch=session.batch_by_batch,
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..ir.parallel_graph import Parallel
-from ..passes.pipeline import Decided
+from ..passes.apply_plan import GraphChoices
 from ..planning.topology import Topology
 from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
@@ -28,7 +28,7 @@ class Session:
         whole_ops: ops that ran whole for want of a rule, in all graphs.
         runs: how often a graph has been run.
         whole_calls: calls of the model that ran no graph, but whole, as the model's own code.
-        planned: how a plan would have graphs carried out, by their fingerprints.
+        choices: how a plan would have graphs carried out, by their fingerprints.
         batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
     """
 
@@ -41,7 +41,7 @@ class Session:
     whole_ops: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     whole_calls: int = 0
-    planned: Mapping[str, Decided] = field(default_factory=dict)
+    choices: Mapping[str, GraphChoices] = field(default_factory=dict)
     batch_by_batch: str | None = None
 
     @staticmethod

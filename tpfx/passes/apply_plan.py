@@ -8,40 +8,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from torch.fx import Graph, Node
 from ..ir.annotations import Choice, choice_of, set_choice, set_layout
 from ..errors import PlanError
 from ..ir.layout import Layout, Partial, Replicate, Split
 from ..ir.splits import Splits
 from ..ir.nodes import is_tensor
+from ..ir.parallel_graph import Solution
 from .choose import is_decided
 
 REPLICATE = Replicate()
 
 
-def recall(graph: Graph, splits: Splits, choices: Sequence[str], units: Mapping[int, Sequence[int]]) -> None:
-    """Record choices, as `remember` gives them, and divide their splits; chosen before for an equal graph.
+@dataclass(frozen=True)
+class GraphChoices:
+    """How a graph is carried out, as a plan has it.
+
+    Attributes:
+        ops: a choice for each op, in order, as `encode_choices` writes it.
+        units: split → how many of its units each rank has.
+        solution: what the chooser proved.
+    """
+
+    ops: Sequence[str]
+    units: Mapping[int, Sequence[int]]
+    solution: Solution
+
+
+def apply_choices(graph: Graph, splits: Splits, choices: GraphChoices) -> None:
+    """Give every op its choice, and divide the splits in use; they were chosen before for an equal graph.
 
     Raises:
         PlanError: the choices are not of this graph.
     """
     known = list(splits)
-    for number, sizes in units.items():
+    for number, sizes in choices.units.items():
         if number >= len(known) or len(sizes) != splits.ranks or not _divided(known[number], sizes):
             raise PlanError(
                 f"the plan divides split {number} as {list(sizes)}, which this model does not allow"
             )
     nodes = [node for node in graph.nodes if is_decided(node)]
-    if len(nodes) != len(choices):
-        raise PlanError(f"the plan decides {len(choices)} ops of a graph that has {len(nodes)}")
-    for node, text in zip(nodes, choices, strict=True):
+    if len(nodes) != len(choices.ops):
+        raise PlanError(f"the plan decides {len(choices.ops)} ops of a graph that has {len(nodes)}")
+    for node, text in zip(nodes, choices.ops, strict=True):
         choice = _parsed(text, known)
         set_choice(node, choice)
         if is_tensor(node):
             set_layout(node, choice.results[0])
 
 
-def remember(graph: Graph, splits: Splits) -> tuple[dict[Node, str], dict[int, list[int]]]:
+def encode_choices(graph: Graph, splits: Splits) -> tuple[dict[Node, str], dict[int, list[int]]]:
     """The choices of a planned graph by node, and for each split in use how many units every rank has."""
     numbers = {split: number for number, split in enumerate(splits)}
     choices: dict[Node, str] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 from ..torch_internals.fx import HigherOrderOperator, OpOverload
@@ -30,7 +30,7 @@ from .infer_axes import infer_axes
 from .insert import insert
 from .localize import localize
 from .normalize import normalize
-from .apply_plan import recall
+from .apply_plan import GraphChoices, apply_choices
 from .simplify import simplify
 from .verify import verify
 from ..planning.pinned_layouts import recognise
@@ -46,7 +46,7 @@ class Context:
     Attributes:
         ranks: how many devices.
         topology: what messages and arithmetic cost.
-        planned: choices made before, by the fingerprints of the graphs that they are for.
+        choices: choices made before, by the fingerprints of the graphs that they are for.
         splits: the splits that are considered.
         fingerprint: that of the graph, as inference leaves it.
         solution: what the chooser proved.
@@ -54,26 +54,10 @@ class Context:
 
     ranks: int
     topology: Topology = field(default_factory=Topology)
-    planned: Mapping[str, Decided] = field(default_factory=dict)
+    choices: Mapping[str, GraphChoices] = field(default_factory=dict)
     splits: Splits | None = None
     fingerprint: str = ""
     solution: Solution | None = None
-
-
-class Decided(Protocol):
-    """What an earlier run chose for a graph, as `recall` takes it, and what it proved of the choice."""
-
-    @property
-    def choices(self) -> Sequence[str]:
-        """One for each op."""
-
-    @property
-    def units(self) -> dict[int, list[int]]:
-        """How the splits in use are divided."""
-
-    @property
-    def solution(self) -> Solution:
-        """What the chooser proved."""
 
 
 def _infer(graph: Graph, context: Context) -> None:
@@ -85,12 +69,12 @@ def _infer(graph: Graph, context: Context) -> None:
 def _choose(graph: Graph, context: Context) -> None:
     assert context.splits is not None
     recognise(graph, context.splits)
-    decided = context.planned.get(context.fingerprint)
-    if decided is None:
+    known = context.choices.get(context.fingerprint)
+    if known is None:
         context.solution = choose(graph, context.ranks, context.topology, context.splits)
     else:
-        recall(graph, context.splits, decided.choices, decided.units)
-        context.solution = decided.solution
+        apply_choices(graph, context.splits, known)
+        context.solution = known.solution
 
 
 PASSES: tuple[Callable[[Graph, Context], None], ...] = (
@@ -109,7 +93,7 @@ def parallelize(
     sources: Sequence[Source],
     ranks: int,
     topology: Topology | None = None,
-    planned: Mapping[str, Decided] | None = None,
+    choices: Mapping[str, GraphChoices] | None = None,
 ) -> Parallel:
     """Plan a captured graph in place.
 
@@ -118,19 +102,19 @@ def parallelize(
         sources: what each of the graph's inputs is, in order.
         ranks: how many devices.
         topology: what messages cost.
-        planned: choices made before, by fingerprint: a graph that has some is not solved again.
+        choices: choices made before, by fingerprint: a graph that has some is not solved again.
 
     Raises:
         PlanError: choices made before are not of this graph.
     """
     forget_erased(graph)
-    context = Context(ranks, topology or Topology(), planned or {})
+    context = Context(ranks, topology or Topology(), choices or {})
     infer_structures(graph, sources, context)
     for run in PASSES[PASSES.index(_infer) + 1 :]:
         run(graph, context)
     graph.lint()
     assert context.solution is not None and context.splits is not None
-    recalled = context.fingerprint in context.planned
+    recalled = context.fingerprint in context.choices
     parallel = Parallel(graph, context.solution, ranks, context.splits, context.fingerprint, recalled)
     parallel.whole_ops = _whole_ops(graph)
     for node in parallel.outputs():

@@ -17,7 +17,7 @@ from ..ir.annotations import dims_of, shards_of, source_of
 from ..ir.axes import show
 from ..ir.parallel_graph import Parallel
 from ..ir.provenance import op_name
-from ..passes.apply_plan import remember
+from ..passes.apply_plan import encode_choices
 from ..planning.topology import Topology
 from ..runtime.mesh import parse_devices
 from ..version import __version__
@@ -78,9 +78,9 @@ def describe(
     """What has been planned, as a `Plan`; `parallels` are the planned `captured`."""
     weights = weights_of(model)
     for parallel in parallels:
-        for name, planned in _weight_plans(parallel):
+        for name, weight in _weight_plans(parallel):
             if weights[name].shards is None:
-                weights[name] = planned
+                weights[name] = weight
     graphs = [
         _graph_plan(one.phase, parallel, topology) for one, parallel in zip(captured, parallels, strict=True)
     ]
@@ -119,7 +119,7 @@ def _weight_plans(parallel: Parallel) -> Iterable[tuple[str, WeightPlan]]:
 def _graph_plan(phase: Phase, parallel: Parallel, topology: Topology) -> GraphPlan:
     nodes = list(parallel.graph.nodes)
     names = Names(nodes, str)
-    choices, units = remember(parallel.graph, parallel.splits)
+    choices, units = encode_choices(parallel.graph, parallel.splits)
     ops = [
         OpPlan(names[node], node.op if node.op != "call_function" else op_name(node), choice)
         for node, choice in choices.items()

@@ -37,6 +37,7 @@ from ..capture.graph import Phase
 from ..errors import PlanError
 from ..ir.parallel_graph import Collective, Solution
 from ..ir.shards import Shards
+from ..passes.apply_plan import GraphChoices
 from ..planning.topology import Topology
 from ..torch_internals.parameter_slots import slots_of
 from ..version import __version__
@@ -106,14 +107,10 @@ class GraphPlan:
     estimate: Estimate
 
     @property
-    def choices(self) -> list[str]:
-        """The choices alone."""
-        return [op.choice for op in self.ops]
-
-    @property
-    def solution(self) -> Solution:
-        """What was proved of them."""
-        return Solution([], self.cost, self.cost if self.optimal else 0.0, self.optimal, 0)
+    def choices(self) -> GraphChoices:
+        """What of it an equal graph is carried out by."""
+        proved = Solution([], self.cost, self.cost if self.optimal else 0.0, self.optimal, 0)
+        return GraphChoices([op.choice for op in self.ops], self.units, proved)
 
 
 @dataclass(frozen=True)
