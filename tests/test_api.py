@@ -143,21 +143,23 @@ class Failing(Net):
 
 
 @pytest.mark.parametrize(
-    ("example", "error"),
+    ("example", "error", "message"),
     [
-        ((IDS,), LookupError),
-        ({"ids": IDS}, LookupError),
-        ((IDS, 1, 2, 3), TypeError),
-        ({"wrong": IDS}, TypeError),
-        ((IDS.to("meta"),), tpfx.InputError),
-        (IDS, tpfx.InputError),
+        ((IDS,), LookupError, "not now"),
+        ({"ids": IDS}, LookupError, "not now"),
+        ((IDS, 1, 2, 3), TypeError, "takes 2 positional arguments but 5 were given"),
+        ({"wrong": IDS}, TypeError, "unexpected keyword argument 'wrong'"),
+        ((IDS.to("meta"),), tpfx.InputError, "ids is on meta, but the model takes its inputs on cpu"),
+        (IDS, tpfx.InputError, "example_inputs is a Tensor; pass a tuple of arguments"),
     ],
 )
-def test_a_failed_compile_leaves_the_model_as_it_was(example: Any, error: type[Exception]) -> None:
+def test_a_failed_compile_leaves_the_model_as_it_was(
+    example: Any, error: type[Exception], message: str
+) -> None:
     model = Failing().train()
     model.down.eval()
     before, expected = state_of(model), Net.forward(model, IDS)
-    with pytest.raises(error):
+    with pytest.raises(error, match=message):
         tpfx.compile(model, CPUS, example_inputs=example)
     assert state_of(model) == before and not model.down.training
     torch.testing.assert_close(Net.forward(model, IDS), expected)

@@ -34,6 +34,7 @@ def test_numbers_are_those_of_the_plan(plans, name):
 def test_every_weight_is_on_the_page_as_the_plan_has_it(plans, name):
     plan, parallels = plans(name)
     found = contents(plan, parallels)
+    assert len(found["graphs"]) == len(parallels) > 0
     for graph in found["graphs"]:
         weights = {
             item["before"] + filled(item["name"], member): found["weights"][item["weight"]]

@@ -114,3 +114,4 @@ def test_every_operand_is_defined_above_its_use(path):
         assert set(operands) <= defined | sizes | {row["name"]}, line
         assert row["name"] not in defined, f"{row['name']} is defined twice"
         defined.add(row["name"])
+    assert len(defined) > 50, "the lines are read"

@@ -165,7 +165,7 @@ def test_an_op_without_a_rule_runs_whole_and_is_reported(probe: Probe) -> None:
 
 def test_an_error_in_the_model_itself_passes_through(probe: Probe) -> None:
     _, model = compiled(probe)
-    with torch.no_grad(), pytest.raises(TypeError):
+    with torch.no_grad(), pytest.raises(TypeError, match="takes 2 positional arguments but 3 were given"):
         model(IDS, IDS)
 
 

@@ -101,9 +101,13 @@ def test_mesh_of_one_rank_of_a_world() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [{"devices": ()}, {"devices": (CPU,), "owned": (1,)}, {"devices": (CPU,), "names": ("a", "b")}],
+    ("arguments", "message"),
+    [
+        ({"devices": ()}, "needs at least one device, got none"),
+        ({"devices": (CPU,), "owned": (1,)}, r"ranks in 0..0, got 1 names and ranks \(1,\)"),
+        ({"devices": (CPU,), "names": ("a", "b")}, "needs 1 group names .* got 2 names"),
+    ],
 )
-def test_bad_mesh(arguments: dict[str, tuple[object, ...]]) -> None:
-    with pytest.raises(DeviceError):
+def test_bad_mesh(arguments: dict[str, tuple[object, ...]], message: str) -> None:
+    with pytest.raises(DeviceError, match=message):
         Mesh(**arguments)  # type: ignore[arg-type]
