@@ -50,11 +50,12 @@ def compare_gradients(model: nn.Module, split: nn.Module, given: dict[str, torch
             assert float((whole(weight.grad) - plain.grad).abs().max()) < 1e-4 * max(scale, 1.0), name
 
 
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize(("devices", "layers"), [(2, 2), (3, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CAUSAL)
-def test_causal_gradients(name: str, devices: int) -> None:
-    model, given = causal(name)
-    compare_gradients(model, tpfx.compile(causal(name)[0], ["cpu"] * devices), given)
+def test_causal_gradients(name: str, devices: int, layers: int) -> None:
+    model, given = causal(name, num_hidden_layers=layers)
+    split = tpfx.compile(causal(name, num_hidden_layers=layers)[0], ["cpu"] * devices)
+    compare_gradients(model, split, given)
 
 
 @pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.slow)])

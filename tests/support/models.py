@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCABULARY = 256
 
@@ -71,9 +72,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 def tiny(name: str, **overrides: Any) -> transformers.PreTrainedModel:
     """A model of `MODELS` in eval mode, float32, with the same weights on every call.
 
-    `overrides` are fields of its config. No token ends a sequence: `generate` goes on until `max_new_tokens`.
+    `overrides` are fields of its config, by any of their names. No token ends a sequence: `generate` goes on
+    until `max_new_tokens`.
     """
     model_type, sizes = MODELS[name]
+    own_names = CONFIG_MAPPING[model_type].attribute_map
+    overrides = {own_names.get(field, field): value for field, value in overrides.items()}
     tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
     config = transformers.AutoConfig.for_model(model_type, **{**tokens, **sizes, **overrides})
     torch.manual_seed(0)
