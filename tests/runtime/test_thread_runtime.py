@@ -208,7 +208,7 @@ def test_stuck_outside_generated_code_is_located_by_file_and_line(pair: Runtime)
     def slow() -> None:
         time.sleep(0.5)
 
-    with pytest.raises(CollectiveTimeout, match=r"test_runtime\.py:\d+, in slow"):
+    with pytest.raises(CollectiveTimeout, match=r"test_thread_runtime\.py:\d+, in slow"):
         pair.run([lambda: reduce_ones(pair, 0), slow])
     check_usable(pair)
 
@@ -219,6 +219,7 @@ def test_keyboard_interrupt() -> None:
     def interrupt() -> None:
         main = threading.main_thread().ident
         assert main is not None
+        time.sleep(0.1)  # a signal just before the main thread waits would be seen only after its wait
         signal.pthread_kill(main, signal.SIGINT)
         time.sleep(0.05)
 
