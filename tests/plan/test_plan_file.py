@@ -1,0 +1,64 @@
+"""A plan file of an earlier version is read, written, made anew and followed as it was.
+
+Made by `tpfx plan llama -n 2` with the settings below; TPFX_UPDATE_GOLDENS=1 writes it again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+import tpfx
+from tests.support.sharded import CPUS
+from tpfx.cli import app
+from tpfx.passes import pipeline
+from tpfx.plan.plan import Plan
+
+GOLDEN = Path(__file__).parents[1] / "goldens" / "llama-2.plan.json"
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 256,
+}
+
+
+def test_it_is_read_and_written_byte_for_byte(tmp_path: Path) -> None:
+    Plan.load(GOLDEN).save(tmp_path / "plan.json")
+    assert (tmp_path / "plan.json").read_bytes() == GOLDEN.read_bytes()
+
+
+def test_it_is_planned_anew_byte_for_byte(tmp_path: Path) -> None:
+    settings = [word for field, value in SIZES.items() for word in ("--set", f"{field}={value}")]
+    made = tmp_path / "plan.json"
+    done = CliRunner().invoke(app, ["plan", "llama", "-n", "2", *settings, "-o", str(made)])
+    assert done.exit_code == 0, done.output
+    if os.environ.get("TPFX_UPDATE_GOLDENS"):
+        GOLDEN.write_bytes(made.read_bytes())
+    assert made.read_bytes() == GOLDEN.read_bytes()
+
+
+def test_compile_follows_it_without_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("the plan says it")
+
+    torch.manual_seed(0)
+    plain = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).eval()
+    given = {"input_ids": torch.randint(0, SIZES["vocab_size"], (1, 12))}
+    with torch.no_grad():
+        expected = plain(**given).logits
+    monkeypatch.setattr(pipeline, "choose", never)
+    model = tpfx.compile(plain, CPUS, example_inputs=given, plan=GOLDEN)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**given).logits, expected, atol=1e-4, rtol=1e-4)
+    report, plan = tpfx.report(model), Plan.load(GOLDEN)
+    assert report.planned
+    assert report.bytes_per_device == plan.bytes_per_device
