@@ -14,6 +14,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.support.launches import three_processes, two_processes  # noqa: F401  (fixtures)
+
 # HYPOTHESIS_PROFILE=explore draws new examples on every run.
 hypothesis.settings.register_profile(
     "ci",

@@ -15,8 +15,8 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 import tpfx
+from tests.support.launches import Launched
 from tests.support.models import inputs, tiny
-from tests.support.processes import launch
 from tests.support.sharded import PLACEMENTS, SHAPE, sharded
 from tpfx.checkpoint.torch_dcp import boxes_of
 from tpfx.ir.shards import Shards
@@ -85,33 +85,17 @@ def test_a_model_and_its_optimizer_on_another_number_of_devices(devices: int, tm
         assert torch.equal(left["exp_avg"].full(), right["exp_avg"].full())
 
 
-PROCESSES = """
-import sys, torch, tpfx, torch.distributed.checkpoint as dcp
-from tests.support.models import inputs, tiny
-torch.manual_seed(0)
-model = tiny("{name}")
-if "{do}" == "load":
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.zero_()
-model = tpfx.compile(model)
-state = model.state_dict()
-dcp.{do}(state, checkpoint_id="{folder}")
-torch.save(tpfx.full_state_dict(model), "{folder}/{do}." + str(torch.distributed.get_rank()))
-"""
-
-
-def test_saved_by_two_processes_loaded_by_three_and_in_one(tmp_path: Path) -> None:
-    for do, count in (("save", 2), ("load", 3)):
-        text = PROCESSES
-        for key, value in {"do": do, "folder": str(tmp_path), "name": "llama"}.items():
-            text = text.replace("{" + key + "}", value)
-        launch(count, "-c", text)
+def test_saved_by_two_processes_loaded_by_three_and_in_one(
+    two_processes: Launched, three_processes: Launched
+) -> None:
+    two_processes.results("saved")
     expected = dict(tiny("llama").state_dict())
-    for rank in range(3):
-        torch.testing.assert_close(torch.load(tmp_path / f"load.{rank}"), expected, rtol=0, atol=0)
+    for found in three_processes.results("loaded"):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
     whole: nn.Module = tiny("llama")
     nn.init.zeros_(whole.get_parameter("lm_head.weight"))
     state = whole.state_dict()
-    dcp.load(state, checkpoint_id=tmp_path)  # by plain torch, into an unsharded model
+    dcp.load(
+        state, checkpoint_id=two_processes.folder / "checkpoint"
+    )  # by plain torch, into an unsharded model
     torch.testing.assert_close(dict(whole.state_dict()), expected, rtol=0, atol=0)

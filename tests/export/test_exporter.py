@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +14,7 @@ from torch import nn
 
 from tests.support.exported import results
 from tests.support.models import tiny
+from tests.support.processes import launch
 from tpfx.capture.capture import capture
 from tpfx.errors import InputError
 from tpfx.export.exporter import Exported, export
@@ -64,7 +62,7 @@ def test_transformers_and_torch_compute_the_same(devices: int, names: list[str],
         (tmp_path / name / "hf-tp-plan.json").write_text(exported(name, devices).json)
         source = exported(name, devices, "parallelize-module").source
         (tmp_path / name / "parallelize-module.py").write_text(source)
-    torchrun(devices, tmp_path)
+    launch(devices, "-m", "tests.support.exported", str(tmp_path))
     for name in names:
         expected = results(tiny(name))
         for rank in range(devices):
@@ -72,19 +70,6 @@ def test_transformers_and_torch_compute_the_same(devices: int, names: list[str],
                 for what in ("logits", "gradients"):
                     torch.testing.assert_close(found[what], expected[what], atol=1e-5, rtol=1e-4)
                 assert found["held"] < 1.03 / devices * expected["held"]
-
-
-def torchrun(processes: int, directory: Path) -> None:
-    command = [str(Path(sys.executable).with_name("torchrun")), f"--nproc-per-node={processes}"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "-m", "tests.support.exported", str(directory)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 # What is expressed.

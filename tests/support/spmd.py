@@ -22,13 +22,13 @@ from tests.support.models import inputs, tiny
 from tests.support.smollm2 import smollm2
 
 
-def build(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+def build(name: str, layers: int = 2) -> tuple[Any, dict[str, torch.Tensor]]:
     """A tiny model, or SmolLM2, and inputs of a batch of 4."""
     if name == "t5":
         model, given = tiny_of("t5", "seq2seq")
         model.generation_config.decoder_start_token_id = 0
         return model, {key: value for key, value in given.items() if isinstance(value, torch.Tensor)}
-    model = smollm2() if name == "smollm2" else tiny(name)
+    model = smollm2() if name == "smollm2" else tiny(name, num_hidden_layers=layers)
     return model, {key: torch.cat([value, value.flip(0)]) for key, value in inputs(model).items()}
 
 
@@ -70,9 +70,20 @@ def results(model: Any, given: dict[str, torch.Tensor]) -> dict[str, Any]:
     return found
 
 
-def replicated(name: str, replicas: int) -> dict[str, Any]:
+def compiled(
+    name: str, devices: list[str] | None = None, group: Any = None, layers: int = 2
+) -> dict[str, Any]:
+    """The results of a model that `compile` has split, and the bytes that each device holds."""
+    model, batch = build(name, layers)
+    torch.manual_seed(int(os.environ.get("RANK", "0")))  # what the processes do about it is to be seen
+    model = tpfx.compile(model, devices, group=group)
+    found = results(model, batch)
+    return {**found, "held": tpfx.report(model).bytes_per_device}
+
+
+def replicated(name: str, replicas: int, layers: int) -> dict[str, Any]:
     """Losses, averaged over the replicas, each of which trains on its part of the batch; and the weights."""
-    model, batch = build(name)
+    model, batch = build(name, layers)
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (replicas, dist.get_world_size() // replicas), mesh_dim_names=("dp", "tp"))
     own = {key: value.chunk(replicas)[mesh.get_local_rank("dp")] for key, value in batch.items()}
@@ -89,21 +100,19 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--devices", type=int)
     parser.add_argument("--replicas", type=int)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--shares", type=int, nargs="*", help="ranks of each process")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.replicas:
-        torch.save(replicated(given.name, given.replicas), f"{given.out}.{os.environ['RANK']}")
+        torch.save(replicated(given.name, given.replicas, given.layers), f"{given.out}.{os.environ['RANK']}")
         return
-    model, batch = build(given.name)
     devices = None if given.devices is None else ["cpu"] * given.devices
-    torch.manual_seed(int(os.environ.get("RANK", "0")))  # what the processes do about it is to be seen
     if given.shares:
         dist.init_process_group("gloo")
         devices = ["cpu"] * given.shares[dist.get_rank()]
-    model = tpfx.compile(model, devices, group=dist.group.WORLD if given.shares else None)
-    found = results(model, batch)
-    found["held"] = tpfx.report(model).bytes_per_device
+    group = dist.group.WORLD if given.shares else None
+    found = compiled(given.name, devices, group, given.layers)
     torch.save(found, f"{given.out}.{os.environ.get('RANK', '0')}")
 
 

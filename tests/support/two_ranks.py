@@ -1,0 +1,150 @@
+"""What two processes do in one launch, one check after the other, and what each of them found.
+
+python -m tests.support.two_ranks DIRECTORY     # RANK 0 and 1; saves DIRECTORY/<check>.<rank>
+
+A check whose error is not caught is saved as its traceback. The last one ends both processes with an error.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch._dispatch.python import enable_python_dispatcher
+from torch.distributed.device_mesh import init_device_mesh
+
+import tpfx
+from tests.support import spmd
+from tests.support.models import inputs, tiny
+from tpfx.runtime.processes import from_all, mesh_from, require_same, world_mesh
+from tpfx.runtime.thread_runtime import Runtime
+
+SHARES = (2, 1)  # the ranks of each process, where a process owns several
+DTYPES = (torch.float32, torch.bfloat16, torch.int64)
+
+
+def same_program(_: Path) -> dict[str, Any]:
+    """As torchrun would start it: `compile` finds the other process."""
+    return spmd.compiled("gpt2", layers=1)
+
+
+def saved(folder: Path) -> None:
+    """A checkpoint for other numbers of processes to load."""
+    model = tpfx.compile(tiny("llama"))
+    dcp.save(model.state_dict(), checkpoint_id=folder / "checkpoint")
+
+
+def device_meshes(_: Path) -> None:
+    with pytest.raises(tpfx.DeviceError, match=r"3 dimensions|one is called"):
+        tpfx.compile(tiny("gpt2"), init_device_mesh("cpu", (1, 1, 2), mesh_dim_names=("a", "b", "tp")))
+    with pytest.raises(tpfx.DeviceError, match="one is called"):
+        tpfx.compile(tiny("gpt2"), init_device_mesh("cpu", (1, 2), mesh_dim_names=("a", "b")))
+    model = tpfx.compile(tiny("gpt2", num_hidden_layers=1), init_device_mesh("cpu", (2,)))
+    assert len(tpfx.report(model).devices) == 2
+    assert len(model.lm_head.weight.shards) == 1
+    group = dist.group.WORLD
+    with pytest.raises(tpfx.DeviceError, match="leave group out"):
+        tpfx.compile(tiny("gpt2"), init_device_mesh("cpu", (2,)), group=group)
+    owner = tpfx.compile(tiny("gpt2", num_hidden_layers=1), 2, group=group)
+    assert len(tpfx.report(owner).devices) == 4
+    plain, given = tiny("gpt2", num_hidden_layers=1), inputs(owner)
+    loss, expected = (each(**given, labels=given["input_ids"]).loss for each in (owner, plain))
+    loss.backward(), expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(owner.lm_head.weight.grad.full(), plain.lm_head.weight.grad)
+    assert owner.lm_head.weight.mesh.owned == ((0, 1), (2, 3))[dist.get_rank()]
+    assert repr(model.lm_head.weight).startswith("ShardedTensor(") and "2 devices" in str(tpfx.report(model))
+
+
+def value(rank: int, dtype: torch.dtype) -> torch.Tensor:
+    """What a rank gives to a collective."""
+    return torch.randint(-9, 9, (6, 5), generator=torch.Generator().manual_seed(rank)).to(dtype)
+
+
+def collectives(_: Path) -> list[dict[Any, Any]]:
+    """What each collective gives each rank of this process, and rows that all have a part of."""
+    mesh = mesh_from(["cpu"] * SHARES[dist.get_rank()], 60.0, dist.group.WORLD)
+    owned = ((0, 1), (2,))[dist.get_rank()]
+    assert (mesh.size, mesh.shares, mesh.firsts, mesh.owned) == (3, SHARES, (0, 2), owned)
+    runtime = Runtime(mesh, 60.0)
+    found = runtime.run([_collectives_of(rank, mesh.group_name(rank)) for rank in mesh.owned])
+    found[0]["rows"] = from_all(torch.tensor([[float(rank)] for rank in mesh.owned]), mesh)
+    runtime.close()
+    return found
+
+
+def _collectives_of(rank: int, name: str) -> Callable[[], dict[Any, Any]]:
+    ops = torch.ops._c10d_functional
+
+    def call() -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for dtype in DTYPES:
+            for how in ("sum", "max", "min", "product", *(["avg"] if dtype.is_floating_point else [])):
+                x = value(rank, dtype).t()
+                found[how, dtype] = ops.wait_tensor(ops.all_reduce(x, how, name))
+        x = value(rank, torch.float32)
+        found["gather"] = ops.wait_tensor(ops.all_gather_into_tensor(x, 3, name))
+        found["scatter"] = ops.wait_tensor(ops.reduce_scatter_tensor(x, "sum", 3, name))
+        found["broadcast"] = [ops.wait_tensor(ops.broadcast(x, root, name)) for root in range(3)]
+        return found
+
+    return call
+
+
+def refused(_: Path) -> None:
+    """What owners of several ranks cannot do."""
+    mesh = mesh_from(2, 60.0, dist.group.WORLD)
+    runtime = Runtime(mesh, 60.0)
+
+    def call(rank: int) -> Callable[[], torch.Tensor]:
+        sizes = [1] * 4
+        name = mesh.group_name(rank)
+        return lambda: torch.ops._c10d_functional.all_to_all_single(torch.zeros(4), sizes, sizes, name)
+
+    with pytest.raises(tpfx.TpfxError, match="start one process for each rank"):
+        runtime.run([call(rank) for rank in mesh.owned])
+    runtime.close()
+
+
+def comparing_amid_a_trace(_: Path) -> None:
+    """AOTAutograd traces while plans are compared, and torch runs kernels with Python's lock held."""
+    mesh = world_mesh(timeout=20)
+    with enable_python_dispatcher():
+        for step in range(300):
+            require_same(mesh, "the steps", [str(step).encode()])
+
+
+def other_inputs(_: Path) -> None:
+    """Raises CollectiveError in both processes."""
+    model = tpfx.compile(tiny("gpt2", num_hidden_layers=1))
+    given = inputs(model)
+    with torch.no_grad():
+        model(**given)
+        given["input_ids"][0, 0] += dist.get_rank()
+        model(**given)
+
+
+CHECKS = (same_program, saved, device_meshes, collectives, refused, comparing_amid_a_trace)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    for check in CHECKS:
+        try:
+            found = {"found": check(folder)}
+        except Exception:
+            found = {"problem": traceback.format_exc()}
+        torch.save(found, folder / f"{check.__name__}.{dist.get_rank()}")
+    other_inputs(folder)
+
+
+if __name__ == "__main__":
+    main()
