@@ -126,6 +126,9 @@ def test_fewer_than_one_device_is_refused() -> None:
         Planner(0)
     with pytest.raises(tpfx.InputError, match="over 0 devices"):
         plan_offline(mlps(1), 0, EXAMPLE)
+    for devices in (0, []):
+        with pytest.raises(tpfx.InputError, match="over 0 devices"):
+            tpfx.plan(mlps(1), devices, EXAMPLE)
 
 
 def test_a_large_model_is_planned_without_its_weights() -> None:
