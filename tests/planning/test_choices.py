@@ -67,8 +67,15 @@ def test_what_must_be_whole_is_not_split() -> None:
 
 
 def test_random_numbers_are_drawn_whole() -> None:
-    graph = inferred(lambda w, x: torch.rand_like(w["w"]) * w["w"], {"w": torch.zeros(8)}, torch.zeros(3))
-    assert ways(graph, "rand") == ["whole * -> *"]
+    values = {name: torch.zeros(1, 4, 2, 8) for name in "qkv"}
+
+    def attention(dropped: float) -> Graph:
+        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return inferred(lambda w: op(w["q"], w["k"], w["v"], dropped), values)
+
+    drops, keeps = attention(0.5), attention(0.0)
+    assert ways(drops, "attention") == ["whole *, *, * -> *, *"]
+    assert "split 4, 4, 4 -> 4, 4" in ways(keeps, "attention")
 
 
 def test_an_axis_that_runs_through_a_tensor_twice_is_not_split() -> None:
