@@ -8,41 +8,14 @@ import pytest
 import torch
 from torch.fx import Graph
 
-from tpfx.ir.annotations import dims_of, set_dims
-from tpfx.ir.axes import Dim, find, same, show
-from tpfx.ir.axes_text import read
-from tpfx.ir.nodes import arguments, size_of, tensor_nodes
-from tpfx.ir.op_dims import Bound, Call
+from tests.support.calls import call, text_of
+from tpfx.ir.axes import same, show
+from tpfx.ir.nodes import arguments, tensor_nodes
+from tpfx.ir.op_dims import Bound
 from tpfx.rules.rule import Rule, Term, parse
 from tpfx.verify.rule_check import check_rule
 
 aten = torch.ops.aten
-
-
-def call(op: Any, *texts: str, args: tuple[Any, ...] = (), result: tuple[int, ...] = ()) -> Call:
-    """A call on operands of these dimensions."""
-    graph, names = Graph(), dict[str, Dim]()
-    nodes = []
-    for index, text in enumerate(texts):
-        node = graph.placeholder(f"operand{index}")
-        dims = read(text, names)
-        node.meta["val"] = torch.empty([int(find(dim).size) for dim in dims], device="meta")
-        set_dims(node, dims)
-        nodes.append(node)
-    made = graph.call_function(op, (*nodes, *args))
-    made.meta["val"] = torch.empty(result, device="meta")
-    return Call(made, dims_of, size_of)
-
-
-def text_of(bound: Bound) -> str:
-    """What a rule says, `operands -> results; whole …; contracted …`."""
-    names: dict[Dim, str] = {}
-    shown = [" ".join(show(dims, names)) for dims in (*bound.operands, *bound.results)]
-    count = len(bound.operands)
-    said = f"{', '.join(shown[:count])} -> {', '.join(shown[count:])}"
-    for what, dims in (("whole", bound.whole), ("contracted", bound.contracted)):
-        said += f"; {what} {' '.join(show(dims, names))}" if dims else ""
-    return said
 
 
 def test_parse() -> None:

@@ -12,13 +12,7 @@ import torch
 from ..ir.layout import Unfolding
 from ..ir.shards import SplitDims
 from ..torch_internals.pytree import tree_leaves, tree_map_only
-from .slices import (
-    c10d,
-    fold,
-    join,
-    local_shape,
-    unfold_part,
-)
+from .slices import c10d, fold, join, local_shape, unfold_part
 
 
 def gather_shards(
@@ -63,8 +57,10 @@ def draw(draws: bool, group: str, op: Any, named: Mapping[str, Any]) -> list[tor
 
 
 def _sent(collective: Any, value: torch.Tensor, number: int, group: str) -> torch.Tensor:
-    """A functional collective of a tensor, as bytes where it is of booleans: of those and a number, Inductor
-    makes 64-bit integers (torch 2.13)."""
+    """A functional collective of a tensor.
+
+    Booleans are sent as bytes: of booleans and a number, Inductor makes 64-bit integers (torch 2.13).
+    """
     if value.dtype is torch.bool:
         return _sent(collective, value.view(torch.uint8), number, group).view(torch.bool)
     found: torch.Tensor = c10d.wait_tensor(collective(value, number, group))

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 
 from ..ir.shards import Pieces
-from .slices import (
-    aten,
-)
+from .slices import aten
 
 
 def embedding_shard(weight: torch.Tensor, ids: torch.Tensor, owned: Pieces, size: int) -> torch.Tensor:

@@ -72,8 +72,7 @@ def _scatter(local: Rank, node: Node) -> Node:
 
 
 def _mean(local: Rank, node: Node) -> Node:
-    """A mean over a split dimension: this rank's sum over it, by its whole size, of the mean over the
-    others."""
+    """A mean over a split dimension: this rank's sum over it, of the means over the others, by its size."""
     if not isinstance(layout_of(node), Partial):
         return local.graph.node_copy(node, local.of)
     args, split = local.args(node), split_of(node)
@@ -142,8 +141,7 @@ def _grouped_mm(local: Rank, node: Node) -> Node:
 
 
 def _part(local: Rank, node: Node) -> tuple[Dim, int, Pieces] | None:
-    """The dimension that a slice works along, its index, and this rank's intervals of it; None where it is
-    not split."""
+    """The split dimension that an op works along, its index, and what this rank holds; None: it is whole."""
     source = next(iter(tensor_nodes(node)))
     dims, split = dims_of(source), split_of(node)
     at = arguments(node)["dim"] % len(dims)

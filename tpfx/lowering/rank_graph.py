@@ -149,8 +149,7 @@ def emit_shape(local: Rank, dims: Dims, given: Sequence[Any], split: Split) -> l
 
 
 def _known(dim: Dim, extent: Any) -> Any:
-    """An extent that was left to be inferred, where it is known: nothing can be inferred of an empty
-    tensor."""
+    """An extent that was left to be inferred, where it is known: an empty tensor tells nothing."""
     size = find(dim).size
     return size if extent == -1 and isinstance(size, int) else extent
 

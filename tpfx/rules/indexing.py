@@ -82,8 +82,7 @@ def index(call: Call) -> Bound:
 
 
 def index_put(call: Call) -> Bound:
-    """Writes by index tensors: indexed dimensions are whole; the values' other dimensions are the
-    target's."""
+    """Writes by index tensors: indexed dimensions are whole, the others are those of the values too."""
     if any(
         item.meta["val"].dtype in (torch.bool, torch.uint8) for item in call["indices"] if is_tensor(item)
     ):

@@ -1,5 +1,4 @@
-"""Rules of ops that work along whole dimensions, or contract them: products, attention, norms, sums,
-sorts."""
+"""Rules of ops that contract dimensions or work along them: products, attention, norms, sums, sorts."""
 
 from __future__ import annotations
 

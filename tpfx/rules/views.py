@@ -1,8 +1,7 @@
 """Rules that depend on arguments: functions from a `Call` to a `Bound`, one for each kind of shape change.
 
 Each returns what a string in the table of ops would say. What the arguments leave open (a slice that cuts
-through the
-middle of a head, a dimension that an index reorders) is a new dimension, and whole.
+through the middle of a head, a dimension that an index reorders) is a new dimension, and whole.
 """
 
 from __future__ import annotations
