@@ -40,7 +40,7 @@ class Shards:
 
 def pieces(dim: Dim, split: Split, rank: int) -> Pieces:
     """The intervals of a dimension that a rank holds, in order, neighbours joined."""
-    return _join(_pieces(find(dim), split, rank))
+    return join_neighbours(_pieces(find(dim), split, rank))
 
 
 def _pieces(root: Dim, split: Split, rank: int) -> list[Interval]:
@@ -77,7 +77,8 @@ def _concat_pieces(parts: Sequence[Dim], split: Split, rank: int) -> list[Interv
     return intervals
 
 
-def _join(intervals: Sequence[Interval]) -> Pieces:
+def join_neighbours(intervals: Sequence[Interval]) -> Pieces:
+    """The same intervals, those that touch made one, and empty ones left out."""
     joined: list[Interval] = []
     for start, stop in intervals:
         if start == stop:
@@ -112,7 +113,7 @@ def unseen(owned: tuple[Pieces, ...], rank: int) -> Pieces:
         left = minus([(start, stop)], earlier)
         found += [(a - start + offset, b - start + offset) for a, b in left]
         offset += stop - start
-    return _join(found)
+    return join_neighbours(found)
 
 
 def concrete(dims: Sequence[Dim], split: Split) -> Shards:

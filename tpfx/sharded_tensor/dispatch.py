@@ -1,7 +1,7 @@
-"""Eager ops on sharded tensors: part by part where that is the same thing, on the gathered whole otherwise.
+"""Eager ops on sharded tensors: shard by shard where that is the same thing, on the gathered whole otherwise.
 
-A view that cannot be had part by part is made anew of the gathered base each time it is looked at; what is
-written into it goes to the base. So every op is right, and `eager.ROWS` says which ones are cheap.
+A view that cannot be had shard by shard is made anew of the gathered base each time it is looked at; what is
+written into it goes to the base. So every op is right, and the rules of ops say which ones are cheap.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from typing import Any
 import torch
 
 from ..errors import ShardingError
-from ..ir.shards import Shards
 from ..kernels.slices import relaid
-from ..rules.views import bounds
 from ..torch_internals.pytree import tree_map
+from .bound_ops import BoundOp, bound_op, written
 from .foreach import by_list, by_reduction, over_lists
-from .op_table import ROWS, Kept, Row, cut, elementwise, moved, written
-from .per_shard import Columns, everywhere, gathered_for, made_of, on_each, spread
+from .per_shard import gathered_for, run_bound
 from .storage import Fake, Unsharded, ViewOf
 from .tensor import ShardedTensor
 
@@ -41,7 +39,7 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = {name: value for name, value in kwargs.items() if name != "device"}
     if over_lists(func):
         return by_list(func, args, kwargs, _on_wholes)
-    done = _by_parts(func, args, kwargs, owner)
+    done = _by_shards(func, args, kwargs, owner)
     if done is not None:
         return done
     if func.is_view:
@@ -63,132 +61,44 @@ def _owner(args: Sequence[Any]) -> ShardedTensor | None:
     return found
 
 
-def _by_parts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:
-    """The op on every part by itself; None where that is not the same thing."""
-    if owner.shards is None or "device" in kwargs:
+def _by_shards(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:
+    """The op on every shard by itself; None where that is not the same thing."""
+    if owner.placement is None or owner.shards is None or "device" in kwargs:
         return None
-    row = ROWS.get(func)
-    if row is not None:
-        return None if kwargs else _by_row(func, args, owner)
     number = by_reduction(func, args, kwargs)
     if number is not None:
         return number
-    return _by_element(func, args, kwargs, owner) if elementwise(func) else None
-
-
-def _by_element(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:
-    assert owner.placement is not None
-    tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor)]
-    shape = (
-        owner.shape if len(tensors) == 1 else torch.broadcast_shapes(*[tensor.shape for tensor in tensors])
-    )
-    new = len(shape) - owner.dim()
-    if any(shape[dim + new] != owner.shape[dim] for dim, _ in owner.placement.dims):
+    if func in _BY_INDICES:
+        args = args[0], [_indices(index) for index in args[1]], *args[2:]
+    bound = bound_op(func, args, kwargs, owner)
+    if bound is None or (func._schema.is_mutable and not _in_place(func, args, owner, bound)):
         return None
-    placement = (
-        Shards(tuple((dim + new, own) for dim, own in owner.placement.dims)) if new else owner.placement
-    )
-    if func._schema.is_mutable:
-        if written(func) != (0,) or args[0] is not owner:
-            return None
-        on_each(owner.mesh, func, [spread(arg, owner, placement, shape) for arg in args], kwargs)
-        return owner
-    parts = on_each(owner.mesh, func, [spread(arg, owner, placement, shape) for arg in args], kwargs)
-    made = made_of(owner, parts, placement, shape)
+    made = run_bound(func, args, kwargs, owner, bound)
     if func is aten._to_copy.default:
         made.qualified_name = owner.qualified_name
     return made
 
 
-def _by_row(func: Any, args: tuple[Any, ...], owner: ShardedTensor) -> Any:
-    """An op that keeps the split dimensions as they are."""
-    assert owner.placement is not None
-    row = ROWS[func]
-    if not isinstance(args[0], (list, tuple)) and args[0] is not owner:
-        return None
-    like = _like(func, args, owner) if func.is_view or row.sizes is not None else None
-    shape = like.shape if isinstance(like, torch.Tensor) else ()
-    kept = row.kept(owner.shape, args, shape)
-    placement = None if kept is None else moved(owner.placement, kept)
-    if placement is None or kept is None:
-        return _slice_split(args, owner, like) if func is aten.slice.Tensor else None
-    columns = _columns(row, args, owner, placement, kept, shape)
-    parts = on_each(owner.mesh, _PARTWISE.get(func, func), columns)
-    if func._schema.is_mutable:
-        return owner
-    if isinstance(like, torch.Tensor):
-        return made_of(owner, parts, placement, like.shape, like.stride())
-    if like is None:
-        return made_of(owner, parts, placement, _grown(parts[0].shape, placement, owner, kept))
-    pieces = [[part[index] for part in parts] for index in range(len(like))]
-    return [
-        made_of(owner, own, placement, item.shape, item.stride())
-        for item, own in zip(like, pieces, strict=True)
-    ]
+def _in_place(func: Any, args: tuple[Any, ...], owner: ShardedTensor, bound: BoundOp) -> bool:
+    """Whether what an op writes into is the owner, as it lies."""
+    return written(func) == (0,) and args[0] is owner and bound.results[0].placement is None
 
 
-def _columns(
-    row: Row, args: tuple[Any, ...], owner: ShardedTensor, placement: Shards, kept: Kept, shape: Sequence[int]
-) -> Columns:
-    """Each argument as each rank needs it."""
-    assert owner.placement is not None
-    columns: Columns = []
-    for position, arg in enumerate(args):
-        if position == row.sizes:
-            columns.append(_local_sizes(shape, placement, owner))
-        elif position in row.aligned:
-            extents = [owner.shape[dim] if dim is not None else 1 for dim in kept]
-            columns.append(spread(arg, owner, placement, extents))
-        elif position == 0 and isinstance(arg, (list, tuple)):
-            items = [spread(item, owner, owner.placement, owner.shape) for item in arg]
-            columns.append(list(zip(*items, strict=True)))
-        else:
-            columns.append(everywhere(arg, owner))
-    return columns
+_BY_INDICES = (aten.index.Tensor, aten.index_put_.default)
 
 
-# A part may not be dense where the whole would be.
-_PARTWISE = {aten.view.default: torch.reshape, aten._unsafe_view.default: torch.reshape}
-
-
-def _slice_split(args: tuple[Any, ...], owner: ShardedTensor, like: Any) -> ShardedTensor | None:
-    """A slice of a split dimension: each rank has what of it lies in its part."""
-    given: list[Any] = [*args[1:], *(0, None, None, 1)[len(args) - 1 :]]
-    at, start, end, step = given
-    limits = bounds(start, end, owner.shape[at])
-    if limits is None or step != 1 or owner.placement is None or owner.shards is None:
-        return None
-    at %= owner.dim()
-    placement, inside = cut(owner.placement, at, *limits)
-    own = [inside[rank] for rank in owner.mesh.owned]
-    parts = [part.narrow(at, a, b - a) for part, (a, b) in zip(owner.shards, own, strict=True)]
-    return made_of(owner, parts, placement, like.shape, like.stride())
+def _indices(index: Any) -> Any:
+    """A mask of one dimension as the indices it stands for: a rule knows no sizes that depend on values."""
+    if isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) and index.dim() == 1:
+        whole = index.gathered() if isinstance(index, ShardedTensor) else index
+        return whole.nonzero().squeeze(1)
+    return index
 
 
 def _like(func: Any, args: tuple[Any, ...], owner: ShardedTensor) -> Any:
     """The shapes and strides that the op would give of the whole."""
     whole = torch.empty_strided(owner.shape, owner.stride(), dtype=owner.dtype, device="meta")
     return func(whole, *args[1:])
-
-
-def _grown(
-    shape: Sequence[int], placement: Shards, owner: ShardedTensor, kept: Sequence[int | None]
-) -> list[int]:
-    """The whole shape, from that of a part: split dimensions are as large as the operand's."""
-    grown = list(shape)
-    for dim, _ in placement.dims:
-        grown[dim] = owner.shape[kept[dim]]  # type: ignore[index]
-    return grown
-
-
-def _local_sizes(shape: Sequence[int], placement: Shards, owner: ShardedTensor) -> list[list[int]]:
-    columns = []
-    for rank in owner.mesh.owned:
-        local = list(shape)
-        for dim, owned in placement.dims:
-            local[dim] = sum(stop - start for start, stop in owned[rank])
-        columns.append(local)
-    return columns
 
 
 def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..ir.shards import unseen
+from ..ir.shards import SplitDims, unseen
 from ..kernels.slices import take
 from ..runtime.mesh import Mesh
 from ..runtime.processes import from_all
@@ -95,8 +95,21 @@ def _column(value: Any, owners: Sequence[ShardedTensor]) -> Column:
     if not isinstance(value, list) or len(value) != len(owners) or not isinstance(value[0], torch.Tensor):
         return everywhere(value, owners[0])
     items = zip(value, owners, strict=True)
-    columns = [spread(item, owner, owner.placement, owner.shape) for item, owner in items]  # type: ignore[arg-type]
+    columns = [spread(item, owner, _broadcast(item.shape, owner)) for item, owner in items]
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _broadcast(shape: Sequence[int], owner: ShardedTensor) -> SplitDims:
+    """How a tensor that broadcasts to the owner must lie for each rank to have what its shard needs."""
+    assert owner.placement is not None
+    new = owner.dim() - len(shape)
+    if not new and shape == owner.shape:
+        return owner.placement.dims
+    return tuple(
+        (dim - new, own)
+        for dim, own in owner.placement.dims
+        if dim >= new and shape[dim - new] == owner.shape[dim]
+    )
 
 
 def _own_verdicts(

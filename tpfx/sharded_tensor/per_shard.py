@@ -1,7 +1,7 @@
-"""An eager op on the parts of a sharded tensor: operands to ranks, a call for each, a result of parts.
+"""An eager op on the shards of a sharded tensor: operands to ranks, a call for each, a result of shards.
 
-columns = [spread(arg, owner, placement, shape) for arg in args]  # for each argument, its value on each rank
-made_of(owner, on_each(mesh, func, columns), placement, shape)
+bound = bound_op(func, args, kwargs, owner)               # how the operands must lie, and the results
+run_bound(func, args, kwargs, owner, bound)
 """
 
 from __future__ import annotations
@@ -13,45 +13,34 @@ from typing import Any
 
 import torch
 
-from ..ir.shards import Shards
+from ..ir.shards import Shards, SplitDims
 from ..kernels.slices import take
 from ..runtime.mesh import Mesh
 from ..runtime.thread_runtime import runtime_of
-from .storage import Sharded
+from .bound_ops import BoundOp
+from .storage import Sharded, same_memory
 from .tensor import ShardedTensor, copy_dynamic
 
 log = logging.getLogger("tpfx")
 
 Column = Sequence[Any]  # the value of one argument on each rank
-Columns = list[Column]
 
 # Elements from which on a rank's share of an op on the CPU is worth waking its thread, some 30 us.
 WORTH_A_THREAD = 2**16
 
 
-def spread(value: Any, owner: ShardedTensor, placement: Shards, shape: Sequence[int]) -> Column:
-    """An operand that broadcasts to `shape`, as each rank needs it where the result lies as `placement`."""
-    own_shards = owner.shards
-    assert own_shards is not None
-    if value is owner and len(shape) == owner.dim():
-        return own_shards
-    if not isinstance(value, torch.Tensor):
-        return (value,) * len(own_shards)
-    new = len(shape) - value.dim()
-    dims = tuple(
-        (dim - new, own) for dim, own in placement.dims if dim >= new and value.shape[dim - new] == shape[dim]
-    )
+def spread(value: torch.Tensor, owner: ShardedTensor, dims: SplitDims) -> Column:
+    """A tensor as each rank of the owner needs it: split so, whatever it is now."""
+    mesh = owner.mesh
     if isinstance(value, ShardedTensor):
         held = value.held
-        if isinstance(held, Sharded) and value.mesh.same_as(owner.mesh):
+        if isinstance(held, Sharded) and (value is owner or value.mesh.same_as(mesh)):
             if held.placement.dims == dims:
                 return held.parts
             if not held.placement:
-                own = zip(owner.mesh.owned, held.parts, strict=True)
-                return [take(part, dims, rank) for rank, part in own]
+                return [take(part, dims, rank) for rank, part in zip(mesh.owned, held.parts, strict=True)]
         value = gathered_for(value, "an operand that lies otherwise")
-    ranks = zip(owner.mesh.owned, own_shards, strict=True)
-    return [_on(take(value, dims, rank), part.device) for rank, part in ranks]
+    return [_on(take(value, dims, rank) if dims else value, mesh.devices[rank]) for rank in mesh.owned]
 
 
 def everywhere(value: Any, owner: ShardedTensor) -> Column:
@@ -103,6 +92,66 @@ def made_of(
     made = ShardedTensor(owner.mesh, parts[0], shape, held=Sharded(tuple(parts), placement), stride=stride)
     copy_dynamic(owner, made)
     return made
+
+
+def run_bound(
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], owner: ShardedTensor, bound: BoundOp
+) -> Any:
+    """Carry out an op that is bound: a call for each rank, and results of their shards; None where a view
+    of the shards is none."""
+    operands, count = iter(bound.operands), len(owner.mesh.owned)
+
+    def column(arg: Any) -> Column:
+        if isinstance(arg, torch.Tensor):
+            return spread(arg, owner, next(operands))
+        if isinstance(arg, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in arg):
+            return list(zip(*map(column, arg), strict=True))
+        return (arg,) * count
+
+    columns = [column(arg) for arg in args]
+    if kwargs and any(isinstance(arg, torch.Tensor) for arg in kwargs.values()):
+        named = [
+            dict(zip(kwargs, row, strict=True)) for row in zip(*map(column, kwargs.values()), strict=True)
+        ]
+        columns, func, kwargs = [*columns, named], partial(_with_named, func), {}
+    local = bound.local
+    if local.arguments is not None:
+        columns = [columns[0], *zip(*local.arguments, strict=True)]
+    results = on_each(owner.mesh, local.op or func, columns, kwargs)
+    if func._schema.is_mutable:
+        return owner
+    if func.is_view and not all(map(_looks_at, results, owner.shards or ())):
+        return None
+    return _made_of_bound(func, results, owner, bound)
+
+
+def _with_named(func: Callable[..., Any], *args: Any) -> Any:
+    """A call with the arguments by name last, as a dict."""
+    return func(*args[:-1], **args[-1])
+
+
+def _looks_at(result: Any, part: torch.Tensor) -> bool:
+    """Whether a result is a view of a shard; of nothing, everything is."""
+    return not isinstance(result, torch.Tensor) or result.numel() == 0 or same_memory(result, part)
+
+
+def _made_of_bound(func: Any, results: Sequence[Any], owner: ShardedTensor, bound: BoundOp) -> Any:
+    """Sharded tensors of what each rank has made."""
+    assert owner.placement is not None
+    rows = [result if isinstance(result, (list, tuple)) else (result,) for result in results]
+    made = [
+        made_of(
+            owner,
+            parts,
+            owner.placement if result.placement is None else result.placement,
+            result.shape,
+            result.stride,
+        )
+        for result, parts in zip(bound.results, zip(*rows, strict=True), strict=True)
+    ]
+    if isinstance(results[0], torch.Tensor):
+        return made[0]
+    return made if len(func._schema.returns) == 1 else tuple(made)
 
 
 _reported: set[str] = set()
