@@ -48,9 +48,11 @@ def local_call(
         target: Any = call.node.target
         shapes = [local_shape(call.results[0].shape, result, rank) for rank in ranks]
         return Local(_BY_SHAPE.get(target, target), tuple((shape,) for shape in shapes))
+    if getattr(rule, "pad_empty_shards", False) or getattr(rule, "contiguous", False):
+        return None
     if rule.lower is None:
         return Local()
-    lower = _LOWER.get(rule.lower)
+    lower = _LOWER.get(getattr(rule.lower, "value", rule.lower))
     return None if lower is None else lower(call, operand, ranks)
 
 
