@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "selected from": (aten.select.int, 0, 2),
     "cut with steps": (aten.slice.Tensor, 0, 0, 4, 2),
     "no rule": (aten.flatten_dense_tensors.default,),
-    "another kernel on a rank": (aten.mean.dim, [1]),
+    "another kernel on a rank": (aten.scatter.value, 1, torch.zeros(4, 1, 3, dtype=torch.int64), 2.0),
     "another size on each rank": (aten.nonzero.default,),
     "random": (aten.bernoulli.default,),
     "not a tensor": (aten.equal.default, torch.zeros(SHAPE)),

@@ -1,7 +1,7 @@
 """What a rank calls for an eager op on its shards: the op itself, or with other numbers.
 
 A graph writes nodes for what a rule's `lower` names; an eager op has only numbers to change. An op that
-is carried out in another way on a rank, such as a lookup in a split table, needs the whole tensors.
+is carried out in another way on a rank, such as a convolution of its groups, needs the whole tensors.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..ir.axes import find
 from ..ir.op_dims import Call
 from ..ir.shards import SplitDims, count_below
 from ..kernels.slices import local_shape
+from ..rules.lowering_names import Lowering
 from ..rules.rule import Rule
 from ..rules.views import bounds
 
@@ -48,12 +49,24 @@ def local_call(
         target: Any = call.node.target
         shapes = [local_shape(call.results[0].shape, result, rank) for rank in ranks]
         return Local(_BY_SHAPE.get(target, target), tuple((shape,) for shape in shapes))
-    if getattr(rule, "pad_empty_shards", False) or getattr(rule, "contiguous", False):
+    if rule.pad_empty_shards or rule.contiguous:
         return None
-    if rule.lower is None:
+    if rule.lower is None or rule.lower in _ONLY_WHERE_CONTRACTED:
         return Local()
-    lower = _LOWER.get(getattr(rule.lower, "value", rule.lower))
+    lower = _LOWER.get(rule.lower)
     return None if lower is None else lower(call, operand, ranks)
+
+
+# A rank of a graph calls something else where the dimension is split that these contract. An eager op that
+# contracts a split dimension is not bound at all.
+_ONLY_WHERE_CONTRACTED = {
+    Lowering.EMBEDDING,
+    Lowering.EXTREME,
+    Lowering.GATHER,
+    Lowering.LINEAR,
+    Lowering.MEAN,
+    Lowering.SELECT,  # a split dimension that an index takes one place of is not bound either
+}
 
 
 def _slice(call: Call, operand: SplitDims, ranks: Sequence[int]) -> Local:
@@ -77,11 +90,6 @@ def _split(call: Call, operand: SplitDims, ranks: Sequence[int]) -> Local:
     return Local(aten.split_with_sizes.default, tuple((each, at) for each in sizes))
 
 
-def _select(call: Call, operand: SplitDims, ranks: Sequence[int]) -> Local:
-    """Of a whole dimension: a split one would be gone, and is not bound."""
-    return Local()
-
-
 def _squeeze(call: Call, operand: SplitDims, ranks: Sequence[int]) -> Local:
     """Only what is of size 1 in the whole goes, not what is so on a rank."""
     dims, given = call.dims[0], call.get("dim", range(len(call.dims[0])))
@@ -90,9 +98,8 @@ def _squeeze(call: Call, operand: SplitDims, ranks: Sequence[int]) -> Local:
     return Local(aten.squeeze.dims, ((gone,),) * len(ranks))
 
 
-_LOWER: dict[str, Callable[[Call, SplitDims, Sequence[int]], Local]] = {
-    "slice": _slice,
-    "split": _split,
-    "select": _select,
-    "squeeze": _squeeze,
+_LOWER: dict[Lowering, Callable[[Call, SplitDims, Sequence[int]], Local]] = {
+    Lowering.SLICE: _slice,
+    Lowering.SPLIT: _split,
+    Lowering.SQUEEZE: _squeeze,
 }
