@@ -149,31 +149,44 @@ def _built_in(func: Any) -> tuple[Any, Rule, bool] | None:
 
 
 def _bind(twin: Any, rule: Rule, args: Sequence[Any], kwargs: dict[str, Any], owner: Any) -> BoundOp | None:
-    """Write the call down as a graph of one node, and ask the rule."""
-    graph = Graph()
-    operands: list[Node] = []
-
-    def given(arg: Any) -> Any:
-        if isinstance(arg, (list, tuple)):
-            return [given(item) for item in arg]
-        if not isinstance(arg, torch.Tensor):
-            return arg
-        node = graph.placeholder(f"x{len(operands)}")
-        node.meta["val"] = torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device="meta")
-        set_dims(node, [Dim(size) for size in arg.shape])
-        operands.append(node)
-        return node
-
-    node = graph.call_function(twin, tuple(map(given, args)), {k: given(v) for k, v in kwargs.items()})
+    """Ask the rule of a call, and follow the owner's split dimensions."""
+    node = _written_down(twin, args, kwargs)
     if not _run_on_meta(node):
         return None
     call = Call(node, dims_of, size_of)
     bound = rule.bind(call)
     bound.settle()
     tensors = [tensor for arg in (*args, *kwargs.values()) for tensor in tensors_in(arg)]
+    if len(tensors) > 1 and rule.pattern not in _POINTWISE and _splits_one_index(owner):
+        return None
     first = next(at for at, tensor in enumerate(tensors) if tensor is owner)
     owned = _owned(bound, bound.operands[first], owner.placement, result_tensors(node))
     return None if owned is None else _decided(call, bound, rule, owned, owner)
+
+
+def _written_down(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Node:
+    """A call as the node of a graph, its operands inputs of the graph with dimensions of their own."""
+    graph = Graph()
+
+    def given(arg: Any) -> Any:
+        if isinstance(arg, (list, tuple)):
+            return [given(item) for item in arg]
+        if not isinstance(arg, torch.Tensor):
+            return arg
+        node = graph.placeholder("x")
+        node.meta["val"] = torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device="meta")
+        set_dims(node, [Dim(size) for size in arg.shape])
+        return node
+
+    named = {name: given(arg) for name, arg in kwargs.items()}
+    return graph.call_function(target, tuple(map(given, args)), named)
+
+
+def _splits_one_index(owner: ShardedTensor) -> bool:
+    """Whether one rank has the only index of a dimension. Dimensions of size 1 are not told apart, so that
+    another operand would have it on every rank."""
+    assert owner.placement is not None
+    return any(owner.shape[dim] == 1 for dim, _ in owner.placement.dims)
 
 
 def tensors_in(arg: Any) -> list[torch.Tensor]:

@@ -108,16 +108,15 @@ def run_bound(
             return list(zip(*map(column, arg), strict=True))
         return (arg,) * count
 
-    columns = [column(arg) for arg in args]
+    call, columns = bound.local.op or func, [column(arg) for arg in args]
     if kwargs and any(isinstance(arg, torch.Tensor) for arg in kwargs.values()):
         named = [
             dict(zip(kwargs, row, strict=True)) for row in zip(*map(column, kwargs.values()), strict=True)
         ]
-        columns, func, kwargs = [*columns, named], partial(_with_named, func), {}
-    local = bound.local
-    if local.arguments is not None:
-        columns = [columns[0], *zip(*local.arguments, strict=True)]
-    results = on_each(owner.mesh, local.op or func, columns, kwargs)
+        columns, call, kwargs = [*columns, named], partial(_with_named, call), {}
+    if bound.local.arguments is not None:
+        columns = [columns[0], *zip(*bound.local.arguments, strict=True)]
+    results = on_each(owner.mesh, call, columns, kwargs)
     if func._schema.is_mutable:
         return owner
     if func.is_view and not all(map(_looks_at, results, owner.shards or ())):
