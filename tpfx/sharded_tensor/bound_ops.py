@@ -15,7 +15,7 @@ What is exact all the same (a maximum, a norm for clipping gradients) is in `for
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +55,13 @@ class BoundOp:
         operands: how each tensor argument must lie, in order, those in lists too.
         results: the results, one after the other.
         local: what each rank calls.
+        named: whether tensors are among the arguments by name.
     """
 
     operands: tuple[SplitDims, ...]
     results: tuple[Result, ...]
     local: Local
+    named: bool
 
 
 _bound: dict[Any, BoundOp | None] = {}
@@ -74,9 +76,13 @@ def bound_op(func: Any, args: Sequence[Any], kwargs: dict[str, Any], owner: Shar
     twin, rule, plain = found
     if func.namespace != "aten":  # whose rules may change
         return _bind(twin, rule, args, kwargs, owner)
-    own = [_signature(arg, owner, plain) for arg in args]
-    named = [(name, _signature(arg, owner, plain)) for name, arg in kwargs.items()] if kwargs else ()
-    key = (func, owner.placement, owner.mesh.owned, *own, *named)
+    assert owner.placement is not None
+    parts: list[Any] = [func, owner.placement.dims, owner.placement.unfolding, owner.mesh.owned]
+    _sign(parts, args, owner, plain)
+    if kwargs:
+        parts += kwargs
+        _sign(parts, kwargs.values(), owner, plain)
+    key = tuple(parts)
     try:
         return _bound[key]
     except KeyError:
@@ -86,13 +92,18 @@ def bound_op(func: Any, args: Sequence[Any], kwargs: dict[str, Any], owner: Shar
     return bound
 
 
-def _signature(arg: Any, owner: ShardedTensor, plain: bool) -> Any:
-    """What of an argument counts: of numbers that a pointwise op computes with, that they are numbers."""
-    if isinstance(arg, torch.Tensor):
-        return arg.shape, arg.stride(), arg.dtype, arg is owner
-    if isinstance(arg, (list, tuple)):
-        return tuple(_signature(item, owner, plain) for item in arg)
-    return arg.__class__ if plain and isinstance(arg, (int, float)) else (arg.__class__, arg)
+def _sign(parts: list[Any], args: Iterable[Any], owner: ShardedTensor, plain: bool) -> None:
+    """What of arguments counts: of numbers that a pointwise op computes with, that they are numbers."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            parts += (arg.shape, arg.stride(), arg.dtype, arg is owner)
+        elif isinstance(arg, (list, tuple)):
+            parts.append(len(arg))
+            _sign(parts, arg, owner, plain)
+        elif plain and isinstance(arg, (int, float)):
+            parts.append(arg.__class__)
+        else:
+            parts += (arg.__class__, arg)
 
 
 @functools.cache
@@ -161,7 +172,8 @@ def _bind(twin: Any, rule: Rule, args: Sequence[Any], kwargs: dict[str, Any], ow
         return None
     first = next(at for at, tensor in enumerate(tensors) if tensor is owner)
     owned = _owned(bound, bound.operands[first], owner.placement, result_tensors(node))
-    return None if owned is None else _decided(call, bound, rule, owned, owner)
+    named = any(isinstance(arg, torch.Tensor) for arg in kwargs.values())
+    return None if owned is None else _decided(call, bound, rule, owned, owner, named)
 
 
 def _written_down(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Node:
@@ -232,7 +244,9 @@ def _has_some_of(made: list[Dim], dim: Dim) -> bool:
     return any(leaf in axes for other in made for leaf in leaves(other))
 
 
-def _decided(call: Call, bound: Bound, rule: Rule, owned: OwnedAxes, owner: ShardedTensor) -> BoundOp | None:
+def _decided(
+    call: Call, bound: Bound, rule: Rule, owned: OwnedAxes, owner: ShardedTensor, named: bool
+) -> BoundOp | None:
     assert owner.placement is not None
     given = owner.placement.dims
     operands = [owned.placement(dims) for dims in bound.operands]
@@ -248,4 +262,5 @@ def _decided(call: Call, bound: Bound, rule: Rule, owned: OwnedAxes, owner: Shar
             if dims is not None
         ),
         local,
+        named,
     )

@@ -6,6 +6,7 @@ written into it goes to the base. So every op is right, and the rules of ops say
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,12 +17,15 @@ from ..errors import ShardingError
 from ..kernels.slices import relaid
 from ..torch_internals.pytree import tree_map
 from .bound_ops import BoundOp, bound_op, written
-from .foreach import by_list, by_reduction, over_lists
+from .foreach import REDUCTIONS, by_list, by_reduction, over_lists
 from .per_shard import gathered_for, run_bound
-from .storage import Fake, Unsharded, ViewOf
+from .storage import Fake, Sharded, Unsharded, ViewOf
 from .tensor import ShardedTensor
 
 aten = torch.ops.aten
+
+_TO_COPY = aten._to_copy.default
+_ALIASES = (aten.detach.default, aten.alias.default)
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -29,13 +33,13 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     owner = _owner(args)
     if owner is None or isinstance(owner.held, Fake):
         return _on_wholes(func, args, kwargs)
-    if func is aten.detach.default or func is aten.alias.default:
+    if func in _ALIASES:
         return owner.alias()
-    if torch.Tag.inplace_view in func.tags:
+    if _changes_shape(func):
         raise ShardingError(
             f"{func} cannot change the shape of {owner!r} in place: make a new tensor instead"
         )
-    if kwargs.get("device") == owner.device:
+    if kwargs and kwargs.get("device") == owner.device:
         kwargs = {name: value for name, value in kwargs.items() if name != "device"}
     if over_lists(func):
         return by_list(func, args, kwargs, _on_wholes)
@@ -44,9 +48,15 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return done
     if func.is_view:
         return _view(func, args, kwargs, owner)
-    if func is aten._to_copy.default and isinstance(owner.held, Unsharded) and "device" not in kwargs:
+    if func is _TO_COPY and isinstance(owner.held, Unsharded) and "device" not in kwargs:
         return _undivided_copy(func, args, kwargs, owner)
     return _on_wholes(func, args, kwargs)
+
+
+@functools.cache
+def _changes_shape(func: Any) -> bool:
+    """Whether an op gives its first argument another shape or other strides."""
+    return torch.Tag.inplace_view in func.tags
 
 
 def _owner(args: Sequence[Any]) -> ShardedTensor | None:
@@ -63,18 +73,19 @@ def _owner(args: Sequence[Any]) -> ShardedTensor | None:
 
 def _by_shards(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:
     """The op on every shard by itself; None where that is not the same thing."""
-    if owner.placement is None or owner.shards is None or "device" in kwargs:
+    if not isinstance(owner.held, Sharded) or "device" in kwargs:
         return None
-    number = by_reduction(func, args, kwargs)
-    if number is not None:
-        return number
+    if func in REDUCTIONS:
+        number = by_reduction(func, args, kwargs)
+        if number is not None:
+            return number
     if func in _BY_INDICES:
         args = args[0], [_indices(index) for index in args[1]], *args[2:]
     bound = bound_op(func, args, kwargs, owner)
     if bound is None or (func._schema.is_mutable and not _in_place(func, args, owner, bound)):
         return None
     made = run_bound(func, args, kwargs, owner, bound)
-    if func is aten._to_copy.default:
+    if func is _TO_COPY:
         made.qualified_name = owner.qualified_name
     return made
 

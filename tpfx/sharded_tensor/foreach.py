@@ -94,9 +94,17 @@ def _column(value: Any, owners: Sequence[ShardedTensor]) -> Column:
     """An argument as each rank needs it: of a list, the parts of its items."""
     if not isinstance(value, list) or len(value) != len(owners) or not isinstance(value[0], torch.Tensor):
         return everywhere(value, owners[0])
-    items = zip(value, owners, strict=True)
-    columns = [spread(item, owner, _broadcast(item.shape, owner)) for item, owner in items]
+    columns = [_shards_for(item, owner) for item, owner in zip(value, owners, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _shards_for(item: torch.Tensor, owner: ShardedTensor) -> Column:
+    """A tensor that broadcasts to the owner, as each rank needs it."""
+    if item is owner:
+        return owner.shards or ()
+    if isinstance(item, ShardedTensor) and item.placement is owner.placement and item.dim() == owner.dim():
+        return spread(item, owner, owner.placement.dims)  # type: ignore[union-attr]
+    return spread(item, owner, _broadcast(item.shape, owner))
 
 
 def _broadcast(shape: Sequence[int], owner: ShardedTensor) -> SplitDims:
@@ -125,7 +133,7 @@ def _own_verdicts(
 
 def by_reduction(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """One number from a tensor, or one from each of a list; None where that needs the gathered whole."""
-    if func is aten._foreach_norm.Scalar:
+    if func is _LIST_NORM:
         norm = aten.linalg_vector_norm.default
         return [norm(item, *args[1:], **kwargs) for item in args[0]]
     joined = _JOINED.get(func)
@@ -185,3 +193,5 @@ _JOINED: dict[Any, Callable[..., torch.Tensor]] = {
     aten.all.default: torch.all,
     aten.any.default: torch.any,
 }
+_LIST_NORM = aten._foreach_norm.Scalar
+REDUCTIONS = frozenset({*_JOINED, _LIST_NORM})  # those that `by_reduction` knows

@@ -7,7 +7,7 @@ run_bound(func, args, kwargs, owner, bound)
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -99,21 +99,12 @@ def run_bound(
 ) -> Any:
     """Carry out an op that is bound: a call for each rank, and results of their shards; None where a view
     of the shards is none."""
-    operands, count = iter(bound.operands), len(owner.mesh.owned)
-
-    def column(arg: Any) -> Column:
-        if isinstance(arg, torch.Tensor):
-            return spread(arg, owner, next(operands))
-        if isinstance(arg, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in arg):
-            return list(zip(*map(column, arg), strict=True))
-        return (arg,) * count
-
-    call, columns = bound.local.op or func, [column(arg) for arg in args]
-    if kwargs and any(isinstance(arg, torch.Tensor) for arg in kwargs.values()):
-        named = [
-            dict(zip(kwargs, row, strict=True)) for row in zip(*map(column, kwargs.values()), strict=True)
-        ]
-        columns, call, kwargs = [*columns, named], partial(_with_named, call), {}
+    operands = iter(bound.operands)
+    call, columns = bound.local.op or func, [_column(arg, owner, operands) for arg in args]
+    if bound.named:
+        rows = zip(*(_column(arg, owner, operands) for arg in kwargs.values()), strict=True)
+        columns.append([dict(zip(kwargs, row, strict=True)) for row in rows])
+        call, kwargs = partial(_with_named, call), {}
     if bound.local.arguments is not None:
         columns = [columns[0], *zip(*bound.local.arguments, strict=True)]
     results = on_each(owner.mesh, call, columns, kwargs)
@@ -122,6 +113,15 @@ def run_bound(
     if func.is_view and not all(map(_looks_at, results, owner.shards or ())):
         return None
     return _made_of_bound(func, results, owner, bound)
+
+
+def _column(arg: Any, owner: ShardedTensor, operands: Iterator[SplitDims]) -> Column:
+    """An argument as each rank needs it; its tensors as the next of the operands."""
+    if isinstance(arg, torch.Tensor):
+        return spread(arg, owner, next(operands))
+    if isinstance(arg, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in arg):
+        return list(zip(*(_column(item, owner, operands) for item in arg), strict=True))
+    return (arg,) * len(owner.mesh.owned)
 
 
 def _with_named(func: Callable[..., Any], *args: Any) -> Any:

@@ -133,7 +133,10 @@ class ShardedTensor(torch.Tensor):
     @property
     def placement(self) -> Shards | None:
         """Which intervals of which dimensions each rank has; None while no graph has chosen."""
-        match self.held:
+        held = self.held
+        if held.__class__ is Sharded:  # looked at several times for each eager op
+            return held.placement
+        match held:
             case Sharded(_, placement):
                 return placement
             case ViewOf():
