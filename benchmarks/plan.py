@@ -27,8 +27,10 @@ from rich.console import Console
 from tpfx.capture.capture import capture
 from tpfx.capture.graph import Captured
 from tpfx.ir.annotations import set_source
-from tpfx.passes import pipeline
-from tpfx.passes.pipeline import Context, lower
+from tpfx.passes.context import Context
+from tpfx.passes.invariants import check
+from tpfx.passes.lower import lower
+from tpfx.passes.pipeline import PASSES
 from tpfx.planning.topology import Topology
 from tpfx.runtime.mesh import Mesh, parse_devices
 
@@ -70,19 +72,15 @@ def plan(one: Captured, devices: int) -> dict[str, float]:
         set_source(node, source)
     seconds: dict[str, float] = {}
     context = Context(devices, Topology())
-    for run in pipeline.PASSES:
-        with _clock(seconds, _name(run)):
-            run(one.module.graph, context)
+    for one_pass in PASSES:
+        with _clock(seconds, one_pass.name):
+            one_pass.run(one.module.graph, context)
+        with _clock(seconds, "checks"):
+            check(one_pass.name, one_pass.holds_after, one.module.graph, devices)
     mesh = Mesh(parse_devices(["cpu"] * devices))
     with _clock(seconds, "localize, codegen"):
         lower(one.module.graph, mesh, one.module)
     return seconds
-
-
-def _name(run: Any) -> str:
-    """What a stage of the pipeline does: its own name, or of the pass that it hands on to."""
-    code = run.__code__
-    return str(code.co_names[0] if run.__name__ == "<lambda>" else run.__name__).strip("_")
 
 
 @contextmanager

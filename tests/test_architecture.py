@@ -23,9 +23,9 @@ kernels runtime
 rules
 planning
 lowering
+dump
 passes
 capture
-dump
 checkpoint
 sharded_tensor
 plan

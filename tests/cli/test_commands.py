@@ -231,6 +231,24 @@ def test_stages_phases_and_formats_of_a_dump(run, directory):
     assert "gathered for the caller" not in out.partition("# results")[0]
 
 
+def test_a_graph_after_each_pass(run, directory):
+    def after(stage):
+        status, out, _ = run("dump", directory, "-n", 2, "--no-symbolic", "--length", 8, "--stage", stage)
+        assert status == 0
+        return [" ".join(line.split()) for line in out.splitlines()]
+
+    weight = "layers.0.self_attn.o_proj.weight f32[64, 64]"
+    normalized, inferred, chosen, inserted = map(after, ("normalize", "infer_axes", "choose", "insert"))
+    assert weight in normalized
+    assert any(line.startswith(f"{weight} # ") for line in inferred)
+    (structure,) = [line.partition(" # ")[2] for line in inferred if line.startswith(weight)]
+    axis = structure.split("(")[-1].partition(":")[0]
+    assert f"layers.0.self_attn.o_proj.weight f32[64, 64/{axis}] # {structure}" in chosen
+    assert f"layers.0.self_attn.o_proj.weight f32[64, 64/2] # {structure}" in inserted
+    assert not any("all_reduce" in line for line in chosen)
+    assert inserted == after("parallel")[1:]
+
+
 def test_layers_that_are_alike_are_written_once(run, directory):
     folded = run("dump", directory, "-n", 2, "--set", "num_hidden_layers=5")[1]
     whole = run("dump", directory, "-n", 2, "--set", "num_hidden_layers=5", "--unfold")[1]
@@ -297,7 +315,8 @@ WRONG = {
     "topology": (["plan", "llama", "-n", 2, "--topology", "dgx"], "dgx is no topology that tpfx knows"),
     "stage": (
         ["dump", "llama", "-n", 2, "--stage", "rank2"],
-        "it is captured, axes, parallel, or rank0 to rank1",
+        "it is captured, normalize, simplify, infer_axes, list_splits, fingerprint, match_pinned, choose, "
+        "divide, insert, axes, parallel, or rank0 to rank1",
     ),
     "no plan": (["diff", "none.json", "none.json"], "cannot read the plan none.json"),
     "no weights": (["verify", "llama", "-n", 2, "--real"], "--real takes a directory with weights"),

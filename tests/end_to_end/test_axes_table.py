@@ -19,7 +19,8 @@ from tpfx.errors import ModelError
 from tpfx.ir.annotations import dims_of, source_of
 from tpfx.ir.axes import Dim, find, show
 from tpfx.ir.nodes import is_tensor
-from tpfx.passes.pipeline import Context, infer_structures
+from tpfx.passes.context import Context
+from tpfx.passes.pipeline import infer_structures
 
 TABLE = Path(__file__).parents[1] / "axes.txt"
 ALL = [(task, arch) for task, archs in LISTED.items() for arch in archs]

@@ -142,7 +142,7 @@ def test_plan_runs(tmp_path: Path):
     file = tmp_path / "figures.json"
     plan.main(layers=[1], devices=2, shape="tiny", json_file=file)
     figures = json.loads(file.read_text())
-    assert {"infer", "choose", "localize, codegen"} <= set(figures["stages"]["1"])
+    assert {"infer_axes", "choose", "checks", "localize, codegen"} <= set(figures["stages"]["1"])
 
 
 @pytest.mark.slow

@@ -16,9 +16,11 @@ from scipy.sparse import coo_array
 from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests.support.graphs import lines, parts, planned, read
 from tests.support.models import inputs, tiny
 from tpfx.capture.capture import capture
 from tpfx.ir.annotations import Source, set_source
+from tpfx.ir.shards import Shards
 from tpfx.ir.splits import Splits
 from tpfx.passes.choose import Problem
 from tpfx.passes.infer_axes import infer_axes
@@ -144,3 +146,109 @@ def test_equals_an_ilp_on_real_layers(name: str) -> None:
     solution = minimise(sizes, factors)
     assert solution.optimal
     assert solution.cost == pytest.approx(ilp(sizes, factors), rel=1e-6)
+
+
+# Graphs, text in and text out: what is chosen for two devices.
+CASES = {
+    "column, then row": """
+        x: f32[3, 64]
+        up: f32[256, 64] = parameter
+        down: f32[64, 256] = parameter
+        return linear(relu(linear(x, up)), down)
+        ---
+        x f32[3, 64]
+        up f32[256/a, 64] # a:256, b:64
+        down f32[64, 256/a] # c:64, a:256
+        linear f32[3, 256/a] = linear(x, up) # column, split n
+        relu f32[3, 256/a] = relu(linear) # split a
+        linear_1 f32[3, 64]+ = linear(relu, down) # row, split k
+        return linear_1
+    """,
+    "partial sums are added before they are reduced": """
+        x: f32[3, 64]
+        up: f32[256, 64] = parameter
+        down: f32[64, 256] = parameter
+        side: f32[256, 64] = parameter
+        back: f32[64, 256] = parameter
+        return add(linear(relu(linear(x, up)), down), linear(relu(linear(x, side)), back))
+        ---
+        x f32[3, 64]
+        up f32[256/a, 64] # a:256, b:64
+        down f32[64, 256/a] # c:64, a:256
+        side f32[256/d, 64] # d:256, b:64
+        back f32[64, 256/d] # c:64, d:256
+        linear f32[3, 256/a] = linear(x, up) # column, split n
+        relu f32[3, 256/a] = relu(linear) # split a
+        linear_1 f32[3, 64]+ = linear(relu, down) # row, split k
+        linear_2 f32[3, 256/d] = linear(x, side) # column, split n
+        relu_1 f32[3, 256/d] = relu(linear_2) # split d
+        linear_3 f32[3, 64]+ = linear(relu_1, back) # row, split k
+        add f32[3, 64]+ = add(linear_1, linear_3) # pending
+        return add
+    """,
+    "an op without a rule": """
+        x: f32[64, 64]
+        w: f32[64, 64] = parameter
+        return linalg_det(linear(x, w))
+        ---
+        x f32[64, 64]
+        w f32[64, 64/b] # a:64, b:64
+        linear f32[64, 64]+ = linear(x, w) # row, split k
+        linalg_det f32[] = linalg_det(linear) # whole: no rule
+        return linalg_det
+    """,
+    "random numbers": """
+        x: f32[3, 64]
+        w: f32[64, 64] = parameter
+        return rand_like(linear(x, w))
+        ---
+        x f32[3, 64]
+        w f32[64, 64/b] # a:64, b:64
+        linear f32[3, 64]+ = linear(x, w) # row, split k
+        rand_like f32[3, 64] = rand_like(linear) # whole: random
+        return rand_like
+    """,
+    "a vocabulary": """
+        ids: i64[2, 5]
+        table: f32[4096, 64] = parameter
+        return linear(cos(embedding(table, ids)), table)
+        ---
+        ids i64[2, 5]
+        table f32[4096, 64/b] # a:4096, b:64
+        embedding f32[2, 5, 64/b] = embedding(table, ids) # split b
+        cos f32[2, 5, 64/b] = cos(embedding) # split b
+        linear f32[2, 5, 4096]+ = linear(cos, table) # row, split k
+        return linear
+    """,
+    "what is written is written where it lies": """
+        x: f32[3, 64]
+        w: f32[256, 64] = parameter
+        cache: f32[3, 256] = buffer
+        y = linear(x, w)
+        copy_(cache, y)
+        return cos(y)
+        ---
+        x f32[3, 64]
+        w f32[256/a, 64] # a:256, b:64
+        cache f32[3, 256/a] # c:3, a:256
+        linear f32[3, 256/a] = linear(x, w) # column, split n
+        copy_ f32[3, 256/a] = copy_(cache, linear) # split a
+        cos f32[3, 256/a] = cos(linear) # split a
+        return cos
+    """,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_choice(name: str) -> None:
+    before, expected = parts(CASES[name])
+    assert lines(planned(read(before), "choose"), inputs=True) == expected
+
+
+def test_what_an_earlier_graph_has_chosen_stays() -> None:
+    text = "x: f32[3, 64]\nw: f32[256, 64] = parameter\nreturn cos(linear(x, w))"
+    rows = Shards(((0, (((0, 100),), ((100, 256),))),))
+    split = lines(planned(read(text, w=rows), "choose"), inputs=True)
+    assert "w f32[256/2, 64] # a:256, b:64, 100+156" in split
+    whole = lines(planned(read(text, w=Shards()), "choose"), inputs=True)
+    assert "w f32[256, 64] # a:256, b:64" in whole and "+" not in whole

@@ -1,30 +1,127 @@
-"""Rewrites by their text, and what `verify` catches."""
+"""The pipeline: its order, what it shows of each stage, and that a plan computes what the model does."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+from typing import Any
 
 import pytest
 import torch
 
 import tpfx
-from tpfx.dump.text import dump_text as dump
-from tpfx.ir.annotations import layout_of
-from tpfx.ir.layout import Partial
-from tpfx.ir.resharding import all_reduce
-from tpfx.passes.verify import verify
-from tpfx.plan.offline import plan_offline
+from tests.support.graphs import lines, read
+from tpfx.ir.annotations import source_of
+from tpfx.passes import pipeline
+from tpfx.passes.pipeline import PASSES, STAGES, parallelize
+from tpfx.passes.lower import lower
+from tpfx.passes.stages import observing
+from tpfx.runtime.mesh import Mesh, parse_devices
+
+MLP = """
+    x: f64[3, 8]
+    up: f64[16, 8] = parameter
+    down: f64[8, 16] = parameter
+    return linear(relu(mm(x, t(up))), down)
+"""
 
 
-def ops(model: torch.nn.Module, *shapes: tuple[int, ...], devices: int = 2) -> str:
-    """The middle part of the dump: one line an op, comments left out."""
-    text = dump(plan_offline(model, devices, tuple(torch.zeros(shape) for shape in shapes), symbolic=False))
-    middle = text.split("\n\n")[2]
-    return "\n".join(" ".join(line.split("#")[0].split()) for line in middle.splitlines())
+def compiled(text: str, devices: int = 2) -> Any:
+    """What `parallelize` makes of a text."""
+    graph = read(text)
+    sources = [source_of(node) for node in graph.find_nodes(op="placeholder")]
+    return parallelize(graph, sources, devices)
 
 
-def check(text: str, expected: str) -> None:
-    assert text == inspect.cleandoc(expected)
+def test_the_passes_are_named_and_in_order() -> None:
+    names = "normalize simplify infer_axes list_splits fingerprint match_pinned choose divide insert"
+    assert [one.name for one in PASSES] == names.split()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PASSES[0].name = "other"  # type: ignore[misc]
+
+
+def test_a_whole_plan() -> None:
+    parallel = compiled(
+        """
+        x: f32[3, 5, 64]
+        up: f32[256, 64] = parameter
+        up_bias: f32[256] = parameter
+        down: f32[64, 256] = parameter
+        down_bias: f32[64] = parameter
+        side: f32[256, 64] = parameter
+        back: f32[64, 256] = parameter
+        one = addmm(up_bias, view(x, [15, 64]), t(up))
+        two = addmm(down_bias, relu(one), t(down))
+        y = add(x, view(two, [3, 5, 64]))
+        return sin(add(y, linear(relu(linear(x, side)), back)))
+        """
+    )
+    assert lines(parallel.graph) == inspect.cleandoc(
+        """
+        x.addend f32[3, 5, 64]+ = pend(x)
+        down_bias.addend f32[64]+ = pend(down_bias)
+        reshape f32[15, 64] = reshape(x)
+        linear f32[15, 256/2] = linear(reshape, up) # column, split n
+        add f32[15, 256/2] = add(linear, up_bias) # split a
+        relu f32[15, 256/2] = relu(add) # split a
+        linear_1 f32[15, 64]+ = linear(relu, down) # row, split k
+        reshape_1 f32[3, 5, 64]+ = reshape(linear_1) # pending
+        add_1 f32[3, 5, 64]+ = add(reshape_1, down_bias.addend) # pending
+        add_2 f32[3, 5, 64]+ = add(x.addend, add_1) # pending
+        linear_2 f32[3, 5, 256/2] = linear(x, side) # column, split n
+        relu_1 f32[3, 5, 256/2] = relu(linear_2) # split c
+        linear_3 f32[3, 5, 64]+ = linear(relu_1, back) # row, split k
+        add_3 f32[3, 5, 64]+ = add(add_2, linear_3) # pending
+        add_3.sum f32[3, 5, 64] = all_reduce(add_3) # 3.75 KiB
+        sin f32[3, 5, 64] = sin(add_3.sum)
+        return sin
+        """
+    )
+
+
+def test_each_stage_is_shown_to_an_observer() -> None:
+    seen: list[str] = []
+    with observing(lambda name, graph: seen.append(name)):
+        parallel = compiled(MLP)
+        mesh = Mesh(parse_devices(["cpu"] * 2))
+        lower(parallel.graph, mesh, parallel.graph.owning_module)
+    compiled(MLP)  # nobody looks
+    assert seen == [*STAGES, "localize"]
+
+
+def test_stages_are_printed_where_the_environment_says_so(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setenv("TPFX_DUMP", "captured, choose")
+    compiled(MLP)
+    out, err = capsys.readouterr()
+    captured, choose = err.split("# after choose\n")
+    assert out == ""
+    assert captured.startswith("# after captured\ngraph():\n    %x : [num_users=1] = placeholder[target=x]")
+    assert "linear    f64[3, 16/a]  = linear(x, up)       # column, split n\n" in choose
+
+
+def test_all_stages_are_printed(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setenv("TPFX_DUMP", "all")
+    parallel = compiled(MLP)
+    lower(parallel.graph, Mesh(parse_devices(["cpu"] * 2)), parallel.graph.owning_module)
+    err = capsys.readouterr().err
+    found = [line.removeprefix("# after ") for line in err.splitlines() if line.startswith("# after ")]
+    assert found == [*STAGES, "localize"]
+    assert "torch.ops._c10d_functional.all_reduce_.default(" in err
+
+
+@pytest.mark.parametrize("value", ["chose", "choose,all", "captured,,parallel"])
+def test_a_stage_that_is_not_there(monkeypatch: Any, value: str) -> None:
+    monkeypatch.setenv("TPFX_DUMP", value)
+    wrong = next(name for name in value.split(",") if name not in (*STAGES, ""))
+    with pytest.raises(tpfx.InputError, match=f"TPFX_DUMP={value}: there is no stage '{wrong}'; there are captured, "):
+        compiled(MLP)
+
+
+def test_a_pass_that_breaks_an_invariant_is_named(monkeypatch: Any) -> None:
+    kept = [one if one.name != "insert" else dataclasses.replace(one, run=lambda graph, _: None) for one in PASSES]
+    monkeypatch.setattr(pipeline, "PASSES", tuple(kept))
+    with pytest.raises(tpfx.ShardingError, match="after insert, it does not hold that .* the graph: linear_default"):
+        compiled(MLP)
 
 
 class Parallel(torch.nn.Module):
@@ -39,28 +136,6 @@ class Parallel(torch.nn.Module):
         return (x + self.down(self.up(x).relu()) + self.back(self.side(x).relu())).sin()
 
 
-def test_addends_share_one_all_reduce_and_biases_join_once() -> None:
-    check(
-        ops(Parallel(), (3, 5, 64)),
-        """
-        x.addend f32[3, 5, 64]+ = pend(x)
-        down.bias.addend f32[64]+ = pend(down.bias)
-        up.linear f32[3, 5, 256/2] = linear(x, up.weight)
-        up.add f32[3, 5, 256/2] = add(up.linear, up.bias)
-        relu f32[3, 5, 256/2] = relu(up.add)
-        down.linear f32[3, 5, 64]+ = linear(relu, down.weight)
-        down.add f32[3, 5, 64]+ = add(down.linear, down.bias.addend)
-        add f32[3, 5, 64]+ = add(x.addend, down.add)
-        side f32[3, 5, 256/2] = linear(x, side.weight)
-        relu_1 f32[3, 5, 256/2] = relu(side)
-        back f32[3, 5, 64]+ = linear(relu_1, back.weight)
-        add_1 f32[3, 5, 64]+ = add(add, back)
-        add_1.sum f32[3, 5, 64] = all_reduce(add_1)
-        sin f32[3, 5, 64] = sin(add_1.sum)
-        """,
-    )
-
-
 class Repeats(torch.nn.Module):
     """The same thing twice, and things that do nothing."""
 
@@ -72,18 +147,6 @@ class Repeats(torch.nn.Module):
         return (x.cos() * 1.0 + x.cos()[:, 0:]).view(4, 8) * self.weight
 
 
-def test_repetitions_and_no_ops_go() -> None:
-    check(
-        ops(Repeats(), (4, 8)),
-        """
-        x.part f32[4, 8/2] = shard(x)
-        cos f32[4, 8/2] = cos(x.part)
-        add f32[4, 8/2] = add(cos, cos)
-        mul f32[4, 8/2] = mul(add, weight)
-        """,
-    )
-
-
 @pytest.mark.parametrize("devices", [1, 2, 3])
 def test_rewrites_keep_the_meaning(devices: int) -> None:
     for model, shape in ((Parallel(), (3, 5, 64)), (Repeats(), (4, 8))):
@@ -91,21 +154,3 @@ def test_rewrites_keep_the_meaning(devices: int) -> None:
         with torch.no_grad():
             expected = model(x)
             torch.testing.assert_close(tpfx.compile(model, devices)(x), expected)
-
-
-def test_a_dropped_all_reduce_is_caught() -> None:
-    parallel = plan_offline(Parallel(), 2, (torch.zeros(3, 5, 64),))
-    (reduce,) = parallel.graph.find_nodes(op="call_function", target=all_reduce)
-    addend = reduce.args[0]
-    assert isinstance(layout_of(addend), Partial)
-    reduce.replace_all_uses_with(addend)
-    with pytest.raises(tpfx.ShardingError, match="a collective is missing"):
-        verify(parallel.graph)
-
-
-def test_addends_that_leave_are_caught() -> None:
-    parallel = plan_offline(Parallel(), 2, (torch.zeros(3, 5, 64),))
-    (reduce,) = parallel.graph.find_nodes(op="call_function", target=all_reduce)
-    parallel.graph.output_node().args = ((reduce.args[0],),)
-    with pytest.raises(tpfx.ShardingError, match="leaves the graph as addends"):
-        verify(parallel.graph)

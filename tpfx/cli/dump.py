@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Annotated
 
 import typer
+from torch.fx import Graph
 
 from ..capture.capture import capture
 from ..capture.graph import Captured
@@ -19,7 +19,10 @@ from ..draw.svg import svg
 from ..dump.text import dump_json, dump_text, structures
 from ..errors import InputError
 from ..ir.parallel_graph import Parallel
-from ..passes.pipeline import Context, infer_structures, lower
+from ..passes.context import Context
+from ..passes.lower import lower
+from ..passes.pipeline import STAGES, infer_structures
+from ..passes.stages import CAPTURED, LOCALIZE, observing, text_of
 from ..plan.make import describe
 from ..plan.offline import plan_graphs
 from ..plan.plan import Plan
@@ -67,8 +70,9 @@ def dump(
         str,
         typer.Option(
             metavar="STAGE",
-            help="captured: as PyTorch traced it; axes: the weights, and what their dimensions are made of; "
-            "parallel: with layouts and messages; rank0, rank1, …: the code that one rank runs.",
+            help="captured: as PyTorch traced it; the name of a pass, such as normalize or choose: as that "
+            "leaves it; axes: the weights, and what their dimensions are made of; parallel: with layouts "
+            "and messages; rank0, rank1, …: the code that one rank runs.",
         ),
     ] = "parallel",
     format: Annotated[
@@ -114,45 +118,58 @@ def dump(
       tpfx dump gpt2 --devices 2 --stage rank1
     """
     require_devices(devices)
-    rank = _rank_of(stage, devices)
-    draw = _DRAWN.get(format)
-    if draw is not None and stage != "parallel":
+    _check_stage(stage, devices)
+    if format in _DRAWN and stage != "parallel":
         raise InputError(f"--format {format} draws the stage parallel; leave out --stage {stage}")
     with step("building the model, without weights"):
         built = build(model, settings or [], batch, length, labels=phase == "train")
     open_sizes = leaves_open(symbolic, built.model)
     with step("capturing its graphs"):
         captured = capture(built.model, built.inputs, symbolic=open_sizes, phase=phase.value)
-    if stage == "captured":
-        _print([_code(one) for one in captured], format)
-        return
-    if stage == "axes":
+    if stage == CAPTURED:
+        _print([text_of(CAPTURED, one.module.graph) for one in captured], format)
+    elif stage == "axes":
         _print([_axes(one, devices) for one in captured], format)
-        return
-    with step(f"planning for {devices} devices"):
-        plans = plan_graphs(captured, devices)
-    if draw is not None:
-        print(draw(describe(built.model, captured, plans, Topology()), plans))
-    elif rank is not None:
-        _print([_rank_code(plan, rank) for plan in plans], format)
-    elif format == "json":
-        print(json.dumps([dump_json(plan) for plan in plans], indent=1))
     else:
-        _print([dump_text(plan, unfold=unfold) for plan in plans], format)
+        with step(f"planning for {devices} devices"):
+            plans, texts = _planned(captured, devices, stage, unfold)
+        if format in _DRAWN:
+            print(_DRAWN[format](describe(built.model, captured, plans, Topology()), plans))
+        elif format == "json" and stage == "parallel":
+            print(json.dumps([dump_json(plan) for plan in plans], indent=1))
+        else:
+            _print(texts, format)
 
 
-def _rank_of(stage: str, devices: int) -> int | None:
-    """The rank that a stage is for.
+def _planned(
+    captured: Sequence[Captured], devices: int, stage: str, unfold: bool
+) -> tuple[list[Parallel], list[str]]:
+    """The planned graphs, and the text of each at a stage."""
+    texts: list[str] = []
+
+    def keep(name: str, graph: Graph) -> None:
+        if name == stage:
+            texts.append(text_of(name, graph, unfold=unfold))
+
+    with observing(keep):
+        plans = plan_graphs(captured, devices)
+    if stage == "parallel":
+        texts = [dump_text(plan, unfold=unfold) for plan in plans]
+    elif stage not in STAGES:
+        texts = [_rank_code(plan, int(stage.removeprefix("rank"))) for plan in plans]
+    return plans, texts
+
+
+def _check_stage(stage: str, devices: int) -> None:
+    """Refuse a stage that is not there.
 
     Raises:
-        InputError: there is no such stage.
+        InputError: it is not.
     """
-    if stage in ("captured", "axes", "parallel"):
-        return None
-    found = re.fullmatch(r"rank(\d+)", stage)
-    if found is None or int(found[1]) >= devices:
-        raise InputError(f"--stage {stage}: it is captured, axes, parallel, or rank0 to rank{devices - 1}")
-    return int(found[1])
+    known = (*(name for name in STAGES if name != LOCALIZE), "axes", "parallel")
+    ranks = [f"rank{rank}" for rank in range(devices)]
+    if stage not in known and stage not in ranks:
+        raise InputError(f"--stage {stage}: it is {', '.join(known)}, or rank0 to {ranks[-1]}")
 
 
 def _print(texts: Sequence[str], format: Format) -> None:
@@ -160,10 +177,6 @@ def _print(texts: Sequence[str], format: Format) -> None:
         print(json.dumps([text.splitlines() for text in texts], indent=1))
     else:
         print("\n\n".join(texts))
-
-
-def _code(one: Captured) -> str:
-    return str(one.module.graph).strip()
 
 
 def _axes(one: Captured, devices: int) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from ..formatting import bytes_text, dtype_text
-from ..ir.annotations import bound_of, choice_of, dims_of, is_joined, layout_of, source_of
+from ..ir.annotations import bound_of, choice_of, dims_of, has_dims, is_joined, layout_of, source_of
 from ..ir.axes import Concat, Dim, Size, axes, factors, find, segments, show
 from ..ir.layout import Interval, Layout, Partial, Split, carries
 from ..ir.nodes import arguments, bytes_of, is_getitem, is_tensor, is_view, size_of
@@ -59,8 +59,10 @@ class Lines:
     def input(self, node: Node) -> Row:
         """The line of an input."""
         source = source_of(node)
-        comments = [", ".join(self.structure(node))] if source.kind != "input" else []
-        comments += _uneven(layout_of(node), dims_of(node))
+        comments: list[str] = []
+        if has_dims(node):
+            comments += [", ".join(self.structure(node))] if source.kind != "input" else []
+            comments += _uneven(layout_of(node), dims_of(node))
         comments += ["state"] if source.kind == "state" else []
         return Row(self._name(node), self._type(node), "", tuple(filter(None, comments)))
 
@@ -130,9 +132,14 @@ class Lines:
         return f"{dtype_text(value.dtype)}[{', '.join(extents)}]{pending}"
 
     def _extent(self, dim: Dim, extent: str, split: Split) -> str:
-        """A divided dimension as 512/4; one of which only parts are divided by its parts, [64/2|32]."""
+        """A divided dimension as 512/4; one of which only parts are divided by its parts, [64/2|32].
+
+        By how much a split is divided is not known before the pass `divide`: 512/a, along an axis a.
+        """
         if not carries(dim, split):
             return extent
+        if not split.boxes:
+            return f"{extent}/{' '.join(self._axes_of(split))}"
         if not _mixed(dim, split):
             return f"{extent}/{len({_intervals([dim], box) for box in split.boxes})}"
         is_concat = isinstance(find(dim).form, Concat)

@@ -39,6 +39,11 @@ def dump_text(parallel: Parallel, *, unfold: bool = False) -> str:
     return Dump(parallel).text(unfold)
 
 
+def stage_text(graph: Graph, *, unfold: bool = False) -> str:
+    """A graph after any stage of the compiler, with what is known by then of dimensions and layouts."""
+    return GraphText(graph).text(unfold)
+
+
 def dump_json(parallel: Parallel) -> dict[str, Any]:
     """The lines of the unfolded text, taken apart: summary, inputs, groups of ops, and results."""
     return Dump(parallel).json()
@@ -66,12 +71,11 @@ def structures(graph: Graph) -> str:
     return block("weights", rows)
 
 
-class Dump:
-    """One graph being written."""
+class GraphText:
+    """One graph being written, at any stage."""
 
-    def __init__(self, parallel: Parallel) -> None:
-        self.parallel = parallel
-        self.nodes: list[Node] = list(parallel.graph.nodes)
+    def __init__(self, graph: Graph) -> None:
+        self.nodes: list[Node] = list(graph.nodes)
         self.lines = Lines(self.nodes)
         self.names = self.lines.names
         self._groups = list(self.groups())
@@ -86,20 +90,8 @@ class Dump:
             first, last = groups[run[0]], groups[run[-1]]
             heading = f"{span(first[0], last[0])} ×{len(run)}" if len(run) > 1 else first[0]
             blocks.append(block(heading, [lines.op(node) for node in first[1]]))
-        blocks.append(block("results", self.listed(lines.result, self.parallel.outputs(), unfold)))
+        blocks.append(block("results", self.listed(lines.result, self.outputs(), unfold)))
         return "\n\n".join(block for block in blocks if block)
-
-    def json(self) -> dict[str, Any]:
-        """The unfolded lines, taken apart."""
-        lines = self.lines
-        return {
-            "summary": list(self.summary()),
-            "inputs": _taken_apart(lines.input, self.inputs()),
-            "groups": [
-                {"name": heading, "ops": _taken_apart(lines.op, nodes)} for heading, nodes in self.groups()
-            ],
-            "results": _taken_apart(lines.result, self.parallel.outputs()),
-        }
 
     def listed(self, write: Callable[[Node], Row], nodes: Sequence[Node], unfold: bool = False) -> list[Row]:
         """The lines of a list, in which neighbours of one layer belong together."""
@@ -138,35 +130,30 @@ class Dump:
 
     def summary(self) -> Iterator[str]:
         """What there is to say of the whole."""
-        parallel = self.parallel
-        messages = parallel.collectives()
-        counts = Counter(message.kind for message in messages)
-        sums = {kind: sum(m.bytes for m in messages if m.kind == kind) for kind in counts}
-        sent = (
-            ", ".join(f"{counts[kind]} {kind} ({bytes_text(sums[kind])})" for kind in counts) or "no messages"
-        )
-        proven = "proven cheapest" if parallel.solution.optimal else "not proven cheapest"
-        what = "forward and backward" if parallel.backward else "forward"
-        yield f"{what} on {parallel.ranks} devices: {sent or 'no messages'}; {proven}"
+        yield from self._prefix()
+        yield from self._sizes()
+
+    def _prefix(self) -> Iterator[str]:
         if self.names.prefix:
             yield f'names leave out "{self.names.prefix}."'
-        for op, count in sorted(parallel.whole_ops.items()):
-            yield f"whole: no rule for {op}, {count} times"
-        hints = self._hints()
-        if hints:
-            yield f"sizes: {hints}"
 
-    def _hints(self) -> str:
+    def _sizes(self) -> Iterator[str]:
         found: dict[str, int] = {}
         for node in self.nodes:
             value = node.meta.get("val")
             if node.op == "placeholder" and isinstance(value, torch.SymInt):
                 found.setdefault(self.lines.size(value), hint_of(value))
-        return ", ".join(f"{name} = {hint}" for name, hint in found.items())
+        if found:
+            yield f"sizes: {', '.join(f'{name} = {hint}' for name, hint in found.items())}"
 
     def inputs(self) -> list[Node]:
         """Inputs, but for sizes."""
         return [node for node in self.nodes if node.op == "placeholder" and is_tensor(node)]
+
+    def outputs(self) -> list[Node]:
+        """The nodes that the graph returns, each as often as it does."""
+        returned: Sequence[Node] = self.nodes[-1].args[0]  # type: ignore[assignment]
+        return [node for node in returned if isinstance(node, Node)]
 
     def groups(self) -> Iterator[tuple[str, list[Node]]]:
         """The ops in order, cut where another layer begins."""
@@ -183,6 +170,43 @@ class Dump:
             group.append(node)
         if group:
             yield heading, group
+
+
+class Dump(GraphText):
+    """One planned graph being written."""
+
+    def __init__(self, parallel: Parallel) -> None:
+        super().__init__(parallel.graph)
+        self.parallel = parallel
+
+    def json(self) -> dict[str, Any]:
+        """The unfolded lines, taken apart."""
+        lines = self.lines
+        return {
+            "summary": list(self.summary()),
+            "inputs": _taken_apart(lines.input, self.inputs()),
+            "groups": [
+                {"name": heading, "ops": _taken_apart(lines.op, nodes)} for heading, nodes in self.groups()
+            ],
+            "results": _taken_apart(lines.result, self.outputs()),
+        }
+
+    def summary(self) -> Iterator[str]:
+        """What there is to say of the whole: its collectives, names left out, ops that run whole, sizes."""
+        parallel = self.parallel
+        messages = parallel.collectives()
+        counts = Counter(message.kind for message in messages)
+        sums = {kind: sum(m.bytes for m in messages if m.kind == kind) for kind in counts}
+        sent = (
+            ", ".join(f"{counts[kind]} {kind} ({bytes_text(sums[kind])})" for kind in counts) or "no messages"
+        )
+        proven = "proven cheapest" if parallel.solution.optimal else "not proven cheapest"
+        what = "forward and backward" if parallel.backward else "forward"
+        yield f"{what} on {parallel.ranks} devices: {sent or 'no messages'}; {proven}"
+        yield from self._prefix()
+        for op, count in sorted(parallel.whole_ops.items()):
+            yield f"whole: no rule for {op}, {count} times"
+        yield from self._sizes()
 
 
 def _taken_apart(write: Callable[[Node], Row], nodes: Sequence[Node]) -> list[dict[str, Any]]:

@@ -21,7 +21,8 @@ from ..ir.annotations import Source, set_source, shards_of, source_of
 from ..ir.parallel_graph import Parallel
 from ..lowering.device_compiler import compile_for_devices
 from ..passes.apply_plan import encode_choices
-from ..passes.pipeline import lower, parallelize
+from ..passes.lower import lower
+from ..passes.pipeline import parallelize
 from ..runtime.mesh import Mesh
 from ..runtime.processes import require_same
 from ..sharded_tensor.tensor import ShardedTensor

@@ -65,6 +65,11 @@ def dims_of(node: Node) -> Dims:
     return dims
 
 
+def has_dims(node: Node) -> bool:
+    """Whether inference has given a tensor its dimensions."""
+    return _DIMS in node.meta
+
+
 def set_dims(node: Node, dims: Dims) -> None:
     """Record the dimensions of a tensor."""
     node.meta[_DIMS] = dims

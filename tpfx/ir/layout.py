@@ -106,6 +106,9 @@ Layout = Replicate | Partial | Split
 
 def carries(dim: Dim, split: Split) -> bool:
     """Whether a dimension has any of the axes of a split in it."""
+    root = find(dim)
+    if root.form is None:  # the same, for the most frequent case: planning asks this most
+        return root in split.axes and isinstance(root.size, int) and root.size > 1
     return not axes(dim).isdisjoint(split.axes)
 
 

@@ -1,7 +1,7 @@
 """Give every op the choice that a plan has for it, instead of choosing.
 
     split 0 1 -> 0     an op whose first operand and result are in split 0, its second operand in split 1
-    pending + * -> +   addends in, addends out; *: whole on every rank
+    pending + * -> +   partial sums in, partial sums out; *: whole on every rank
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from torch.fx import Graph, Node
-from ..ir.annotations import Choice, choice_of, set_choice, set_layout
+from ..ir.annotations import Choice, bound_of, choice_of, set_choice, set_layout
 from ..errors import PlanError
 from ..ir.layout import Layout, Partial, Replicate, Split
 from ..ir.splits import Splits
-from ..ir.nodes import is_tensor
+from ..ir.nodes import is_getitem, is_tensor
+from ..planning.choices import allows
 from ..ir.parallel_graph import Solution
 from .choose import is_decided
 
@@ -53,6 +54,8 @@ def apply_choices(graph: Graph, splits: Splits, choices: GraphChoices) -> None:
         raise PlanError(f"the plan decides {len(choices.ops)} ops of a graph that has {len(nodes)}")
     for node, text in zip(nodes, choices.ops, strict=True):
         choice = _parsed(text, known)
+        if not _possible(node, choice):
+            raise PlanError(f"the plan has {text!r} for {node.name}, which that op does not allow")
         set_choice(node, choice)
         if is_tensor(node):
             set_layout(node, choice.results[0])
@@ -101,6 +104,14 @@ def _parsed(text: str, splits: Sequence[Split]) -> Choice:
     if not arrow or not kind:
         raise PlanError(f"the plan has a choice that cannot be read: {text!r}")
     return Choice(kind, *sides)
+
+
+def _possible(node: Node, choice: Choice) -> bool:
+    """Whether a choice is for a node of this kind."""
+    if bound_of(node) is not None:
+        return allows(node, choice)
+    kind = "item" if is_getitem(node) else "input" if node.op == "placeholder" else "whole"
+    return choice.kind == kind and not choice.operands and len(choice.results) == 1
 
 
 def _layout(word: str, splits: Sequence[Split]) -> Layout:

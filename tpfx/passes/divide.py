@@ -21,7 +21,7 @@ def divide(graph: Graph, ranks: int) -> None:
     to mend."""
     weights: dict[Split, float] = {}
     for node in graph.nodes:
-        for split in _used(node):
+        for split in splits_in_use(node):
             weights.setdefault(split, 0.0)
         layout = layout_of(node)
         if is_weight(node) and is_tensor(node) and isinstance(layout, Split):
@@ -35,7 +35,7 @@ def divide(graph: Graph, ranks: int) -> None:
                 loads[rank] += weights[split] * size / split.units
 
 
-def _used(node: Node) -> Iterator[Split]:
+def splits_in_use(node: Node) -> Iterator[Split]:
     """The splits that a node's tensors, and what its op takes, are held in."""
     choice = choice_of(node)
     held = (*choice.operands, *choice.results) if choice is not None else ()

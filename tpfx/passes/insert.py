@@ -1,6 +1,6 @@
 """Put a collective on every edge whose two ends disagree about the layout.
 
-linear [addends] → add [whole]     becomes     linear → all_reduce → add
+linear [partial sum] → add [whole]     becomes     linear → all_reduce → add
 """
 
 from __future__ import annotations
@@ -9,19 +9,26 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from torch.fx import Graph, Node
 from ..ir.provenance import ORIGIN
-from ..ir.annotations import choice_of, dims_of, gradients_in, layout_of, set_dims, set_layout
+from ..ir.annotations import choice_of, dims_of, gradients_in, layout_of, set_dims, set_joined, set_layout
 from ..ir.resharding import all_gather, all_reduce, pend, shard
 from ..ir.layout import Layout, Partial, Replicate, Split
 from ..ir.nodes import is_tensor, tensor_nodes
+from .choose import returned_whole
 
 
 def insert(graph: Graph) -> None:
-    """Convert values where users need another layout; each conversion once, whoever shares it."""
+    """Convert values where users need another layout; each conversion once, whoever shares it.
+
+    What the caller gets whole is marked: it is gathered when the graph has run, for the caller alone.
+    """
     made: dict[tuple[Node, Layout], Node] = {}
     for node in list(graph.nodes):
         for position, (value, wanted) in enumerate(_needs(node)):
             if layout_of(value) != wanted:
                 _replace_operand(node, position, _converted(value, wanted, made))
+    for value in graph.output_node().all_input_nodes:
+        if isinstance(layout_of(value), Split) and returned_whole(value):
+            set_joined(value)
 
 
 def _needs(node: Node) -> Iterator[tuple[Node, Layout]]:

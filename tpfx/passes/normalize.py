@@ -29,6 +29,23 @@ def normalize(graph: Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def has_bias(node: Node) -> bool:
+    """Whether a call adds a bias to its product, which may be a sum of its own: an addmm without scales."""
+    if node.target is aten.addmm.default:
+        return bool(node.kwargs.get("beta", 1) == node.kwargs.get("alpha", 1) == 1)
+    return node.target is aten.convolution.default and isinstance(node.args[2], Node)
+
+
+def is_transposed_product(node: Node) -> bool:
+    """Whether a call is x @ t(w)."""
+    return node.target is aten.mm.default and node.args[1].target is aten.t.default  # type: ignore[union-attr]
+
+
+def is_view_by_size(node: Node) -> bool:
+    """Whether a call is a view to other sizes, which asks for strides that parts may not have."""
+    return node.target in _VIEWS[:2]
+
+
 def _insert(graph: Graph, before: Node, target: Any, args: tuple[Any, ...], value: torch.Tensor) -> Node:
     with graph.inserting_before(before):
         node = graph.call_function(target, args)
@@ -44,9 +61,9 @@ def _replace(node: Node, other: Node) -> None:
 
 def _addmm(graph: Graph, node: Node) -> None:
     """bias + x @ w, its scales 1: a product and a sum, so that the bias joins the sum only once."""
-    bias, x, weight = node.args
-    if node.kwargs.get("beta", 1) != 1 or node.kwargs.get("alpha", 1) != 1:
+    if not has_bias(node):
         return
+    bias, x, weight = node.args
     product = _insert(graph, node, aten.mm.default, (x, weight), node.meta["val"])
     total = _insert(graph, node, aten.add.Tensor, (product, bias), node.meta["val"])
     _replace(node, total)
@@ -57,9 +74,10 @@ def _addmm(graph: Graph, node: Node) -> None:
 
 def _convolution(graph: Graph, node: Node) -> None:
     """A convolution and a sum, so that the bias joins the sum only once."""
-    x, weight, bias, *settings = node.args
-    if not isinstance(bias, Node):
+    if not has_bias(node):
         return
+    x, weight, bias, *settings = node.args
+    assert isinstance(bias, Node)
     value, slides = node.meta["val"], node.meta["val"].dim() - 2
     shape = [bias.meta["val"].shape[0], *[1] * slides]
     column = _insert(graph, node, aten.view.default, (bias, shape), bias.meta["val"].view(shape))
@@ -108,10 +126,10 @@ def _unflattens(view: Node) -> bool:
 
 def _mm(graph: Graph, node: Node) -> None:
     """view(x) @ t(w), viewed back: one linear."""
+    if not is_transposed_product(node):
+        return
     x, weight = node.args
     assert isinstance(x, Node) and isinstance(weight, Node)
-    if weight.target is not aten.t.default:
-        return
     end, value = node, node.meta["val"]
     if x.target in _VIEWS and len(node.users) == 1:
         back, source = next(iter(node.users)), x.args[0]
@@ -196,9 +214,9 @@ _REWRITES: dict[Any, Callable[[Graph, Node], None]] = {
     aten.addmm.default: _addmm,
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
-    aten.mm.default: _mm,
     aten.cat.default: _cat,
     aten.index.Tensor: _index,
     aten.view.default: _same_view,
     aten.alias.default: _alias,
+    aten.mm.default: _mm,  # last: it sees through no alias
 }

@@ -1,91 +1,98 @@
-"""The compiler, from a captured graph to one graph for each rank.
+"""The compiler, from a captured graph to a parallel graph: `PASSES`, in order.
 
-    PASSES = (normalize, infer_axes, …)      each a function that does one thing to a graph, in place
+    parallelize(graph, sources, ranks=2)      # every pass does one thing to the graph, in place
 
 Everything works on fake tensors: no weights are needed to plan.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-import torch
-from torch.fx import Graph, GraphModule, Node
-from ..torch_internals.fx import HigherOrderOperator, OpOverload
-from ..ir.annotations import Source, bound_of, is_joined, layout_of, set_joined, set_source
-from ..ir.nodes import bytes_of
-from ..ir.resharding import MESSAGES
-from ..ir.parallel_graph import Solution
+from dataclasses import dataclass
+
+from torch.fx import Graph
+
+from ..ir.annotations import Source, bound_of, set_source
 from ..ir.fingerprint import fingerprint
-from ..ir.layout import Replicate, Split
-from ..runtime.mesh import Mesh
+from ..ir.parallel_graph import Parallel
+from ..ir.splits import Splits
+from ..planning.pinned_layouts import recognise
+from ..planning.topology import Topology
 from ..rules.bind import rule_of
 from ..rules.table import is_random
-from ..ir.splits import Splits
-from .choose import choose, returned_whole
+from ..torch_internals.fx import HigherOrderOperator, OpOverload, forget_erased
+from .apply_plan import GraphChoices, apply_choices
+from .choose import choose
+from .context import Context
 from .divide import divide
 from .infer_axes import infer_axes
 from .insert import insert
-from .localize import localize
+from .invariants import CHOSEN, DIVIDED, INFERRED, INSERTED, NORMALIZED, SIMPLIFIED, Invariant, check
 from .normalize import normalize
-from .apply_plan import GraphChoices, apply_choices
 from .simplify import simplify
-from .verify import verify
-from ..planning.pinned_layouts import recognise
-from ..planning.topology import Topology
-from ..torch_internals.fx import forget_erased
-from ..ir.parallel_graph import Collective, Parallel
+from .stages import CAPTURED, LOCALIZE, show_stage
 
 
-@dataclass
-class Context:
-    """What the passes of one graph share.
+@dataclass(frozen=True)
+class Pass:
+    """One stage of the compiler.
 
     Attributes:
-        ranks: how many devices.
-        topology: what messages and arithmetic cost.
-        choices: choices made before, by the fingerprints of the graphs that they are for.
-        splits: the splits that are considered.
-        fingerprint: that of the graph, as inference leaves it.
-        solution: what the chooser proved.
+        name: what it is called in dumps and errors.
+        run: changes a graph in place, or finds out something about it for later passes.
+        holds_after: what must hold of the graph afterwards.
     """
 
-    ranks: int
-    topology: Topology = field(default_factory=Topology)
-    choices: Mapping[str, GraphChoices] = field(default_factory=dict)
-    splits: Splits | None = None
-    fingerprint: str = ""
-    solution: Solution | None = None
+    name: str
+    run: Callable[[Graph, Context], None]
+    holds_after: tuple[Invariant[Graph], ...] = ()
 
 
-def _infer(graph: Graph, context: Context) -> None:
-    infer_axes(graph)
+def list_splits(graph: Graph, context: Context) -> None:
+    """Find the splits that are worth considering."""
     context.splits = Splits(graph, context.ranks)
+
+
+def take_fingerprint(graph: Graph, context: Context) -> None:
+    """Take down what tells this graph from others."""
     context.fingerprint = fingerprint(graph)
 
 
-def _choose(graph: Graph, context: Context) -> None:
-    assert context.splits is not None
-    recognise(graph, context.splits)
+def choose_or_apply(graph: Graph, context: Context) -> None:
+    """Give every op the choice that a plan has for this graph, and choose where none has."""
     known = context.choices.get(context.fingerprint)
     if known is None:
-        context.solution = choose(graph, context.ranks, context.topology, context.splits)
+        context.solution = choose(graph, context.ranks, context.topology, context.considered)
     else:
-        apply_choices(graph, context.splits, known)
+        apply_choices(graph, context.considered, known)
         context.solution = known.solution
 
 
-PASSES: tuple[Callable[[Graph, Context], None], ...] = (
-    lambda graph, context: normalize(graph),
-    lambda graph, context: simplify(graph),
-    _infer,
-    _choose,
-    lambda graph, context: divide(graph, context.ranks),
-    lambda graph, context: insert(graph),
-    lambda graph, context: verify(graph),
+PASSES = (
+    Pass("normalize", lambda graph, _: normalize(graph), NORMALIZED),
+    Pass("simplify", lambda graph, _: simplify(graph), SIMPLIFIED),
+    Pass("infer_axes", lambda graph, _: infer_axes(graph), INFERRED),
+    Pass("list_splits", list_splits),
+    Pass("fingerprint", take_fingerprint),
+    Pass("match_pinned", lambda graph, context: recognise(graph, context.considered)),
+    Pass("choose", choose_or_apply, CHOSEN),
+    Pass("divide", lambda graph, context: divide(graph, context.ranks), DIVIDED),
+    Pass("insert", lambda graph, _: insert(graph), INSERTED),
 )
+STAGES = (CAPTURED, *(one.name for one in PASSES), LOCALIZE)  # the last: one graph for each rank, by `lower`
+BEFORE_CHOICE = next(at for at, one in enumerate(PASSES) if one.name == "match_pinned")
+
+
+def run_passes(passes: Sequence[Pass], graph: Graph, context: Context) -> None:
+    """Run passes in order; check what must hold after each, and show the graph to whoever asks.
+
+    Raises:
+        ShardingError: something does not hold, which is a bug of a pass.
+    """
+    for one in passes:
+        one.run(graph, context)
+        check(one.name, one.holds_after, graph, context.ranks)
+        show_stage(one.name, graph, STAGES)
 
 
 def parallelize(
@@ -101,25 +108,22 @@ def parallelize(
         graph: an ATen graph with fake tensors under `val`.
         sources: what each of the graph's inputs is, in order.
         ranks: how many devices.
-        topology: what messages cost.
+        topology: what collectives cost.
         choices: choices made before, by fingerprint: a graph that has some is not solved again.
 
     Raises:
         PlanError: choices made before are not of this graph.
+        InputError: `TPFX_DUMP` names a stage that is not there.
+        ShardingError: what must hold after a pass does not, which is a bug of the pass.
     """
     forget_erased(graph)
     context = Context(ranks, topology or Topology(), choices or {})
     infer_structures(graph, sources, context)
-    for run in PASSES[PASSES.index(_infer) + 1 :]:
-        run(graph, context)
-    graph.lint()
-    assert context.solution is not None and context.splits is not None
+    run_passes(PASSES[BEFORE_CHOICE:], graph, context)
+    assert context.solution is not None
     recalled = context.fingerprint in context.choices
-    parallel = Parallel(graph, context.solution, ranks, context.splits, context.fingerprint, recalled)
+    parallel = Parallel(graph, context.solution, ranks, context.considered, context.fingerprint, recalled)
     parallel.whole_ops = _whole_ops(graph)
-    for node in parallel.outputs():
-        if isinstance(layout_of(node), Split) and returned_whole(node):
-            set_joined(node)
     forget_erased(graph)
     return parallel
 
@@ -128,8 +132,8 @@ def infer_structures(graph: Graph, sources: Sequence[Source], context: Context) 
     """Run the passes up to inference: what dimensions are made of, before anything is chosen."""
     for node, source in zip(graph.find_nodes(op="placeholder"), sources, strict=True):
         set_source(node, source)
-    for run in PASSES[: PASSES.index(_infer) + 1]:
-        run(graph, context)
+    show_stage(CAPTURED, graph, STAGES)
+    run_passes(PASSES[:BEFORE_CHOICE], graph, context)
 
 
 def _whole_ops(graph: Graph) -> dict[str, int]:
@@ -140,34 +144,3 @@ def _whole_ops(graph: Graph) -> dict[str, int]:
         if named and bound_of(node) is not None and rule_of(node) is None and not is_random(node):
             counts[str(target)] = counts.get(str(target), 0) + 1
     return counts
-
-
-def lower(parallel: Graph, mesh: Mesh, root: torch.nn.Module) -> list[GraphModule]:
-    """The graph modules of the ranks that this process owns; constants are taken from `root`."""
-    modules = []
-    for rank in mesh.owned:
-        graph = localize(parallel, rank, mesh.size, mesh.group_name(rank), rank in mesh.firsts)
-        _place(graph, mesh.devices[rank])
-        module = GraphModule(_constants(graph, root, mesh.devices[rank]), graph, class_name=f"Rank{rank}")
-        modules.append(module)
-    return modules
-
-
-def _place(graph: Graph, device: torch.device) -> None:
-    """Make on a rank's own GPU what the captured graph makes on the first one."""
-    for node in graph.nodes:
-        given = node.kwargs.get("device")
-        if isinstance(given, torch.device) and given.type == device.type != "cpu":
-            node.kwargs = {**node.kwargs, "device": device}
-
-
-def _constants(graph: Graph, root: torch.nn.Module, device: torch.device) -> dict[str, Any]:
-    """What a graph refers to by name, on a device: tensors, and graphs of branches or loops."""
-    names = {str(node.target) for node in graph.find_nodes(op="get_attr")}
-    return {name: _constant(getattr(root, name), device) for name in names}
-
-
-def _constant(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.nn.Module):
-        return copy.deepcopy(value).to(device)
-    return value.to(device) if isinstance(value, torch.Tensor) and value.dim() else value

@@ -19,15 +19,20 @@ aten = torch.ops.aten
 
 def simplify(graph: Graph) -> None:
     """Remove no-ops and repetitions; what the graph returns stays tensors of their own."""
-    returned = set(graph.output_node().all_input_nodes)
     known: dict[Hashable, Node] = {}
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node in returned or not _pure(node):
-            continue
-        other = _nothing(node) or _seen(node, known)
+    for node in removable(graph):
+        other = nothing_done(node) or _seen(node, known)
         if other is not None:
             node.replace_all_uses_with(other)
             graph.erase_node(node)
+
+
+def removable(graph: Graph) -> list[Node]:
+    """The calls that another value may stand for: pure ones that the graph does not return."""
+    returned = set(graph.output_node().all_input_nodes)
+    return [
+        node for node in graph.nodes if node.op == "call_function" and node not in returned and _pure(node)
+    ]
 
 
 def _pure(node: Node) -> bool:
@@ -38,8 +43,13 @@ def _pure(node: Node) -> bool:
 
 
 def _seen(node: Node, known: dict[Hashable, Node]) -> Node | None:
-    key = (node.target, _frozen(node.args), _frozen(node.kwargs))
-    return known[key] if known.setdefault(key, node) is not node else None
+    first = known.setdefault((node.target, arguments_key(node)), node)
+    return first if first is not node else None
+
+
+def arguments_key(node: Node) -> Hashable:
+    """What a call is given, as a key that is the same for the same arguments alone."""
+    return _frozen(node.args), _frozen(node.kwargs)
 
 
 def _frozen(value: Any) -> Hashable:
@@ -51,7 +61,7 @@ def _frozen(value: Any) -> Hashable:
     return value if isinstance(value, Node) else (type(value), value)
 
 
-def _nothing(node: Node) -> Node | None:
+def nothing_done(node: Node) -> Node | None:
     """The operand that a node returns as it is, if it does."""
     test = _NO_OPS.get(node.target)
     source = node.args[0] if node.args else None

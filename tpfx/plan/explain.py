@@ -32,7 +32,8 @@ from ..ir.parallel_graph import Parallel, Solution
 from ..ir.provenance import source_line
 from ..ir.resharding import MESSAGES
 from ..passes.choose import Problem, State, returned_whole
-from ..passes.pipeline import Context, infer_structures
+from ..passes.context import Context
+from ..passes.pipeline import infer_structures
 from ..planning.pinned_layouts import recognise
 from ..planning.topology import Topology
 from ..planning.variable_elimination import Factor, minimise

@@ -57,3 +57,25 @@ def split_choice(bound: Bound, split: Split) -> Choice | None:
 
 def _held(dims: Dims, split: Split) -> Layout:
     return split if any(carries(dim, split) for dim in dims) else REPLICATE
+
+
+def allows(node: Node, choice: Choice) -> bool:
+    """Whether an op's rule allows to carry it out in this way."""
+    bound = bound_of(node)
+    assert bound is not None
+    counts = len(bound.operands), len(bound.results)
+    if (len(choice.operands), len(choice.results)) != counts:
+        return False
+    held = (*choice.operands, *choice.results)
+    match choice.kind:
+        case "whole":
+            return all(layout == REPLICATE for layout in held)
+        case "split":
+            split = next((layout for layout in held if isinstance(layout, Split)), None)
+            return split is not None and not is_random(node) and split_choice(bound, split) == choice
+        case "pending":
+            given = [index for index, layout in enumerate(choice.operands) if layout == PENDING]
+            linear = any(sorted(one) == given for one in bound.linear) and not is_random(node)
+            others = all(layout in (PENDING, REPLICATE) for layout in choice.operands)
+            return linear and others and all(layout == PENDING for layout in choice.results)
+    return False

@@ -26,7 +26,7 @@ from ..errors import InputError, ModelError
 from ..ir.annotations import Source
 from ..ir.nodes import hint_of
 from ..ir.parallel_graph import Parallel
-from ..passes.pipeline import lower
+from ..passes.lower import lower
 from ..plan.offline import Planner
 from ..planning.topology import Topology
 from ..runtime.mesh import Mesh
