@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import tpfx
 from tests.support.sharded import CPUS
 
+HOURS = 7200.0  # where a rank that waits for its timeout is to be noticed, by the limit of each test
 _serials = itertools.count()  # an op lives as long as the process: each test has one of its own
 
 
@@ -96,13 +97,11 @@ def broken() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_raises_is_named_and_the_others_go_on(probe: Probe, rank: int) -> None:
-    call, model = compiled(probe)
+    call, model = compiled(probe, timeout=HOURS)
     probe.on_rank[rank] = broken
     for _ in range(2):
-        start = time.monotonic()
         with pytest.raises(Broken, match="rank trouble") as caught:
             call()
-        assert time.monotonic() - start < 10, "the other rank waited for its timeout"
         assert f"on rank {rank} (cpu), in node probe" in notes(caught)
     probe.on_rank.clear()
     call()
@@ -134,12 +133,12 @@ def test_an_id_outside_of_the_table_is_an_index_error(probe: Probe) -> None:
 def test_a_rank_that_never_arrives_is_a_timeout(probe: Probe) -> None:
     call, _ = compiled(probe, timeout=0.5)
     release = threading.Event()
-    probe.on_rank[1] = lambda: release.wait(60)
+    returned: list[bool] = []
+    probe.on_rank[1] = lambda: returned.append(release.wait(200))
     try:
-        start = time.monotonic()
         with pytest.raises(tpfx.CollectiveTimeout, match=r"rank 1.*probe") as caught:
             call()
-        assert time.monotonic() - start < 10
+        assert not returned
         assert "on rank 0 (cpu)" in notes(caught)
         probe.on_rank.clear()
         call()  # with a new thread in the place of the stuck one
@@ -211,17 +210,15 @@ def test_an_error_in_backward_on_one_rank(
     torch.manual_seed(0)
     reference = Faulty(op)
     torch.manual_seed(0)
-    model = tpfx.compile(Faulty(op), CPUS, timeout=20.0)
+    model = tpfx.compile(Faulty(op), CPUS, timeout=HOURS)
     torch.testing.assert_close(step(model), step(reference))
 
     def fail() -> None:
         raise ZeroDivisionError("on purpose")
 
     probe.on_rank[1] = fail
-    start = time.monotonic()
     with pytest.raises(ZeroDivisionError, match="on purpose") as caught:
         step(model)
-    assert time.monotonic() - start < 15.0
     assert any("on rank 1 (cpu), in node back" in note for note in caught.value.__notes__)
     probe.on_rank.clear()
     torch.testing.assert_close(step(model), step(reference))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.support import (  # noqa: F401  (register their samples)
     rule_samples_gradients,
     rule_samples_images,
+    rule_samples_indexing,
     rule_samples_pointwise,
     rule_samples_shapes,
 )

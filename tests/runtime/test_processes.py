@@ -122,9 +122,8 @@ def test_data_parallel_times_tensor_parallel(tmp_path: Path) -> None:
         assert len(found["held"]) == 2
 
 
-def assert_ended(launched: Launched, patience: float) -> None:
+def assert_ended(launched: Launched) -> None:
     """The others exit with an error that names the node."""
-    assert launched.seconds < patience
     for rank in (0, 2):
         code, errors = launched.ended[rank]
         assert code != 0
@@ -132,12 +131,12 @@ def assert_ended(launched: Launched, patience: float) -> None:
 
 
 def test_the_others_end_when_a_rank_is_killed(three_processes: Launched) -> None:
-    assert_ended(three_processes, 30)
+    assert_ended(three_processes)
 
 
 @pytest.mark.slow
 def test_the_others_end_when_a_rank_stops(two_processes: Launched, tmp_path: Path) -> None:
-    assert_ended(generating("stops", two_processes, tmp_path), 50)
+    assert_ended(generating("stops", two_processes, tmp_path))
 
 
 def test_other_inputs_on_one_process_are_an_error_on_all(two_processes: Launched) -> None:

@@ -184,15 +184,14 @@ def test_a_rank_that_is_stuck_is_given_up(pair: Runtime) -> None:
 
     def stuck(x: Tensor) -> Tensor:
         threads.append(threading.current_thread())
-        release.wait(10)
+        release.wait(200)
         return x
 
     modules = [module(pair, 0, torch.neg), module(pair, 1, stuck)]
     x = torch.ones(2)
-    start = time.perf_counter()
     with pytest.raises(CollectiveTimeout) as caught:
         pair.run([lambda: modules[0](x), lambda: modules[1](x)])
-    assert time.perf_counter() - start < 2
+    assert threads[0].is_alive()
     assert "all_reduce(sum, f32[2]) (in node together)" in str(caught.value)
     assert "rank 1 (cpu): in node before" in str(caught.value)
     assert any("given up" in note for note in caught.value.__notes__)
