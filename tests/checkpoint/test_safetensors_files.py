@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,19 @@ def hollow(config: transformers.PretrainedConfig) -> Any:
         return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
-SAMPLE = [("gpt2", 3)]
-ALL = [(name, devices) for name in ("llama", "gpt2", "bloom", "opt") for devices in (2, 3)]
+SAMPLE = [("gpt2", 3, 1)]
+ALL = [*SAMPLE, *product(("llama", "gpt2", "bloom", "opt"), (2, 3), (2,))]
 
 
 @pytest.mark.parametrize(
-    ("name", "devices"),
+    ("name", "devices", "layers"),
     [pytest.param(*one, marks=[] if one in SAMPLE else [pytest.mark.slow]) for one in ALL],
 )
 def test_each_rank_reads_its_slices(
-    name: str, devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, devices: int, layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of an index with several files; bytes read are those held, and values those of the unsharded model."""
-    reference = tiny(name)
+    reference = tiny(name, num_hidden_layers=layers)
     reference.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     read = []

@@ -61,27 +61,34 @@ def test_importing_tpfx_does_not_import_it() -> None:
 
 
 def model_on(devices: int, name: str = "gpt2") -> Any:
-    model = tiny(name)
+    model = tiny(name, num_hidden_layers=1)
     return tpfx.compile(model, ["cpu"] * devices, example_inputs=inputs(model))
 
 
+def trained_on(devices: int, steps: int) -> tuple[Any, torch.optim.Optimizer]:
+    model = model_on(devices)
+    given, optimizer = inputs(model), torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        model.eval()(**given, labels=given["input_ids"]).loss.backward()
+        optimizer.step()
+    return model, optimizer
+
+
+@pytest.fixture(scope="module")
+def two_steps() -> tuple[Any, torch.optim.Optimizer]:
+    """A model on two devices, and its optimizer."""
+    return trained_on(2, steps=2)
+
+
 @pytest.mark.parametrize("devices", [1, 3])
-def test_a_model_and_its_optimizer_on_another_number_of_devices(devices: int, tmp_path: Path) -> None:
-    model, other = model_on(2), model_on(devices)
-    given = inputs(model)
-    optimizers = [torch.optim.AdamW(each.parameters(), lr=0.01) for each in (model, other)]
-    for each, optimizer, steps in zip((model, other), optimizers, (2, 1), strict=True):
-        for _ in range(steps):
-            each.eval()(**given, labels=given["input_ids"]).loss.backward()
-            optimizer.step()
-    states = [
-        {"model": each.state_dict(), "adamw": o.state_dict()}
-        for each, o in zip((model, other), optimizers, strict=True)
-    ]
-    dcp.save(states[0], checkpoint_id=tmp_path)
-    dcp.load(states[1], checkpoint_id=tmp_path)
+def test_a_model_and_its_optimizer_on_another_number_of_devices(
+    devices: int, two_steps: tuple[Any, torch.optim.Optimizer], tmp_path: Path
+) -> None:
+    (model, adamw), (other, other_adamw) = two_steps, trained_on(devices, steps=1)
+    dcp.save({"model": model.state_dict(), "adamw": adamw.state_dict()}, checkpoint_id=tmp_path)
+    dcp.load({"model": other.state_dict(), "adamw": other_adamw.state_dict()}, checkpoint_id=tmp_path)
     torch.testing.assert_close(tpfx.full_state_dict(other), tpfx.full_state_dict(model), rtol=0, atol=0)
-    for left, right in zip(*(o.state.values() for o in optimizers), strict=True):
+    for left, right in zip(adamw.state.values(), other_adamw.state.values(), strict=True):
         assert torch.equal(left["exp_avg"].full(), right["exp_avg"].full())
 
 

@@ -40,8 +40,8 @@ def unsharded() -> dict[tuple[str, int], Unsharded]:
     return {}
 
 
-def one_layer(name: str) -> torch.nn.Module:
-    return tiny(name, num_hidden_layers=1)
+def one_layer(name: str, **overrides: Any) -> torch.nn.Module:
+    return tiny(name, num_hidden_layers=1, **overrides)
 
 
 def generate(model: torch.nn.Module, **options: int) -> torch.Tensor:
@@ -226,7 +226,8 @@ def test_uneven_kv_heads_balance_over_layers() -> None:
 
 
 def test_vocabulary_that_devices_do_not_divide() -> None:
-    model, plain = tpfx.compile(tiny("gpt2", vocab_size=257), ["cpu"] * 3), tiny("gpt2", vocab_size=257)
+    plain = one_layer("gpt2", vocab_size=257)
+    model = tpfx.compile(one_layer("gpt2", vocab_size=257), ["cpu"] * 3)
     ids = inputs(plain)["input_ids"]
     ids[0, 0] = 256
     with torch.no_grad():
@@ -237,7 +238,7 @@ def test_vocabulary_that_devices_do_not_divide() -> None:
 
 @pytest.mark.parametrize("devices", [5, 8])
 def test_more_devices_than_heads(devices: int) -> None:
-    model, plain = tpfx.compile(tiny("llama"), ["cpu"] * devices), tiny("llama")
+    model, plain = tpfx.compile(one_layer("llama"), ["cpu"] * devices), one_layer("llama")
     with torch.no_grad():
         torch.testing.assert_close(
             model(**inputs(plain)).logits, plain(**inputs(plain)).logits, atol=1e-4, rtol=0
@@ -247,6 +248,6 @@ def test_more_devices_than_heads(devices: int) -> None:
 
 
 def test_one_device_is_the_whole_model() -> None:
-    model, plain = tpfx.compile(tiny("gpt2"), ["cpu"]), tiny("gpt2")
+    model, plain = tpfx.compile(one_layer("gpt2"), ["cpu"]), one_layer("gpt2")
     assert torch.equal(generate(model), generate(plain))
     assert tpfx.report(model).bytes_per_device == [tpfx.report(model).total_bytes]
