@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Net(nn.Module):
@@ -30,3 +32,43 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(torch.relu(self.up(x)))
+
+
+class TiedNet(nn.Module):
+    """A tied pair, a buffer, a bias, and a layer that forward leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 16)
+        self.up, self.down = nn.Linear(16, 64), nn.Linear(64, 16)
+        self.spare = nn.Linear(16, 48)
+        self.head = nn.Linear(16, 32, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("scale", torch.tensor([0.5]))
+
+    def forward(self, ids: Tensor, bias: Tensor | None = None, options: Any = None) -> Tensor:
+        x = self.embed(ids)
+        x = x + self.down(torch.relu(self.up(x))) * self.scale
+        for item in (options or {}).get("extra", ()):
+            x = x + item
+        return self.head(x if bias is None else x + bias)
+
+
+class Branches(nn.Module):
+    """Two layers split by rows whose sums are independent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(64, 256)
+        self.left, self.right = nn.Linear(256, 64, bias=False), nn.Linear(256, 64, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.up(x).relu()
+        return self.left(inner).sin() * self.right(inner).cos()
+
+
+def state_of(model: nn.Module) -> tuple[Any, ...]:
+    """Every object that compile may touch, and what is in it."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    attributes = [sorted(vars(module)) for module in model.modules()]
+    return {name: id(value) for name, value in named.items()}, attributes, model.training
