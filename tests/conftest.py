@@ -55,6 +55,13 @@ def browser():
         browser.close()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that looks at a launch waits for all of it."""
+    for item in items:
+        if {"two_processes", "three_processes"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.timeout(900))
+
+
 def pytest_collection_finish() -> None:
     """The collector looks no more at what was imported, a million objects, and looks less often."""
     gc.collect()
