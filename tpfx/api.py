@@ -170,7 +170,7 @@ def _compile(
             read_weights(slots, mesh, expect)
     except BaseException:
         restore_weights(slots)
-        session.runtime.close()
+        session.close()
         raise
     _install(model, entry)
     if mesh.replicas is not None:

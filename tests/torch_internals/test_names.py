@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch._dynamo import trace_rules
 
 from tpfx.torch_internals import dynamo, fx, onednn, parameter_slots
 
@@ -59,13 +58,6 @@ def test_kinds_of_ops() -> None:
     assert type(aten.add.Tensor) is fx.OpOverload
     assert type(aten.add) is fx.OpOverloadPacket
     assert isinstance(torch.ops.higher_order.cond, fx.HigherOrderOperator)
-
-
-def test_frames_to_skip_are_told_to_dynamo(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(trace_rules, "add", told.append)
-    dynamo.skip_frames("a_package")
-    assert told == ["a_package"]
 
 
 def test_the_linear_of_onednn_is_known_again() -> None:

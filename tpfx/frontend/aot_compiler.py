@@ -28,10 +28,7 @@ from ..runtime.processes import require_same
 from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.aot import aliased_outputs
 from ..torch_internals.batch_guards import serves_any_batch
-from ..torch_internals.dynamo import skip_frames
 from .session import Session
-
-skip_frames("tpfx")
 
 
 def compile_graph(session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> Compiled:

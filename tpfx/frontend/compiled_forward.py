@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ from ..torch_internals.dynamo import (
     mark_dynamic_sizes,
     twin,
 )
+from ..torch_internals.dynamo_cache import compile_with, forget_graphs, forget_sizes, sizes_now
 from .aot_compiler import LayoutsChosen, compile_for_any_batch, compile_graph, plan_graph
 from .session import Session
 
@@ -41,6 +43,8 @@ class Entry:
 
     def __init__(self, model: torch.nn.Module, forward: Callable[..., Any], session: Session) -> None:
         functools.update_wrapper(self, forward)
+        self._backends: list[Backend] = []  # those of all graphs that Dynamo has now
+        weakref.finalize(self, _forget, self._backends).atexit = False
         self.model, self.forward, self.session = model, forward, session
         self._device = session.mesh.devices[session.mesh.owned[0]]
         self._compile()
@@ -52,12 +56,20 @@ class Entry:
         Steps of one token, of which a generation is made, have graphs of their own, which do for any
         number of rows; until one of them cannot be captured so.
         """
+        _forget(self._backends)
         forward, session = fresh(self.forward), self.session
-        self._compiled = _compiled(forward, functools.partial(compile_graph, session))
-        backend = functools.partial(compile_for_any_batch, session)
-        step = _compiled(twin(forward), backend, fullgraph=True)
+        self._compiled = self._captured(forward, compile_graph)
+        step = self._captured(twin(forward), compile_for_any_batch, fullgraph=True)
         self._step: Callable[..., Any] | None = step if CAN_OPEN_BATCHES else None
         session.batch_by_batch = None if CAN_OPEN_BATCHES else "this release of torch does not leave 1 open"
+
+    def _captured(
+        self, forward: Callable[..., Any], compiler: Callable[..., Any], fullgraph: bool = False
+    ) -> Callable[..., Any]:
+        """A forward whose graphs a compiler of this session compiles."""
+        backend = Backend(compiler, self.session)
+        self._backends.append(backend)
+        return compile_with(forward, backend, fullgraph, {"guard_filter_fn": _keep_guards})
 
     @functools.cached_property
     def _settings(self) -> Settings:
@@ -104,12 +116,12 @@ class Entry:
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
-            backend = functools.partial(plan_graph, self.session)
             with torch.no_grad(), self._settings:
-                _call(_compiled(fresh(self.forward), backend), args, kwargs)
+                _call(self._captured(fresh(self.forward), plan_graph), args, kwargs)
         except LayoutsChosen:
             pass
         finally:
+            _forget([self._backends.pop()])
             for module in training:
                 module.training = True
 
@@ -220,11 +232,28 @@ def _call(compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     raise problem
 
 
-def _compiled(
-    forward: Callable[..., Any], backend: Callable[..., Any], fullgraph: bool = False
-) -> Callable[..., Any]:
-    options: dict[str, Any] = {"guard_filter_fn": _keep_guards}
-    return torch.compile(forward, backend=backend, fullgraph=fullgraph, options=options)
+class Backend:
+    """What Dynamo calls with a graph. Dynamo keeps it, so it must not keep a session."""
+
+    def __init__(self, compiler: Callable[..., Any], session: Session) -> None:
+        self.compiler, self.session = compiler, weakref.ref(session)
+        self.sizes: list[Callable[[], Any]] = []
+
+    def __call__(self, module: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """What runs the graph on the session's devices."""
+        session = self.session()
+        assert session is not None, "the compiled forward that is called now has the session"
+        self.sizes.append(sizes_now())
+        compiled: Callable[..., Any] = self.compiler(session, module, example_inputs)
+        return compiled
+
+
+def _forget(backends: list[Backend]) -> None:
+    """Have Dynamo let go of the graphs of some backends."""
+    known = {id(backend) for backend in backends}
+    forget_graphs(lambda backend, _: id(backend) in known)
+    forget_sizes([sizes for backend in backends for sizes in backend.sizes])
+    backends.clear()
 
 
 def _keep_guards(entries: Sequence[Any]) -> list[bool]:

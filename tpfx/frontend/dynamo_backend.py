@@ -3,12 +3,16 @@
     model = torch.compile(model, backend="tpfx", options={"devices": ["cuda:0", "cuda:1"]})
 
 The first graph that captures a weight divides it: a ShardedTensor takes its place in the model.
+
+Models that are compiled for the same devices share a session. It ends with the last of them: then Dynamo is
+told to forget their graphs, and their threads end.
 """
 
 from __future__ import annotations
 
-import gc
 import re
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -17,17 +21,23 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..errors import DeviceError, TpfxError
-from ..runtime.mesh import Mesh
 from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import adopt, succeed
+from ..torch_internals.dynamo_cache import forget_graphs, forget_sizes, sizes_now
 from ..torch_internals.parameter_slots import Slot
 from .aot_compiler import compile_graph
 from .options import Target
 from .session import Session
+from .weight_holders import HOLDERS
 
 OPTIONS = tuple(field.name for field in fields(Target))
 
-_sessions: dict[Target, Session] = {}
+_sessions: weakref.WeakValueDictionary[Target, Session] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+# By session, the ids of the modules that hold its weights, and what knows the sizes of its graphs.
+_modules: weakref.WeakKeyDictionary[Session, set[int]] = weakref.WeakKeyDictionary()
+_sizes: weakref.WeakKeyDictionary[Session, list[Callable[[], Any]]] = weakref.WeakKeyDictionary()
 
 
 def backend(
@@ -46,8 +56,8 @@ def backend(
         DeviceError: the devices do not make a mesh.
     """
     session = session_for(options or {})
-    placeholders = module.graph.find_nodes(op="placeholder")
-    slots = _shard(placeholders, example_inputs, session.mesh)
+    slots = _shard(module.graph.find_nodes(op="placeholder"), example_inputs, session)
+    _sizes[session].append(sizes_now())
     made = {id(original): slot.value for slot, original in slots}
     inputs = [made.get(id(value), value) for value in example_inputs]
     try:
@@ -70,46 +80,89 @@ def session_for(options: Mapping[str, Any]) -> Session:
         )
     target = Target(**options)
     try:
-        found = _sessions.get(target)
+        hash(target)
     except TypeError as problem:
         raise DeviceError(
             f"devices={target.devices!r}: pass a list of devices, an int, or a DeviceMesh"
         ) from problem
-    if found is None:
-        found = _sessions[target] = Session.on(target.mesh(), target)
+    with _lock:
+        found = _sessions.get(target)
+        if found is None:
+            found = _sessions[target] = Session.on(target.mesh(), target)
+            _modules[found], _sizes[found] = set(), []
     return found
 
 
 def session_of(model: torch.nn.Module) -> Session | None:
     """The session that has divided a model's weights, if one has."""
     meshes = {value.mesh for value in model.parameters() if hasattr(value, "mesh")}
-    return next((session for session in _sessions.values() if session.mesh in meshes), None)
+    sessions = list(_sessions.values())
+    like = (one for one in sessions for mesh in meshes if one.mesh.same_as(mesh))  # of a copy of its model
+    return next((one for one in sessions if one.mesh in meshes), next(like, None))
 
 
 def _shard(
-    placeholders: Sequence[Node], inputs: Sequence[Any], mesh: Mesh
+    placeholders: Sequence[Node], inputs: Sequence[Any], session: Session
 ) -> list[tuple[Slot, torch.Tensor]]:
     """Put ShardedTensors in the place of those inputs that modules hold as parameters or buffers."""
     plain = {
         id(value): (value, _name_of(node))
         for node, value in zip(placeholders, inputs, strict=True)
-        if type(value) in (torch.Tensor, torch.nn.Parameter)
+        if type(value) in (torch.Tensor, torch.nn.Parameter) and _may_be_weight(node, value)
     }
     made: dict[int, Any] = {}
     slots = []
-    for module in [one for one in gc.get_objects() if issubclass(type(one), torch.nn.Module)]:
-        for table in (vars(module).get("_parameters", {}), vars(module).get("_buffers", {})):
-            for key, value in list(table.items()):
-                if id(value) not in plain:
-                    continue
-                if id(value) not in made:
-                    made[id(value)] = sharded_weight(value, plain[id(value)][1], mesh)
-                    succeed(value, made[id(value)])
-                table[key] = made[id(value)]
-                slots.append((Slot(table, key, plain[id(value)][1]), value))
-    for optimizer in [one for one in gc.get_objects() if issubclass(type(one), torch.optim.Optimizer)]:
+    split = {id(value) for value in inputs if getattr(value, "qualified_name", None)}
+    for module, table, key in HOLDERS.places(plain.keys() | split):
+        _end_with(module, session)
+        if id(table[key]) in split:
+            continue
+        value, name = plain[id(table[key])]
+        if id(value) not in made:
+            made[id(value)] = sharded_weight(value, name, session.mesh)
+            succeed(value, made[id(value)])
+        table[key] = made[id(value)]
+        slots.append((Slot(table, key, name), value))
+    for optimizer in HOLDERS.optimizers() if slots else ():
         adopt(optimizer)  # now, since Dynamo guards on the types of weights that something keeps alive
     return slots
+
+
+def _may_be_weight(node: Node, value: torch.Tensor) -> bool:
+    """Whether a module may hold an input: a parameter, or what Dynamo found among buffers."""
+    source = getattr(node.meta.get("grapharg"), "source", None)
+    return isinstance(value, torch.nn.Parameter) or "_buffers" in getattr(source, "name", "")
+
+
+def _end_with(module: torch.nn.Module, session: Session) -> None:
+    """Let a session end when the last of the modules that hold its weights has gone."""
+    known = _modules[session]
+    if id(module) not in known:
+        known.add(id(module))
+        weakref.finalize(module, _gone, id(module), session).atexit = False
+
+
+def _gone(module: int, ended: Session) -> None:
+    """A module has gone. If it was the last one, only Dynamo keeps the session now, for its graphs."""
+    known = _modules[ended]
+    known.discard(module)
+    if known:
+        return
+    targets = {target for target, one in _sessions.items() if one is ended}
+
+    forget_graphs(lambda made_by, options: made_by is backend and _target_of(options) in targets)
+    forget_sizes(_sizes[ended])
+    _sizes[ended].clear()
+
+
+def _target_of(options: Mapping[str, Any]) -> Target | None:
+    """What options of `backend="tpfx"` ask for, if it can be had."""
+    try:
+        target = Target(**options)
+        hash(target)
+    except (TypeError, TpfxError):
+        return None
+    return target
 
 
 def _name_of(node: Node) -> str:

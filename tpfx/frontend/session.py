@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..ir.parallel_graph import Parallel
@@ -11,12 +11,15 @@ from ..planning.topology import Topology
 from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.thread_runtime import Runtime
+from .effects import EFFECTS
 from .options import Target
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
     """What the graphs of one compiled model share.
+
+    While any session lives, torch is changed as `EFFECTS` says.
 
     Attributes:
         mesh: the devices.
@@ -43,6 +46,10 @@ class Session:
     whole_calls: int = 0
     choices: Mapping[str, GraphChoices] = field(default_factory=dict)
     batch_by_batch: str | None = None
+    _release: Callable[[], object] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._release = EFFECTS.hold(self)
 
     @staticmethod
     def on(mesh: Mesh, target: Target) -> Session:
@@ -53,6 +60,11 @@ class Session:
         """
         runtime = ProcessRuntime(mesh) if mesh.rank_is_process else Runtime(mesh, target.timeout)
         return Session(mesh, runtime, target.topology or Topology(), target.device_compiler)
+
+    def close(self) -> None:
+        """End what was started for a model that could not be compiled after all."""
+        self.runtime.close()
+        self._release()
 
     def count_run(self) -> None:
         """Note that a graph is run."""

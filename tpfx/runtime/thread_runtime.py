@@ -25,7 +25,8 @@ from .rank_threads import Job, Worker, in_rank_thread
 
 T = TypeVar("T")
 
-_OF_MESH: "weakref.WeakValueDictionary[Mesh, Runtime]" = weakref.WeakValueDictionary()
+# By the id of its mesh, which lives as long; a mesh as key would keep it.
+_OF_MESH: "weakref.WeakValueDictionary[int, Runtime]" = weakref.WeakValueDictionary()
 
 # Once a rank has failed, the others are released from their collectives, so only one that is stuck
 # elsewhere takes long. It gets this many seconds (at most the timeout) before its thread is given up.
@@ -59,7 +60,7 @@ class Runtime:
         self._finalizer = weakref.finalize(self, _shut_down, workers, self._groups)
         self._num_threads = max(1, torch.get_num_threads() // len(mesh.owned))
         workers += [self._start(rank) for rank in mesh.owned]
-        _OF_MESH[mesh] = self
+        _OF_MESH[id(mesh)] = self
 
     def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Run calls[i] in the thread of the i-th owned rank, all at once, and return their results.
@@ -153,7 +154,7 @@ class Runtime:
 
 def runtime_of(mesh: Mesh) -> Runtime | None:
     """The runtime that drives the ranks of a mesh, if it lives, and this is not one of its threads."""
-    runtime = None if in_rank_thread() else _OF_MESH.get(mesh)
+    runtime = None if in_rank_thread() else _OF_MESH.get(id(mesh))
     return runtime if runtime is not None and runtime._finalizer.alive else None
 
 

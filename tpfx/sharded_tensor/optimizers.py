@@ -10,8 +10,9 @@ import weakref
 from typing import Any
 
 import torch
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim.optimizer import Optimizer
 
+from ..torch_internals.optimizer_hooks import before_every_step
 from ..torch_internals.wrapper_subclass import allow_foreach
 from .tensor import ShardedTensor
 
@@ -55,5 +56,5 @@ def _divide(state: dict[str, Any], weight: ShardedTensor) -> None:
             state[key].distribute(weight.placement)
 
 
-register_optimizer_step_pre_hook(adopt)
-allow_foreach(ShardedTensor)
+# What torch's optimizers need to be told while there are compiled models.
+OPTIMIZER_EFFECTS = (before_every_step(adopt), allow_foreach(ShardedTensor))

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import operator
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._decomp import decomposition_table
 from torch.fx.experimental import _config as _size_settings
 from torch.fx.experimental import symbolic_shapes
 
+from .effects import Effect, Undo, replace_in
+
 _sizes: Any = symbolic_shapes
-_ask = symbolic_shapes.guard_or_false
-_SQUEEZE = inspect.unwrap(torch._refs.squeeze).__code__
+_SQUEEZE: Any = torch.ops.aten.squeeze.dims
 _RESHAPE: Any = torch.ops.aten.reshape.default
 _ALIAS: Any = torch.ops.aten.alias.default
 _COMPOSITE: Any = torch._C.DispatchKey.CompositeImplicitAutograd
+_META: Any = torch._C.DispatchKey.Meta
 
 # Whether `open_batches` may be used: only where this torch's `squeeze` and `reshape` ask as it can answer.
-CAN_OPEN_BATCHES = _ask.__name__ in _SQUEEZE.co_names and _COMPOSITE not in _RESHAPE.py_kernels
+CAN_OPEN_BATCHES = (
+    symbolic_shapes.guard_or_false.__name__ in inspect.unwrap(torch._refs.squeeze).__code__.co_names
+    and decomposition_table.get(_SQUEEZE) is torch._refs.squeeze
+    and _META in _SQUEEZE.py_kernels
+    and _COMPOSITE not in _RESHAPE.py_kernels
+)
 
 
 @contextmanager
@@ -31,10 +37,8 @@ def open_batches() -> Iterator[None]:
 
     Where torch's own code asks whether a size is 1 and either answer will do, nothing is concluded from its
     being so now; where the model asks, or the answer matters, the graph is specialised by a guard as ever.
-    Torch lets `squeeze` off: it would keep a dimension that has become 1. Here that is a guard, too. And a
-    `reshape` to the sizes that a tensor has, as of transposed heads of one token, asks nothing.
+    `BATCH_EFFECTS` must be in place: without them `squeeze` would keep a dimension that has become 1.
     """
-    _listen()
     if _size_settings.backed_size_oblivious:  # within another, or in a torch whose threads have it in common
         yield
         return
@@ -45,26 +49,60 @@ def open_batches() -> Iterator[None]:
         _size_settings.backed_size_oblivious = False
 
 
-@functools.cache
-def _listen() -> None:
-    """From now on hear what torch asks; what is said differs where batches are open alone."""
-    _sizes.guard_or_false = _guard_or_false
-    _RESHAPE.py_impl(_COMPOSITE)(_reshape)
+def _asking(squeeze: Callable[..., Any]) -> Callable[..., Any]:
+    """`squeeze` that asks by guards which of its dimensions have size 1 where batches are open.
+
+    Torch lets it off: it goes on as if a dimension of unknown size were not 1, and so would the graph.
+    """
+
+    def asking(x: torch.Tensor, dim: Any = None) -> Any:
+        if dim is not None and _size_settings.backed_size_oblivious:
+            for one in (dim,) if isinstance(dim, int) else dim:
+                if -x.dim() <= one < x.dim():
+                    bool(x.shape[one] == 1)  # from here on the answer is known
+        return squeeze(x, dim)
+
+    return asking
 
 
-def _guard_or_false(condition: Any) -> bool:
-    """What torch's code asks where "no" will do if the answer is not known; of `squeeze`, the answer."""
-    caller: Any = sys._getframe(1)
-    squeezes = _SQUEEZE in (caller.f_code, caller.f_back.f_code)  # or an expression in it
-    return bool(condition) if squeezes and _size_settings.backed_size_oblivious else _ask(condition)
+def _quick(reshape: Callable[..., Any]) -> Callable[..., Any]:
+    """`reshape` that asks nothing where a tensor has those sizes, as of transposed heads of one token.
+
+    In C++ it asks which sizes are 1, lest their strides hinder.
+    """
+
+    def quick(x: torch.Tensor, shape: Sequence[Any]) -> Any:
+        same = len(shape) == x.dim() and all(
+            map(_sizes.statically_known_true, map(operator.eq, x.shape, shape))
+        )
+        return _ALIAS(x) if same and _size_settings.backed_size_oblivious else reshape(x, shape)
+
+    return quick
 
 
-def _reshape(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
-    """In C++ it asks which sizes are 1, lest their strides hinder."""
-    same = len(shape) == x.dim() and all(map(_sizes.statically_known_true, map(operator.eq, x.shape, shape)))
-    alias = same and _size_settings.backed_size_oblivious
-    result: torch.Tensor = _ALIAS(x) if alias else _RESHAPE._op_dk(_COMPOSITE, x, shape)
-    return result
+def _reshape_in_cpp(x: torch.Tensor, shape: Sequence[Any]) -> Any:
+    return _RESHAPE._op_dk(_COMPOSITE, x, shape)
+
+
+def _kernel(op: Any, key: Any, change: Any, absent: Any = None) -> Undo:
+    """Replace what Python has for an op and a dispatch key."""
+    undo = replace_in(op.py_kernels, key, change, absent)
+    op._dispatch_cache.clear()
+
+    def undo_and_forget() -> bool:
+        done = undo()
+        op._dispatch_cache.clear()
+        return done
+
+    return undo_and_forget
+
+
+# They change what is said of open batches alone.
+BATCH_EFFECTS = (
+    Effect("squeeze on fakes", lambda: replace_in(decomposition_table, _SQUEEZE, _asking)),
+    Effect("squeeze on meta", lambda: _kernel(_SQUEEZE, _META, _asking)),
+    Effect("reshape", lambda: _kernel(_RESHAPE, _COMPOSITE, _quick, _reshape_in_cpp)),
+)
 
 
 def serves_any_batch(values: Iterable[Any]) -> bool:

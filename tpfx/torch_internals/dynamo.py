@@ -14,15 +14,32 @@ from torch._dynamo import trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+from .effects import Effect, Undo
+
 _serials = itertools.count()
 
 # What a call of a function that shall be one graph raises, before anything has run, where it cannot be.
 NOT_CAPTURED = (TorchDynamoException, FailOnRecompileLimitHit)
 
 
-def skip_frames(package: str) -> None:
-    """Keep Dynamo from tracing a package's own functions, where eager ops between graphs lead into them."""
-    trace_rules.add(package)
+def skip_frames(package: str) -> Effect:
+    """Dynamo does not trace a package's own functions, where eager ops between graphs lead into them."""
+
+    def install() -> Undo:
+        before = list(trace_rules.SKIP_DIRS)
+        trace_rules.add(package)
+        added = [folder for folder in trace_rules.SKIP_DIRS if folder not in before]
+
+        def undo() -> bool:
+            for folder in added:
+                if folder in trace_rules.SKIP_DIRS:
+                    trace_rules.SKIP_DIRS.remove(folder)
+            trace_rules._recompile_re()
+            return True
+
+        return undo
+
+    return Effect(f"frames of {package} are skipped", install)
 
 
 class Settings:

@@ -1,0 +1,95 @@
+"""What tpfx expects of AOTAutograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tpfx.torch_internals import aot
+
+
+def test_aot_module_simplified_hands_over_an_aten_graph() -> None:
+    seen: list[str] = []
+
+    def compiler(module: Any, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in module.graph.nodes if node.op == "call_function")
+
+        def run(args: list[Any]) -> Any:
+            result = module.forward(*args)
+            args.clear()
+            return result
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def backend(module: Any, inputs: Any) -> Any:
+        return aot.aot_module_simplified(
+            module,
+            inputs,
+            fw_compiler=compiler,
+            bw_compiler=compiler,
+            inference_compiler=compiler,
+            keep_inference_input_mutations=True,
+        )
+
+    with torch.no_grad():
+        result = torch.compile(lambda x: torch.relu(x + 1), backend=backend)(torch.ones(3))
+    assert seen == ["aten.add.Tensor", "aten.relu.default"]
+    assert torch.equal(result, torch.full((3,), 2.0))
+
+
+def test_a_joint_graph_is_parted_and_its_nodes_keep_their_names_and_notes() -> None:
+    seen: list[set[str]] = []
+
+    def partition(joint: Any, inputs: Any, *, num_fwd_outputs: int, **options: Any) -> Any:
+        placeholders = [node.target for node in joint.graph.find_nodes(op="placeholder")]
+        assert placeholders == ["primals_1", "primals_2", "tangents_1"]
+        assert len(joint.graph.output_node().args[0]) == num_fwd_outputs + 2  # a gradient for each input
+        for node in joint.graph.nodes:
+            node.meta["note"] = node.name
+        parts = aot.min_cut_rematerialization_partition(
+            joint, inputs, num_fwd_outputs=num_fwd_outputs, **options
+        )
+        for part in parts:
+            inner = [node for node in part.graph.nodes if node.op == "call_function"]
+            assert inner and all(node.meta["note"] == node.name for node in inner)
+            seen.append({node.name for node in inner})
+        return parts
+
+    def compiler(module: Any, inputs: Any) -> Any:
+        def run(args: list[Any]) -> Any:
+            return module.forward(*args)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def backend(module: Any, inputs: Any) -> Any:
+        return aot.aot_module_simplified(
+            module, inputs, fw_compiler=compiler, bw_compiler=compiler, partition_fn=partition
+        )
+
+    x, y = torch.ones(3, requires_grad=True), torch.full((3,), 2.0, requires_grad=True)
+    torch.compile(lambda x, y: (x * y).exp(), backend=backend)(x, y).sum().backward()
+    assert len(seen) == 2
+    torch.testing.assert_close(x.grad, 2 * torch.full((3,), 2.0).exp())
+
+
+def test_results_that_stand_for_views_are_known() -> None:
+    from torch._functorch import aot_autograd
+
+    found = []
+
+    def compiler(module: torch.fx.GraphModule, _: Any) -> Any:
+        found.append(aot.aliased_outputs())
+        return aot_autograd.make_boxed_func(module.forward)
+
+    def backend(module: torch.fx.GraphModule, inputs: Any) -> Any:
+        return aot.aot_module_simplified(module, inputs, compiler, inference_compiler=compiler)
+
+    def function(x: torch.Tensor) -> Any:
+        return x + 1, x[:, 1:], x
+
+    torch.compile(function, backend=backend)(torch.ones(2, 3))
+    assert found == [frozenset({1})]
+    assert aot.aliased_outputs() == frozenset()

@@ -1,0 +1,64 @@
+"""What Dynamo keeps of the graphs of a backend, until it is told to forget them."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import eval_frame
+
+from tpfx.torch_internals import dynamo, dynamo_cache
+
+
+class Kept:
+    """What compiled code holds."""
+
+
+def test_forgotten_graphs_are_let_go_and_captured_again() -> None:
+    kept: list[weakref.ref[Kept]] = []
+    sizes: list[Callable[[], Any]] = []
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        held = Kept()
+        kept.append(weakref.ref(held))
+        sizes.append(dynamo_cache.sizes_now())
+        return lambda *inputs: (held, module(*inputs))[1]
+
+    def other(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        kept.append(weakref.ref(module))
+        return module.forward
+
+    model = nn.Linear(2, 2)
+    compiled = [dynamo_cache.compile_with(model.forward, one, False, {}) for one in (backend, other)]
+    x = torch.ones(3, 2)
+    dynamo.mark_dynamic_sizes(x, {0})
+    for call in compiled:
+        assert isinstance(call(x), Tensor)
+    known: dynamo_cache.Backend = backend
+    dynamo_cache.forget_graphs(lambda made_by, _: made_by is known)
+    assert sizes[0]() is not None
+    dynamo_cache.forget_sizes(sizes)
+    gc.collect(), gc.collect()
+    assert [one() is None for one in kept] == [True, False]
+    assert sizes[0]() is None
+    compiled[0](x)
+    assert len(kept) == 3
+    compiled[1](x)
+    assert len(kept) == 3
+
+
+def test_outside_of_a_capture_there_are_no_sizes() -> None:
+    assert dynamo_cache.sizes_now()() is None
+
+
+def test_dynamo_does_not_keep_the_backend() -> None:
+    def backend(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        return module.forward
+
+    before = len(eval_frame.cached_backends)
+    dynamo_cache.compile_with(nn.Linear(2, 2).forward, backend, False, {})
+    assert len(eval_frame.cached_backends) == before

@@ -1,0 +1,38 @@
+"""fx graphs and ops."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import torch
+
+from tpfx.torch_internals import fx
+
+
+def test_graphs_keep_nodes_that_they_no_longer_have_until_told_to_forget_them() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    gone = graph.call_function(torch.neg, (x,))
+    graph.output(graph.call_function(torch.neg, (x,)))
+    graph.erase_node(gone)
+    kept = weakref.ref(gone)
+    del gone
+    gc.collect()
+    assert kept() is not None  # if not, `forget_erased` is no longer needed
+    fx.forget_erased(graph)
+    gc.collect()
+    assert kept() is None
+    graph.lint()
+    assert [node.name for node in graph.nodes] == ["x", "neg_1", "output"]
+    assert graph.call_function(torch.neg, (x,)).name == "neg_2"
+
+
+def test_an_op_of_a_library_stands_for_one_overload() -> None:
+    name = "tpfx_test::of_one"
+    made = torch.library.custom_op(name, lambda x: x + 1, mutates_args=(), schema="(Tensor x) -> Tensor")
+    overload = torch.ops.tpfx_test.of_one.default
+    for op in (made, torch.ops.tpfx_test.of_one, overload):
+        assert fx.overload_of(op) is overload
+    for op in (torch.ops.aten.add, torch.add, None):
+        assert fx.overload_of(op) is None

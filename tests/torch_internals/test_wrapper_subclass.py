@@ -1,0 +1,103 @@
+"""What a tensor subclass without memory of its own relies on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpfx.sharded_tensor.storage import Fake
+from tpfx.sharded_tensor.tensor import ShardedTensor
+from tpfx.torch_internals import wrapper_subclass
+
+
+class Plain(Tensor):
+    """The least that a wrapper needs."""
+
+    __torch_function__ = wrapper_subclass.without_torch_function
+    seen: list[str]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.append(str(func))
+        return torch.zeros(3)
+
+
+def wrapper(**given: Any) -> Any:
+    Plain.seen = []
+    return wrapper_subclass.make_wrapper_subclass(Plain, (2, 3), **given)
+
+
+def test_a_wrapper_has_a_shape_and_a_stride_but_no_memory() -> None:
+    made = wrapper(strides=(1, 2), dtype=torch.float64, device=torch.device("meta"), requires_grad=True)
+    assert (made.shape, made.stride(), made.dtype) == (torch.Size([2, 3]), (1, 2), torch.float64)
+    assert made.requires_grad and made.device.type == "meta"
+
+
+def test_without_torch_function_ops_go_straight_to_dispatch() -> None:
+    made = wrapper(dtype=torch.float32)
+    torch.add(made, 1)
+    assert Plain.seen == ["aten.add.Tensor"]
+
+
+def test_data_goes_through_detach() -> None:
+    made = wrapper(dtype=torch.float32)
+    assert made.data is not made
+    assert Plain.seen == ["aten.detach.default"]
+
+
+def test_is_param_makes_a_parameter() -> None:
+    made = wrapper(dtype=torch.float32)
+    assert not isinstance(made, nn.Parameter)
+    made._is_param = True
+    assert isinstance(made, nn.Parameter)
+
+
+def test_set_data_takes_over_the_dtype() -> None:
+    one, other = wrapper(dtype=torch.float32), wrapper(dtype=torch.float64)
+    wrapper_subclass.set_data(one, other)
+    assert one.dtype == torch.float64
+
+
+def test_traceable_wrappers_are_told_by_their_flatten_methods() -> None:
+    assert not wrapper_subclass.is_traceable_wrapper_subclass(torch.ones(1))
+    assert not wrapper_subclass.is_traceable_wrapper_subclass(wrapper(dtype=torch.float32))
+    whole = torch.ones(1)
+    assert wrapper_subclass.is_traceable_wrapper_subclass(ShardedTensor(None, whole, held=Fake()))
+
+
+def test_conversions_of_a_module_go_through_apply() -> None:
+    module, seen = nn.Linear(2, 2), []
+    # type: ignore[method-assign]
+    module._apply = lambda fn, recurse=True: seen.append(fn(module.weight).dtype)
+    module.half()
+    module.to(torch.float64)
+    assert seen == [torch.float16, torch.float64]
+
+
+def test_views_and_in_place_ops_are_told_by_their_schemas() -> None:
+    aten = torch.ops.aten
+    assert aten.slice.Tensor.is_view and aten.detach.default.is_view and not aten.clone.default.is_view
+    assert (
+        torch.Tag.inplace_view in aten.t_.default.tags and torch.Tag.inplace_view in aten.resize_.default.tags
+    )
+    assert aten.copy_.default._schema.arguments[0].alias_info.is_write
+    assert torch.Tag.nondeterministic_seeded in aten.bernoulli.default.tags
+
+
+def test_foreach_is_allowed_for_a_kind_of_tensor() -> None:
+    """Without it, clipping and optimizers fall back to a loop, in silence; on CPU, clipping shows it."""
+    from torch.optim.optimizer import _foreach_supported_types as first
+    from torch.utils._foreach_utils import _foreach_supported_types as second
+    from torch.utils._foreach_utils import _has_foreach_support
+
+    cpu = torch.device("cpu")
+    assert not _has_foreach_support([torch.nn.Parameter(torch.ones(1))], cpu)
+    tensor = wrapper(dtype=torch.float32, device=cpu)
+    assert not _has_foreach_support([tensor], cpu)
+    undo, again = (wrapper_subclass.allow_foreach(type(tensor)).install() for _ in range(2))
+    assert _has_foreach_support([tensor], cpu)
+    assert all(kinds.count(type(tensor)) == 1 for kinds in (first, second))
+    assert again() and _has_foreach_support([tensor], cpu)  # it had changed nothing
+    assert undo() and not any(type(tensor) in kinds for kinds in (first, second))

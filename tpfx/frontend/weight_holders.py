@@ -1,0 +1,69 @@
+"""Which modules and optimizers of this process hold a weight.
+
+HOLDERS.places({id(weight)})      # [(module, its table, key)]
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+
+Place = tuple[torch.nn.Module, dict[str, Any], str]
+
+
+class Holders:
+    """The modules and optimizers that a search has found, until they are gone.
+
+    The search looks at every object of the process, so it is made for the first graph of a model alone: only
+    where a weight is in none of the modules that are known from the last one.
+    """
+
+    def __init__(self) -> None:
+        self._modules: list[weakref.ref[torch.nn.Module]] = []
+        self._optimizers: list[weakref.ref[torch.optim.Optimizer]] = []
+        self.searches = 0
+
+    def places(self, weights: Collection[int]) -> list[Place]:
+        """Where modules hold tensors with these ids, as parameters or buffers; a tied one has several."""
+        if not weights:
+            return []
+        found = self._places(weights)
+        if {id(table[key]) for _, table, key in found} != set(weights):
+            self._search()
+            found = self._places(weights)
+        return found
+
+    def optimizers(self) -> Iterator[torch.optim.Optimizer]:
+        """The optimizers that there were at the last search."""
+        for known in self._optimizers:
+            optimizer = known()
+            if optimizer is not None:
+                yield optimizer
+
+    def _places(self, weights: Collection[int]) -> list[Place]:
+        modules = (known() for known in self._modules)
+        return [
+            (module, table, key)
+            for module in modules
+            if module is not None  # its truth may be its length
+            for table in (vars(module).get("_parameters", {}), vars(module).get("_buffers", {}))
+            for key, value in table.items()
+            if id(value) in weights
+        ]
+
+    def _search(self) -> None:
+        self.searches += 1
+        modules, optimizers = [], []
+        for one in gc.get_objects():
+            if issubclass(type(one), torch.nn.Module):
+                modules.append(weakref.ref(one))
+            elif issubclass(type(one), torch.optim.Optimizer):
+                optimizers.append(weakref.ref(one))
+        self._modules, self._optimizers = modules, optimizers
+
+
+HOLDERS = Holders()

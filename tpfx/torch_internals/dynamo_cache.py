@@ -1,0 +1,104 @@
+"""What Dynamo remembers of what it has compiled, and for whom.
+
+compiled = compile_with(forward, backend)     # torch.compile, with a backend that Dynamo does not keep alive
+forget_graphs(lambda made_by: made_by is backend)
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._dynamo import convert_frame, eval_frame
+from torch._dynamo.guards import CheckFunctionManager, DeletedGuardManagerWrapper
+from torch._guards import TracingContext
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+Backend = Callable[..., Any]
+
+
+def compile_with(
+    forward: Callable[..., Any], backend: Backend, fullgraph: bool, options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """`torch.compile`; Dynamo keeps every backend that it has seen, to reset it, and ours has nothing to."""
+    compiled: Callable[..., Any] = torch.compile(
+        forward, backend=backend, fullgraph=fullgraph, options=dict(options)
+    )
+    for key, kept in list(eval_frame.cached_backends.items()):
+        if _given(kept)[0] is backend:
+            eval_frame.cached_backends.pop(key, None)
+    return compiled
+
+
+def forget_graphs(made_by: Callable[[Backend, Mapping[str, Any]], bool]) -> None:
+    """Let go of the graphs of some backends, which Dynamo keeps with the code that they were captured from.
+
+    That code is captured anew if it is called again. Of a class's `forward`, and of what Dynamo goes on with
+    after a graph break, it is the code of all models of the class, and as old.
+
+    Args:
+        made_by: whether it is one of them, given a backend and the options that it was given.
+    """
+    guards = []
+    for entry in list(_entries()):
+        state = getattr(entry.guard_manager, "extra_state", None)
+        if state is not None and made_by(*_given(entry.backend)):
+            guards.append(entry.guard_manager)
+            state.invalidate(entry, DeletedGuardManagerWrapper("its model was deleted"))
+    _forget_guards(guards)
+    for known in (convert_frame.input_codes.seen, convert_frame.output_codes.seen):
+        for gone in [one for one in list(known) if one() is None]:
+            known.remove(gone)
+
+
+def _forget_guards(guards: list[Any]) -> None:
+    """Let go of guards that are of no graph any more.
+
+    Dynamo keeps guards until each class and function that they compare with has gone, which is never.
+    """
+    gone = {id(one) for one in guards}
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        known = finalizer.peek()
+        owner = getattr(getattr(known[1], "func", None), "__self__", None) if known else None
+        if isinstance(owner, CheckFunctionManager) and id(owner.guard_manager) in gone:
+            finalizer.detach()
+
+
+def sizes_now() -> Callable[[], Any]:
+    """A weak reference to what knows the sizes that vary in the graph that is compiled now."""
+    context = TracingContext.try_get()
+    mode = None if context is None else context.fake_mode
+    env = None if mode is None else mode.shape_env
+    return (lambda: None) if env is None else weakref.ref(env)
+
+
+def forget_sizes(known: Iterable[Callable[[], Any]]) -> None:
+    """Let go of what `sizes_now` has found, once the graphs are gone.
+
+    It knows the fake inputs of the capture, and those know it by their sizes, unseen by Python's garbage
+    collection. Its methods remember what they said, and of which object.
+    """
+    for sizes in known:
+        found = sizes()
+        if found is not None:
+            found.tracked_fakes = None
+    for method in vars(ShapeEnv).values():
+        if hasattr(method, "cache_clear"):
+            method.cache_clear()
+
+
+def _entries() -> Iterator[Any]:
+    """What Dynamo has compiled, of any code."""
+    for known in list(convert_frame.input_codes.seen):
+        code = known()
+        if code is not None:
+            yield from _debug_get_cache_entry_list(code)
+
+
+def _given(backend: Any) -> tuple[Backend, Mapping[str, Any]]:
+    """The backend, and its options, that `torch.compile` was given."""
+    inner: Any = eval_frame.innermost_backend(backend)
+    return getattr(inner, "compiler_fn", inner), getattr(inner, "kwargs", {}).get("options") or {}
