@@ -1,3 +1,28 @@
-"""The version of tpfx."""
+"""The version of tpfx, and the releases of torch that it has been tried with: bounds as in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import torch
 
 __version__ = "0.1.0.dev0"
+
+# All tests with the first; those of `torch_internals`, which name what is expected of torch, with the second.
+TRIED = ("2.13.0", "2.14.1")
+AT_LEAST, BELOW = (2, 11), (2, 15)
+
+
+def warn_of_untried(version: str | None = None) -> None:
+    """Warn where torch is newer or older than what has been tried; `version` is torch's own by default."""
+    version = version or str(torch.__version__)
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or AT_LEAST <= (int(numbers[1]), int(numbers[2])) < BELOW:
+        return
+    low, high = (".".join(map(str, bound)) for bound in (AT_LEAST, BELOW))
+    warnings.warn(
+        f"torch {version} has not been tried with this tpfx, which uses private names of torch; tried were "
+        f"{', '.join(TRIED)}. If something fails, install 'torch>={low},<{high}', or a newer tpfx",
+        stacklevel=2,
+    )

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tpfx.frontend.effects import Effects
 from tpfx.torch_internals import batch_guards, dynamo
-from tpfx.torch_internals.effects import Effects
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from tests.support.fresh_python import run
+from tpfx.frontend.effects import Effects
 from tpfx.torch_internals import effects
-from tpfx.torch_internals.effects import Effect, Effects, Undo
-from tpfx.torch_internals.optimizer_hooks import before_every_step, step_runs
+from tpfx.torch_internals.effects import Effect, Undo, before_every_step, step_runs
 
 # What a process looks like: the names in torch's modules, its tables, its threads and groups.
 SNAPSHOT = '''

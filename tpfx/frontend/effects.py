@@ -1,10 +1,99 @@
-"""All that tpfx changes in torch for the whole process, and while what: as long as a session lives."""
+"""All that tpfx changes in torch for the whole process: made for the first session, undone after the last.
+
+release = EFFECTS.hold(session)     # made by now; undone when no session is left, or all have released it
+"""
 
 from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from ..sharded_tensor.optimizers import OPTIMIZER_EFFECTS
 from ..torch_internals.batch_guards import BATCH_EFFECTS
 from ..torch_internals.dynamo import skip_frames
-from ..torch_internals.effects import Effects
+from ..torch_internals.effects import Effect, Undo
+
+
+class Effects:
+    """Some changes to torch, made while anyone holds them.
+
+    Owners come and go in any thread, and an owner may go at any moment, since garbage collection runs in the
+    midst of other code, of this class too: who goes waits for no lock, but leaves a note to who has it.
+    """
+
+    def __init__(self, *effects: Effect) -> None:
+        self.effects = effects
+        self._owners = 0
+        self._gone: deque[None] = deque()
+        self._made: list[Undo] = []
+        self._late: list[Undo] = []  # what could not be undone yet
+        self._lock = threading.Lock()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the changes are made now."""
+        return bool(self._made)
+
+    def hold(self, owner: object) -> Callable[[], object]:
+        """Have the changes in place until `owner` has been collected, or the result has been called.
+
+        Raises:
+            Exception: what the installation of an effect raises; the others are undone.
+        """
+        with self._lock:
+            if not self._owners:
+                self._make()
+            self._owners += 1
+        self._settle()
+        release = weakref.finalize(owner, self._let_go)
+        release.atexit = False
+        return release
+
+    def _let_go(self) -> None:
+        self._gone.append(None)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Count those who have gone, unless another thread, or the caller's own, is about to do so."""
+        while self._gone and self._lock.acquire(blocking=False):
+            try:
+                while self._gone:
+                    self._gone.popleft()
+                    self._owners -= 1
+                if not self._owners:
+                    self._undo()
+            finally:
+                self._lock.release()
+
+    def _make(self) -> None:
+        try:
+            for effect in self.effects:
+                self._made.append(effect.install())
+        except BaseException:
+            self._undo()
+            raise
+
+    def _undo(self) -> None:
+        made, self._made = self._made, []
+        waiting = bool(self._late)
+        self._late = [undo for undo in (*self._late, *reversed(made)) if not undo()]
+        if self._late and not waiting:
+            gc.callbacks.append(self._again)
+
+    def _again(self, phase: str, _: Any) -> None:
+        """After a collection of garbage: try again what could not be undone."""
+        if phase == "stop" and self._lock.acquire(blocking=False):
+            try:
+                self._late = [undo for undo in self._late if not undo()]
+                if not self._late:
+                    gc.callbacks.remove(self._again)
+            finally:
+                self._lock.release()
+            self._settle()
+
 
 EFFECTS = Effects(skip_frames(__name__.partition(".")[0]), *BATCH_EFFECTS, *OPTIMIZER_EFFECTS)

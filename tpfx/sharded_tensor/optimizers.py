@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from ..torch_internals.optimizer_hooks import before_every_step
+from ..torch_internals.effects import before_every_step
 from ..torch_internals.wrapper_subclass import allow_foreach
 from .tensor import ShardedTensor
 

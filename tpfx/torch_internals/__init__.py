@@ -3,6 +3,6 @@
 It is the first thing that is imported of tpfx: a release of torch that nobody has tried may lack such a name.
 """
 
-from .tried import warn_of_untried
+from ..version import warn_of_untried
 
 warn_of_untried()

@@ -1,21 +1,24 @@
-"""Changes to torch that hold for the whole process: made for the first model, undone after the last.
+"""Changes to torch that hold for the whole process: each has a name, is made, and can be undone.
 
-    EFFECTS = Effects(Effect("a hook before every step", install))    # `install` returns what undoes it
-    release = EFFECTS.hold(session)     # made by now; undone when no session is left, or all have released it
+undo = Effect("a hook before every step", install).install()
+undo()
 
-Nothing here changes torch when it is imported.
+Nothing here changes torch when it is imported. `tpfx.frontend.effects` says when which are made.
 """
 
 from __future__ import annotations
 
 import functools
-import gc
-import threading
-import weakref
-from collections import deque
+import sys
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
+
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+# What `step` of every optimizer is wrapped in; it walks over the hooks.
+_STEP = next(one for one in Optimizer.profile_hook_step.__code__.co_consts if isinstance(one, CodeType))
 
 # Undoes a change and says whether it could: if not, it is asked again later.
 Undo = Callable[[], bool]
@@ -27,84 +30,6 @@ class Effect:
 
     name: str
     install: Callable[[], Undo]
-
-
-class Effects:
-    """Some changes to torch, made while anyone holds them.
-
-    Owners come and go in any thread, and an owner may go at any moment, since garbage collection runs in the
-    midst of other code, of this class too: who goes waits for no lock, but leaves a note to who has it.
-    """
-
-    def __init__(self, *effects: Effect) -> None:
-        self.effects = effects
-        self._owners = 0
-        self._gone: deque[None] = deque()
-        self._made: list[Undo] = []
-        self._late: list[Undo] = []  # what could not be undone yet
-        self._lock = threading.Lock()
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the changes are made now."""
-        return bool(self._made)
-
-    def hold(self, owner: object) -> Callable[[], object]:
-        """Have the changes in place until `owner` has been collected, or the result has been called.
-
-        Raises:
-            Exception: what the installation of an effect raises; the others are undone.
-        """
-        with self._lock:
-            if not self._owners:
-                self._make()
-            self._owners += 1
-        self._settle()
-        release = weakref.finalize(owner, self._let_go)
-        release.atexit = False
-        return release
-
-    def _let_go(self) -> None:
-        self._gone.append(None)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Count those who have gone, unless another thread, or the caller's own, is about to do so."""
-        while self._gone and self._lock.acquire(blocking=False):
-            try:
-                while self._gone:
-                    self._gone.popleft()
-                    self._owners -= 1
-                if not self._owners:
-                    self._undo()
-            finally:
-                self._lock.release()
-
-    def _make(self) -> None:
-        try:
-            for effect in self.effects:
-                self._made.append(effect.install())
-        except BaseException:
-            self._undo()
-            raise
-
-    def _undo(self) -> None:
-        made, self._made = self._made, []
-        waiting = bool(self._late)
-        self._late = [undo for undo in (*self._late, *reversed(made)) if not undo()]
-        if self._late and not waiting:
-            gc.callbacks.append(self._again)
-
-    def _again(self, phase: str, _: Any) -> None:
-        """After a collection of garbage: try again what could not be undone."""
-        if phase == "stop" and self._lock.acquire(blocking=False):
-            try:
-                self._late = [undo for undo in self._late if not undo()]
-                if not self._late:
-                    gc.callbacks.remove(self._again)
-            finally:
-                self._lock.release()
-            self._settle()
 
 
 def replace_in(
@@ -143,3 +68,42 @@ def replace_in(
 
     table[key] = ours
     return undo
+
+
+def before_every_step(hook: Callable[..., None]) -> Effect:
+    """`hook(optimizer, args, kwargs)` is called before every step of any optimizer.
+
+    It is not taken out while a step runs: torch would find its table of hooks changed in the midst of
+    walking over it. Until then a hook that does nothing stands there.
+    """
+
+    def install() -> Undo:
+        handle = register_optimizer_step_pre_hook(hook)
+
+        def undo() -> bool:
+            hooks = handle.hooks_dict_ref()
+            if hooks is not None and handle.id in hooks:
+                if step_runs():
+                    hooks[handle.id] = _do_nothing
+                    return False
+                handle.remove()
+            return True
+
+        return undo
+
+    return Effect(f"{hook.__name__} before every step", install)
+
+
+def step_runs() -> bool:
+    """Whether some thread is inside of an optimizer's step."""
+    for innermost in sys._current_frames().values():
+        frame: Any = innermost
+        while frame is not None:
+            if frame.f_code is _STEP:
+                return True
+            frame = frame.f_back
+    return False
+
+
+def _do_nothing(*_: Any) -> None:
+    """Stands in a hook's place."""
