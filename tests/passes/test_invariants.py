@@ -457,13 +457,13 @@ def test_the_module_is_named() -> None:
     graph = read("x: f32[3, 4]\nreturn view(x, [4, 3])")
     view = op(graph, aten.view.default)
     view.meta["nn_module_stack"] = {"h": ("L['self'].layers.3", "Layer")}
-    with pytest.raises(tpfx.ShardingError, match=r"every view is a reshape: view\w* \(of layers\.3\) is aten"):
+    with pytest.raises(
+        tpfx.ShardingError, match=r"every view is a reshape: view\w* \(of layers\.3\) is aten"
+    ):
         check("normalize", PASSES[0].holds_after, graph, 2)
 
 
-@pytest.mark.parametrize(
-    ("text", "count"), [(COLUMN, 2), (COLUMN, 5), (HEADS, 3), (HEADS, 4), (SENDING, 2)]
-)
+@pytest.mark.parametrize(("text", "count"), [(COLUMN, 2), (COLUMN, 5), (HEADS, 3), (HEADS, 4), (SENDING, 2)])
 def test_sound_graphs_pass(text: str, count: int) -> None:
     graph = after("insert", chosen(text, count))
     ranks = [localize(graph, rank, count, "tp", rank == 0) for rank in range(count)]

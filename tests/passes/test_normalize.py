@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.graphs import after, parts, lines, read
+from tests.support.graphs import after, lines, parts, read
 
 SLIDING = "[1], [1], [1], False, [0], 1"  # the settings of a convolution
 CASES = {

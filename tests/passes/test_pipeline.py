@@ -13,8 +13,8 @@ import tpfx
 from tests.support.graphs import lines, read
 from tpfx.ir.annotations import source_of
 from tpfx.passes import pipeline
-from tpfx.passes.pipeline import PASSES, STAGES, parallelize
 from tpfx.passes.lower import lower
+from tpfx.passes.pipeline import PASSES, STAGES, parallelize
 from tpfx.passes.stages import observing
 from tpfx.runtime.mesh import Mesh, parse_devices
 
@@ -113,14 +113,20 @@ def test_all_stages_are_printed(monkeypatch: Any, capsys: Any) -> None:
 def test_a_stage_that_is_not_there(monkeypatch: Any, value: str) -> None:
     monkeypatch.setenv("TPFX_DUMP", value)
     wrong = next(name for name in value.split(",") if name not in (*STAGES, ""))
-    with pytest.raises(tpfx.InputError, match=f"TPFX_DUMP={value}: there is no stage '{wrong}'; there are captured, "):
+    with pytest.raises(
+        tpfx.InputError, match=f"TPFX_DUMP={value}: there is no stage '{wrong}'; there are captured, "
+    ):
         compiled(MLP)
 
 
 def test_a_pass_that_breaks_an_invariant_is_named(monkeypatch: Any) -> None:
-    kept = [one if one.name != "insert" else dataclasses.replace(one, run=lambda graph, _: None) for one in PASSES]
+    kept = [
+        one if one.name != "insert" else dataclasses.replace(one, run=lambda graph, _: None) for one in PASSES
+    ]
     monkeypatch.setattr(pipeline, "PASSES", tuple(kept))
-    with pytest.raises(tpfx.ShardingError, match="after insert, it does not hold that .* the graph: linear_default"):
+    with pytest.raises(
+        tpfx.ShardingError, match=r"after insert, it does not hold that .* the graph: linear_default"
+    ):
         compiled(MLP)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.graphs import after, parts, lines, read
+from tests.support.graphs import after, lines, parts, read
 
 CASES = {
     "a slice of all": """

@@ -1,7 +1,7 @@
 """Give every op the choice that a plan has for it, instead of choosing.
 
-    split 0 1 -> 0     an op whose first operand and result are in split 0, its second operand in split 1
-    pending + * -> +   partial sums in, partial sums out; *: whole on every rank
+split 0 1 -> 0     an op whose first operand and result are in split 0, its second operand in split 1
+pending + * -> +   partial sums in, partial sums out; *: whole on every rank
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
 from torch.fx import Graph, Node
-from ..ir.annotations import Choice, bound_of, choice_of, set_choice, set_layout
+
 from ..errors import PlanError
+from ..ir.annotations import Choice, bound_of, choice_of, set_choice, set_layout
 from ..ir.layout import Layout, Partial, Replicate, Split
-from ..ir.splits import Splits
 from ..ir.nodes import is_getitem, is_tensor
-from ..planning.choices import allows
 from ..ir.parallel_graph import Solution
+from ..ir.splits import Splits
+from ..planning.choices import allows
 from .choose import is_decided
 
 REPLICATE = Replicate()

@@ -142,7 +142,7 @@ class Problem:
             yield State(choice, layout, True, cost + self.cost.whole(node, layout))
 
     def _returnable(self, node: Node, layout: Layout) -> bool:
-        """Whether a value may leave the graph as it is: no partial sum does, and no shard of a varying size."""
+        """Whether a value may leave the graph as it is; partial sums and shards of a varying size may not."""
         if not returned_as(node)[0]:
             return True
         match layout:

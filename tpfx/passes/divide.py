@@ -8,12 +8,13 @@ gets more.
 from __future__ import annotations
 
 from collections.abc import Iterator
+
 from torch.fx import Graph, Node
-from ..ir.nodes import bytes_of
+
 from ..ir.annotations import choice_of, dims_of, is_weight, layout_of
 from ..ir.axes import find
 from ..ir.layout import Split, local_size
-from ..ir.nodes import is_tensor
+from ..ir.nodes import bytes_of, is_tensor
 
 
 def divide(graph: Graph, ranks: int) -> None:

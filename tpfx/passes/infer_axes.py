@@ -7,12 +7,12 @@ show(dims_of(weight))     # ['[(a:4 b:16)|(a b)|(a b)]', 'c:64']: a packed q|k|v
 from __future__ import annotations
 
 from torch.fx import Graph, Node
+
 from ..ir.annotations import bound_of, dims_of, gradients_in, set_dims
-from ..ir.nodes import is_getitem, result_index, size_of, result_tensors
 from ..ir.axes import Dim, unify
+from ..ir.nodes import is_getitem, is_tensor, result_index, result_tensors, size_of, tensor_nodes
 from ..rules.bind import bind
 from ..rules.table import rule_for
-from ..ir.nodes import is_tensor, tensor_nodes
 
 
 def infer_axes(graph: Graph) -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+
 from torch.fx import Graph, Node
-from ..ir.provenance import ORIGIN
+
 from ..ir.annotations import choice_of, dims_of, gradients_in, layout_of, set_dims, set_joined, set_layout
-from ..ir.resharding import all_gather, all_reduce, pend, shard
 from ..ir.layout import Layout, Partial, Replicate, Split
 from ..ir.nodes import is_tensor, tensor_nodes
+from ..ir.provenance import ORIGIN
+from ..ir.resharding import all_gather, all_reduce, pend, shard
 from .choose import returned_whole
 
 

@@ -2,7 +2,7 @@
 
     check("insert", INSERTED, graph, ranks=2)      # raises ShardingError at the first node that breaks one
 
-A violation is a bug of a pass, never of a model. Planning runs all of these, so each is one walk over the graph.
+A violation is a bug of a pass, never of a model. Planning runs all of these, so each walks once over the graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ import torch
 from torch.fx import Graph, Node
 
 from ..errors import ShardingError
-from ..ir.annotations import bound_of, choice_of, dims_of, gradients_in, has_dims, layout_of, shards_of, source_of
+from ..ir.annotations import (
+    bound_of,
+    choice_of,
+    dims_of,
+    gradients_in,
+    has_dims,
+    layout_of,
+    shards_of,
+    source_of,
+)
 from ..ir.axes import same
 from ..ir.layout import Layout, Partial, Replicate, Split
 from ..ir.nodes import is_getitem, is_mutable, is_tensor, result_index, result_tensors, size_of, tensor_nodes
@@ -58,8 +67,8 @@ def check(stage: str, invariants: Sequence[Invariant[Subject]], subject: Subject
             path = module_path(node)
             where = f"{node.name} (of {path})" if path else node.name
             raise ShardingError(
-                f"after {stage}, it does not hold that {invariant.says}: {where} {how}; this is a bug of a pass"
-                " of tpfx, not of the model: please report it"
+                f"after {stage}, it does not hold that {invariant.says}: {where} {how}; this is a bug of a "
+                "pass of tpfx, not of the model: please report it"
             )
 
 
@@ -304,7 +313,9 @@ def _issued(graph: Graph) -> Iterator[tuple[Node, Message]]:
             yield node, ("all_reduce", made_for(node), node.args[1])
         elif node.target in _BROADCASTS:
             yield node, (_BROADCASTS[node.target], made_for(node))
-        elif getattr(node.target, "namespace", "") == c10d.name and node.target is not c10d.wait_tensor.default:
+        elif (
+            getattr(node.target, "namespace", "") == c10d.name and node.target is not c10d.wait_tensor.default
+        ):
             yield node, (str(node.target), made_for(node))
 
 

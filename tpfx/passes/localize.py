@@ -8,21 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
+
 import torch
 from torch.fx import Graph, Node
-from ..torch_internals.fx import OpOverload
-from ..ir.provenance import ORIGIN, add_stands_for, set_made_for
+
 from ..ir.annotations import choice_of, layout_of
-from ..ir.nodes import is_getitem
-from ..ir.resharding import all_gather, all_reduce, pend, shard
 from ..ir.layout import Partial
-from ..lowering.rank_graph import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shard
+from ..ir.nodes import is_getitem, is_tensor
+from ..ir.provenance import ORIGIN, add_stands_for, set_made_for
+from ..ir.resharding import all_gather, all_reduce, pend, shard
+from ..kernels.collectives import draw, gather_shards
 from ..lowering.ops import LOWERINGS
+from ..lowering.rank_graph import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shard
 from ..lowering.shard_calls import call_on_shards
 from ..rules.bind import rule_of
 from ..rules.table import is_random
-from ..kernels.collectives import draw, gather_shards
-from ..ir.nodes import is_tensor
+from ..torch_internals.fx import OpOverload
 
 aten = torch.ops.aten
 

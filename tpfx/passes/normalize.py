@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+
 import torch
 from torch.fx import Graph, GraphModule, Node
-from ..ir.provenance import ORIGIN
+
 from ..ir.nodes import size_of
+from ..ir.provenance import ORIGIN
 from ..rules.views import FULL
 from ..torch_internals.fake import FakeTensor, unset_fake_temporarily
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import Any
+
 import torch
 from torch.fx import Graph, Node
-from ..torch_internals.fx import OpOverload
-from ..ir.nodes import size_of
+
+from ..ir.nodes import is_tensor, size_of
 from ..rules.table import is_random
-from ..ir.nodes import is_tensor
+from ..torch_internals.fx import OpOverload
 
 aten = torch.ops.aten
 

@@ -1,7 +1,7 @@
 """Show a graph after a stage of the compiler: to whoever asks, or on standard error.
 
-    TPFX_DUMP=choose,insert python generate.py      # prints the graphs after these stages, as they are compiled
-    with observing(note): parallelize(graph, …)     # note("normalize", graph), note("simplify", graph), …
+TPFX_DUMP=choose,insert python generate.py      # prints the graphs after these stages, as they are compiled
+with observing(note): parallelize(graph, …)     # note("normalize", graph), note("simplify", graph), …
 """
 
 from __future__ import annotations
