@@ -2,7 +2,7 @@
 
     check("insert", INSERTED, graph, ranks=2)      # raises ShardingError at the first node that breaks one
 
-A violation is a bug of a pass, never of a model. Planning runs all of these, so each walks once over the graph.
+A violation is a bug of a pass, never of a model. Planning runs all of these, each in one walk over the graph.
 """
 
 from __future__ import annotations
