@@ -16,7 +16,7 @@ from tpfx.capture.graph import Captured
 from tpfx.capture.sources import input_sources, weight_sources
 from tpfx.errors import TpfxError
 from tpfx.ir.annotations import Source, gradients_in
-from tpfx.ir.parallel_graph import Parallel
+from tpfx.ir.parallel_graph import ParallelGraph
 from tpfx.passes.pipeline import parallelize
 from tpfx.torch_internals.fake import FakeTensor
 
@@ -32,9 +32,9 @@ class Log:
     plans: bool = False
     events: list[str] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
-    parallel: Parallel | None = None
+    parallel: ParallelGraph | None = None
 
-    def plan(self, graph: Captured) -> Parallel | None:
+    def plan(self, graph: Captured) -> ParallelGraph | None:
         self.events.append("plan joint" if graph.joint else "plan")
         assert not isinstance(torch.zeros(1), FakeTensor), "a pass that makes a tensor would get a fake one"
         self.sources = graph.sources

@@ -209,7 +209,7 @@ def test_what_is_printed_without_a_file_is_the_plan(run, plans, directory):
 def test_an_explanation_names_the_ways(run, directory):
     status, out, _ = run("explain", directory, "layers.0.self_attn.o_proj", "-n", 2, "--length", 16)
     assert status == 0
-    assert "layers.0.add: its other operands are no addends" in out
+    assert "layers.0.add: its other operands are no partial sums" in out
     assert "(chosen)" in out
 
 

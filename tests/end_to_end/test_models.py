@@ -18,7 +18,7 @@ from tests.support.models import MODELS, inputs, tiny
 from tests.support.sharded import CPUS
 from tpfx.sharded_tensor.tensor import ShardedTensor
 
-# Attention and MLP read the same input: their addends join one all-reduce.
+# Attention and MLP read the same input: their partial sums join one all-reduce.
 PARALLEL_RESIDUAL = {"gptj", "gpt_neox", "falcon", "falcon_new"}
 # One KV head, or more ranks than KV heads: those heads are held by several ranks.
 SHARED_KV_HEADS = {("falcon", n) for n in (2, 3, 4)} | {

@@ -12,7 +12,7 @@ from torch import nn
 import tpfx
 from tests.support.compare import largest_error
 from tests.support.sharded import whole
-from tpfx.kernels.slices import relaid
+from tpfx.kernels.slices import restride
 
 
 def split(model: nn.Module, devices: int, **options: Any) -> nn.Module:
@@ -307,7 +307,7 @@ def test_views_of_an_input_with_sizes_that_vary(train: bool) -> None:
 def test_relaid_has_the_numbers_and_lies_as_told(stride: tuple[int, ...], offset: int) -> None:
     tensor = torch.randn(2, 2, 3)
     tensor = tensor[:, :1].expand(2, 2, 3) if 0 in stride else tensor
-    made = relaid(tensor, stride, offset)
+    made = restride(tensor, stride, offset)
     assert torch.equal(made, tensor) and (made.stride(), made.storage_offset()) == (stride, offset)
 
 

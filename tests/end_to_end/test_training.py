@@ -17,7 +17,7 @@ from tests.support.nets import Net
 from tests.support.sharded import whole
 
 CAUSAL = ("llama", "gpt2", "opt", "bloom", "mixtral")
-# Ernie's router has a gradient by way of addends that the forward part saves.
+# Ernie's router has a gradient by way of partial sums that the forward part saves.
 OTHERS = (("seq2seq", "t5"), ("masked", "bert"), ("image", "vit"), ("causal", "ernie4_5_moe"))
 
 

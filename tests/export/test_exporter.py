@@ -19,14 +19,14 @@ from tpfx.capture.capture import capture
 from tpfx.errors import InputError
 from tpfx.export.exporter import Exported, export
 from tpfx.export.styles import matches, pattern_of
-from tpfx.ir.parallel_graph import Parallel
+from tpfx.ir.parallel_graph import ParallelGraph
 from tpfx.plan.offline import plan_graphs
 
 ROOT = Path(__file__).parents[2]
 
 
 @cache
-def planned(name: str, devices: int = 2) -> tuple[Any, list[Parallel]]:
+def planned(name: str, devices: int = 2) -> tuple[Any, list[ParallelGraph]]:
     """A tiny model and its plan, which exporting leaves as they are."""
     model = tiny(name)
     return model, plan_graphs(capture(model), devices)

@@ -11,11 +11,11 @@ from tests.support.nets import Mlp
 from tpfx.capture.capture import capture
 from tpfx.ir.digraph import digraph
 from tpfx.ir.layout import Partial, Replicate, Split
-from tpfx.ir.parallel_graph import Parallel
+from tpfx.ir.parallel_graph import ParallelGraph
 from tpfx.plan.offline import plan_graphs
 
 
-def planned(model: nn.Module, phase: str = "prefill") -> Parallel:
+def planned(model: nn.Module, phase: str = "prefill") -> ParallelGraph:
     (captured,) = capture(model, (torch.zeros(8, 64),), phase=phase, symbolic=False)
     (parallel,) = plan_graphs([captured], 2)
     return parallel

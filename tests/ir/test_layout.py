@@ -14,7 +14,7 @@ from tpfx.ir.axes import Dim, find, product
 from tpfx.ir.axes_text import read
 from tpfx.ir.layout import Split, carries, local_size, partitions, splittable, unfold
 from tpfx.ir.shards import Shards, concrete, count_below, pieces
-from tpfx.kernels.slices import join, local_shape, take, take_unfolded
+from tpfx.kernels.slices import join_shards, local_shape, take, take_unfolded
 
 # Tensors that carry `a`, of 6, in many ways; those with `g` also an axis around it.
 TENSORS = (
@@ -64,7 +64,7 @@ def test_parts_join_to_the_whole(drawn: tuple[list[Dim], Split, int]) -> None:
     assume(splittable(dims, split))
     whole, where = whole_of(dims), concrete(dims, split).dims
     parts = [take(whole, where, rank) for rank in range(ranks)]
-    assert torch.equal(join(parts, where, whole.shape), whole)
+    assert torch.equal(join_shards(parts, where, whole.shape), whole)
     for rank, part in enumerate(parts):
         assert list(part.shape) == local_shape(whole.shape, where, rank)
         assert list(part.shape) == [local_size(dim, split, rank) for dim in dims]
@@ -157,7 +157,7 @@ def test_packed_pieces_and_an_axis_that_runs_twice() -> None:
 def test_no_split_dimension_is_the_whole() -> None:
     assert not Shards()
     assert take(torch.arange(4), (), 1).tolist() == [0, 1, 2, 3]
-    assert join([torch.arange(4)] * 2, (), (4,)).tolist() == [0, 1, 2, 3]
+    assert join_shards([torch.arange(4)] * 2, (), (4,)).tolist() == [0, 1, 2, 3]
 
 
 def test_part_of_one_interval_is_a_view() -> None:

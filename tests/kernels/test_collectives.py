@@ -10,7 +10,7 @@ import torch
 
 from tests.support.divisions import DIVISIONS
 from tpfx.ir.shards import SplitDims
-from tpfx.kernels.collectives import draw, gather_shards, joined
+from tpfx.kernels.collectives import broadcast_random, combine_partials, gather_shards
 from tpfx.kernels.slices import take, take_unfolded
 from tpfx.runtime.mesh import Mesh
 from tpfx.runtime.thread_runtime import Runtime
@@ -61,7 +61,7 @@ def test_one_rank_draws_for_all() -> None:
     expected = torch.rand(2, 3), torch.rand(1)
     torch.manual_seed(3)
     given = {argument.name: named[argument.name] for argument in aten.rand_like.default._schema.arguments}
-    found = on_ranks(lambda rank, group: draw(rank == 0, group, aten.rand_like.default, given)[0])
+    found = on_ranks(lambda rank, group: broadcast_random(rank == 0, group, aten.rand_like.default, given)[0])
     assert [one.tolist() for one in found] == [expected[0].tolist()] * 3
     assert torch.rand(1).tolist() == expected[1].tolist()
 
@@ -71,11 +71,13 @@ def test_booleans_and_several_results_are_drawn() -> None:
     torch.manual_seed(5)
     expected = [value.tolist() for value in aten.native_dropout.default(torch.ones(4, 5), 0.5, True)]
     torch.manual_seed(5)
-    for found in on_ranks(lambda rank, group: draw(rank == 0, group, aten.native_dropout.default, given)):
+    for found in on_ranks(
+        lambda rank, group: broadcast_random(rank == 0, group, aten.native_dropout.default, given)
+    ):
         assert [value.tolist() for value in found] == expected and found[1].dtype is torch.bool
 
 
 @pytest.mark.parametrize(("op", "expected"), [("sum", [6, 1, 12]), ("max", [4, 7, 6]), ("min", [-1, -5, 2])])
-def test_joined(op: str, expected: list[int]) -> None:
-    addends = [torch.tensor([3, -5, 4]), torch.tensor([4, -1, 6]), torch.tensor([-1, 7, 2])]
-    assert joined(addends, op).tolist() == expected
+def test_combined_partials(op: str, expected: list[int]) -> None:
+    partials = [torch.tensor([3, -5, 4]), torch.tensor([4, -1, 6]), torch.tensor([-1, 7, 2])]
+    assert combine_partials(partials, op).tolist() == expected

@@ -14,7 +14,7 @@ from tpfx.kernels.lookups import (
     place,
     scatter_shard,
 )
-from tpfx.kernels.slices import join, take
+from tpfx.kernels.slices import join_shards, take
 
 aten = torch.ops.aten
 TABLE = torch.arange(12.0).view(6, 2) + 1
@@ -60,7 +60,7 @@ def test_embedding_backward(rows: tuple[Pieces, ...]) -> None:
     for padding in (-1, 3):
         whole = aten.embedding_dense_backward(gradient, IDS, 6, padding, False)
         found = [embedding_backward_shard(gradient, IDS, padding, owned, 6) for owned in rows]
-        assert join(found, ((0, rows),), (6, 2)).tolist() == whole.tolist()
+        assert join_shards(found, ((0, rows),), (6, 2)).tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize("dim", [0, 1])
@@ -90,5 +90,5 @@ def test_scatter(rows: tuple[Pieces, ...], dim: int) -> None:
             scatter_shard(op, take(target, where, rank), dim, index, rest, owned=rows[rank], size=6)
             for rank in range(3)
         ]
-        assert join(found, where, (6, 6)).tolist() == op(target, dim, index, rest).tolist()
+        assert join_shards(found, where, (6, 6)).tolist() == op(target, dim, index, rest).tolist()
         assert torch.equal(target, before), "the operand is left alone"

@@ -8,12 +8,12 @@ import torch
 from tests.support.divisions import DIVISIONS
 from tpfx.ir.shards import Pieces, Shards, SplitDims
 from tpfx.kernels.slices import (
-    boxes,
+    shard_pieces,
     fold,
-    join,
+    join_shards,
     local_shape,
     part_of,
-    relaid,
+    restride,
     take,
     take_unfolded,
     unfold_part,
@@ -40,7 +40,7 @@ def test_a_shard_has_the_rows_of_its_intervals(rows: tuple[Pieces, ...]) -> None
 def test_shards_join_to_the_whole(rows: tuple[Pieces, ...], dim: int) -> None:
     whole, where = WHOLE if dim == 0 else WHOLE.t(), ((dim, rows),)
     parts = [take(whole, where, rank) for rank in range(3)]
-    assert join(parts, where, whole.shape).tolist() == whole.tolist()
+    assert join_shards(parts, where, whole.shape).tolist() == whole.tolist()
     assert {tuple(whole_shape(part.shape, where)) for part in parts} == {tuple(whole.shape)}
 
 
@@ -50,7 +50,7 @@ def test_shards_of_two_dimensions_join_to_the_whole() -> None:
     where = ((0, (upper, upper, lower, lower)), (1, (left, right, left, right)))
     parts = [take(WHOLE, where, rank) for rank in range(4)]
     assert parts[2].tolist() == WHOLE[1:][:, [0, 3]].tolist()
-    assert join(parts, where, WHOLE.shape).tolist() == WHOLE.tolist()
+    assert join_shards(parts, where, WHOLE.shape).tolist() == WHOLE.tolist()
 
 
 def test_a_shard_of_one_interval_is_a_view_and_others_are_not() -> None:
@@ -66,7 +66,7 @@ def test_boxes_cover_a_shard_once(rows: tuple[Pieces, ...], rows_at_once: int) -
     where: SplitDims = ((0, rows),)
     for rank in range(3):
         part = torch.full(local_shape(WHOLE.shape, where, rank), -1)
-        for there, here in boxes(WHOLE.shape, where, rank, rows_at_once):
+        for there, here in shard_pieces(WHOLE.shape, where, rank, rows_at_once):
             assert 0 < there[0].stop - there[0].start <= rows_at_once
             assert bool((part[here] == -1).all()), "no index is written twice"
             part[here] = WHOLE[there]
@@ -76,7 +76,7 @@ def test_boxes_cover_a_shard_once(rows: tuple[Pieces, ...], rows_at_once: int) -
 def test_boxes_of_a_dimension_that_is_not_first() -> None:
     columns = (((0, 1), (2, 3)), ((1, 2),), ((3, 4),))
     part = torch.full((6, 2), -1)
-    found = list(boxes(WHOLE.shape, ((1, columns),), 0, 4))
+    found = list(shard_pieces(WHOLE.shape, ((1, columns),), 0, 4))
     assert len(found) == 4, "two blocks of rows, each of two intervals"
     for there, here in found:
         part[here] = WHOLE[there]
@@ -118,11 +118,11 @@ def test_relaid_has_the_same_numbers_elsewhere(
     tensor = torch.arange(6.0)[: torch.Size(shape).numel()].view(shape)
     if stride and stride[0] == 0:
         tensor = tensor[:1].expand(shape)
-    made = relaid(tensor, stride, offset)
+    made = restride(tensor, stride, offset)
     assert (made.shape, made.stride(), made.storage_offset()) == (shape, stride, offset)
     assert made.tolist() == tensor.tolist()
 
 
 def test_what_lies_so_already_is_returned() -> None:
     tensor = torch.arange(6.0).view(2, 3)
-    assert relaid(tensor, (3, 1), 0) is tensor
+    assert restride(tensor, (3, 1), 0) is tensor

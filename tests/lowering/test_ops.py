@@ -17,8 +17,8 @@ from tpfx.ir.layout import Layout, Partial, Split
 from tpfx.ir.nodes import is_tensor, result_index, tensor_nodes
 from tpfx.ir.op_dims import Dims
 from tpfx.ir.shards import concrete
-from tpfx.kernels.collectives import joined
-from tpfx.kernels.slices import join, local_shape, take
+from tpfx.kernels.collectives import combine_partials
+from tpfx.kernels.slices import join_shards, local_shape, take
 from tpfx.lowering.ops import LOWERINGS
 from tpfx.passes.localize import localize
 from tpfx.planning.choices import split_choice
@@ -83,9 +83,9 @@ def together(parts: list[torch.Tensor], dims: Dims, layout: Layout, shape: torch
         where = concrete(dims, layout).dims
         for rank, part in enumerate(parts):
             assert list(part.shape) == local_shape(shape, where, rank)
-        return join(parts, where, shape)
+        return join_shards(parts, where, shape)
     if isinstance(layout, Partial):
-        return joined(parts, layout.op)
+        return combine_partials(parts, layout.op)
     assert all(torch.equal(part, parts[0]) for part in parts)
     return parts[0]
 

@@ -243,7 +243,7 @@ def divided_as(text: str, boxes: Callable[[Split], Boxes], ranks: int = 2) -> Gr
     graph = chosen(text, ranks)
     split = layout_of(op(graph, aten.linear.default))
     assert isinstance(split, Split)
-    split.boxes = tuple(boxes(split))
+    split.rank_intervals = tuple(boxes(split))
     return graph
 
 

@@ -79,14 +79,14 @@ CASES = {
         z = linear(y, w)              # split * 0 -> 0
         return z
         ---
-        draw = draw(False, tp, rand_like.default, self=x)
-        draw[0]
-        linear = linear(draw[0], w)
+        broadcast_random = broadcast_random(False, tp, rand_like.default, self=x)
+        broadcast_random[0]
+        linear = linear(broadcast_random[0], w)
         return linear
         ---
-        draw = draw(True, tp, rand_like.default, self=x)
-        draw[0]
-        linear = linear(draw[0], w)
+        broadcast_random = broadcast_random(True, tp, rand_like.default, self=x)
+        broadcast_random[0]
+        linear = linear(broadcast_random[0], w)
         return linear
     """,
     "a bias joins its product again": """

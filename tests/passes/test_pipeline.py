@@ -130,7 +130,7 @@ def test_a_pass_that_breaks_an_invariant_is_named(monkeypatch: Any) -> None:
         compiled(MLP)
 
 
-class Parallel(torch.nn.Module):
+class ParallelGraph(torch.nn.Module):
     """Two MLPs that read the same input and are added to it."""
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class Repeats(torch.nn.Module):
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
 def test_rewrites_keep_the_meaning(devices: int) -> None:
-    for model, shape in ((Parallel(), (3, 5, 64)), (Repeats(), (4, 8))):
+    for model, shape in ((ParallelGraph(), (3, 5, 64)), (Repeats(), (4, 8))):
         x = torch.randn(shape)
         with torch.no_grad():
             expected = model(x)

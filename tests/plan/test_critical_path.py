@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.support.nets import Mlp
 from tpfx.capture.capture import capture
-from tpfx.ir.parallel_graph import Parallel
+from tpfx.ir.parallel_graph import ParallelGraph
 from tpfx.plan.critical_path import critical_path, timed
 from tpfx.plan.estimate import estimate
 from tpfx.plan.offline import plan_graphs
@@ -18,7 +18,7 @@ from tpfx.planning.topology import Topology
 TOPOLOGY = Topology(latency=1.0, bandwidth=1.0, flops=1e30, memory=1.0, launch=1000.0)
 
 
-def planned(model: nn.Module, devices: int = 2) -> Parallel:
+def planned(model: nn.Module, devices: int = 2) -> ParallelGraph:
     (captured,) = capture(model, (torch.zeros(8, 64),), symbolic=False)
     (parallel,) = plan_graphs([captured], devices)
     return parallel

@@ -39,7 +39,7 @@ def test_what_it_says_of_memory_and_messages(model: Any, plans: dict[int, Plan])
 
 
 def test_the_peak_is_that_of_a_graph_counted_by_hand() -> None:
-    """x → up (4 rows of 128, half on each rank) → relu → down, an addend → its sum: two at once."""
+    """x → up (4 rows of 128, half on each rank) → relu → down, a partial sum → its sum: two at once."""
     plan = tpfx.plan(Mlp(128), 2, (torch.zeros(4, 64),))
     (graph,) = plan.graphs
     half_hidden = result = 4 * 64 * 4

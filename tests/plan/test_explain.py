@@ -24,7 +24,7 @@ def test_the_chosen_way_is_the_cheapest(model: Any, captured: Any) -> None:
         assert told.ways[0].messages == {"all_reduce": 2 * LAYERS + 1, "gather": 1}
         assert len(told.ways) > 1
     (message,) = explainer.explain("layers.0.self_attn.o_proj").forced
-    assert message == "all_reduce (6 KiB) for layers.0.add: its other operands are no addends"
+    assert message == "all_reduce (6 KiB) for layers.0.add: its other operands are no partial sums"
     assert "(chosen)" in str(told)
     with pytest.raises(InputError, match=r"no op layers\.0\.ad; did you mean layers\.0\.add"):
         explainer.explain("layers.0.ad")

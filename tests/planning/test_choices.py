@@ -51,7 +51,7 @@ def test_a_sum_passes_through_what_is_linear_where_an_operand_may_be_one() -> No
     (mul,) = calls(graph, "mul")
     assert ways(graph, "mul") == ["whole * -> *", "split 8 -> 8"]
     assert ways(graph, "mul", frozenset(mul.all_input_nodes))[-1] == "pending + -> +"
-    assert ways(graph, "add", frozenset([mul]))[-1] == "pending +, + -> +"  # x too, as addends
+    assert ways(graph, "add", frozenset([mul]))[-1] == "pending +, + -> +"  # x too, as partial sums
 
 
 def test_what_must_be_whole_is_not_split() -> None:

@@ -13,7 +13,7 @@ from tpfx.ir.annotations import dims_of, set_source, source_of
 from tpfx.ir.layout import Replicate, Split
 from tpfx.ir.shards import Shards, concrete
 from tpfx.ir.splits import Splits
-from tpfx.planning.pinned_layouts import pinned_layout, recognise
+from tpfx.planning.pinned_layouts import match_pinned, pinned_layout
 
 
 def product(*pinned: Shards | None) -> tuple[Graph, Splits]:
@@ -33,7 +33,7 @@ UNEVEN = Shards(((0, (((0, 5),), ((5, 12),))),))
 def test_the_division_is_that_of_the_shards_for_all_that_carry_the_axis() -> None:
     graph, splits = product(UNEVEN)
     up, down, _ = graph.find_nodes(op="placeholder")
-    recognise(graph, splits)
+    match_pinned(graph, splits)
     layout = pinned_layout(up, splits)
     assert isinstance(layout, Split)
     assert concrete(dims_of(up), layout) == UNEVEN
@@ -44,7 +44,7 @@ def test_the_division_is_that_of_the_shards_for_all_that_carry_the_axis() -> Non
 def test_the_first_to_show_a_division_sets_it_and_others_are_gathered() -> None:
     graph, splits = product(UNEVEN, Shards(((1, (((0, 6),), ((6, 12),))),)))
     up, down, _ = graph.find_nodes(op="placeholder")
-    recognise(graph, splits)
+    match_pinned(graph, splits)
     assert isinstance(pinned_layout(up, splits), Split)
     assert pinned_layout(down, splits) == Replicate()
 
@@ -52,14 +52,14 @@ def test_the_first_to_show_a_division_sets_it_and_others_are_gathered() -> None:
 def test_shards_that_no_split_gives_are_gathered() -> None:
     interleaved = Shards(((0, (((0, 3), (6, 9)), ((3, 6), (9, 12)))),))
     graph, splits = product(interleaved)
-    recognise(graph, splits)
+    match_pinned(graph, splits)
     assert pinned_layout(graph.find_nodes(op="placeholder")[0], splits) == Replicate()
-    assert all(not split.boxes for split in splits)  # what did not fit has left nothing behind
+    assert all(not split.rank_intervals for split in splits)  # what did not fit has left nothing behind
 
 
 def test_what_is_whole_stays_whole() -> None:
     graph, splits = product(Shards())
-    recognise(graph, splits)
+    match_pinned(graph, splits)
     assert pinned_layout(graph.find_nodes(op="placeholder")[0], splits) == Replicate()
 
 
@@ -67,6 +67,6 @@ def test_weights_come_before_what_is_kept() -> None:
     graph, splits = product(Shards(((0, (((0, 6),), ((6, 12),))),)), Shards(((1, (((0, 5),), ((5, 12),))),)))
     up, down, _ = graph.find_nodes(op="placeholder")
     set_source(up, replace(source_of(up), kind="state"))
-    recognise(graph, splits)
+    match_pinned(graph, splits)
     assert pinned_layout(up, splits) == Replicate()
     assert isinstance(pinned_layout(down, splits), Split)

@@ -12,7 +12,7 @@ from torch.fx import Graph
 from tpfx.dump.text import dump_text
 from tpfx.ir.annotations import bound_of, set_dims
 from tpfx.ir.axes import Dim
-from tpfx.ir.parallel_graph import Parallel
+from tpfx.ir.parallel_graph import ParallelGraph
 from tpfx.passes.localize import localize
 from tpfx.passes.pipeline import _whole_ops
 from tpfx.plan.offline import plan_offline
@@ -46,7 +46,7 @@ class Packed(nn.Module):
         return self.down(heads.reshape(2, 64)) + heads.mean((1, 2)).unsqueeze(1)
 
 
-def shown(parallel: Parallel) -> list[str]:
+def shown(parallel: ParallelGraph) -> list[str]:
     """Everything that is made of a planned graph."""
     ranks = [str(localize(parallel.graph, rank, 2, "group", rank == 0)) for rank in range(2)]
     return [*ranks, dump_text(parallel), str(_whole_ops(parallel.graph))]

@@ -1,4 +1,4 @@
-"""`check_rule` finds lies: rows that allow a split, or pass on a pending sum, where the op does not."""
+"""`check_rule` finds lies: rows that allow a split, or pass on a partial sum, where the op does not."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _values_free(call: Call) -> Bound:
 
 
 def _one_operand(call: Call) -> Bound:
-    """cat that passes on a sum that is pending in its first operand only."""
+    """cat that passes on a partial sum of its first operand only."""
     return dataclasses.replace(views.cat(call), linear=((0,),))
 
 
@@ -47,7 +47,7 @@ def _filled(call: Call) -> Bound:
 # rank raises what PyTorch raises for operands that do not belong together.
 VALUES = ".*: rank [01] differs from the op run whole. Tensor-likes are not close"
 SHAPE = " differs from the op run whole. The values for attribute 'shape' do not match"
-SUM = ".*: the ranks' addends differs from the op run whole. Tensor-likes are not close"
+SUM = ".*: the ranks' partial sums differs from the op run whole. Tensor-likes are not close"
 RAISED = ".*: rank [01] raised "
 
 LIES: dict[str, tuple[Any, Rule, tuple[Any, ...], str]] = {
@@ -57,7 +57,7 @@ LIES: dict[str, tuple[Any, Rule, tuple[Any, ...], str]] = {
         (MANY, MANY.T),
         RAISED + "RuntimeError: mat1 and mat2 shapes cannot be multiplied",
     ),
-    "mm: addends are joined by max": (
+    "mm: partial sums are joined by max": (
         aten.mm.default,
         Rule("m k, k n -> m n", reduce="max"),
         (MANY, MANY.T),
@@ -67,9 +67,9 @@ LIES: dict[str, tuple[Any, Rule, tuple[Any, ...], str]] = {
         aten.mm.default,
         Rule("m k, k n -> m n", linear=((0, 1),)),
         (MANY, MANY.T),
-        r"pending sums in operands \[0, 1\]" + SUM,
+        r"partial sums in operands \[0, 1\]" + SUM,
     ),
-    "linear: a bias in every addend": (
+    "linear: a bias in every partial sum": (
         aten.linear.default,
         Rule("... k, n k, n -> ... n"),
         (MANY, MANY, ONES[:4]),
@@ -85,7 +85,7 @@ LIES: dict[str, tuple[Any, Rule, tuple[Any, ...], str]] = {
         aten._softmax.default,
         Rule(reductions.reduction),
         (MANY, -1, False),
-        "split b:6.*rank 0's addend" + SHAPE,
+        "split b:6.*rank 0's partial sum" + SHAPE,
     ),
     "layer_norm: free": (
         aten.native_layer_norm.default,
@@ -139,49 +139,49 @@ LIES: dict[str, tuple[Any, Rule, tuple[Any, ...], str]] = {
         aten.add.Tensor,
         Rule(pointwise.pointwise, linear=((0,),)),
         (MANY, 3),
-        r"pending sums in operands \[0\]" + SUM,
+        r"partial sums in operands \[0\]" + SUM,
     ),
     "add: linear in one of two": (
         aten.add.Tensor,
         Rule(pointwise.pointwise, linear=((0,),)),
         (MANY, MANY),
-        r"pending sums in operands \[0\]" + SUM,
+        r"partial sums in operands \[0\]" + SUM,
     ),
     "mul: linear in both at once": (
         aten.mul.Tensor,
         Rule(pointwise.pointwise, linear=((0, 1),)),
         (MANY, MANY),
-        r"pending sums in operands \[0, 1\]" + SUM,
+        r"partial sums in operands \[0, 1\]" + SUM,
     ),
     "div: linear below": (
         aten.div.Tensor,
         Rule(pointwise.pointwise, linear=((1,),)),
         (MANY, MANY),
-        r"pending sums in operands \[1\]" + SUM,
+        r"partial sums in operands \[1\]" + SUM,
     ),
     "gelu: linear": (
         aten.gelu.default,
         Rule(pointwise.pointwise, linear=((0,),)),
         (MANY,),
-        r"pending sums in operands \[0\]" + SUM,
+        r"partial sums in operands \[0\]" + SUM,
     ),
     "where: linear in one branch": (
         aten.where.self,
         Rule(pointwise.pointwise, linear=((1,),)),
         (MANY > 0, MANY, MANY),
-        r"pending sums in operands \[1\]" + SUM,
+        r"partial sums in operands \[1\]" + SUM,
     ),
     "masked_fill: linear": (
         aten.masked_fill.Scalar,
         Rule(_filled),
         (MANY, MANY > 0, 1.0),
-        r"pending sums in operands \[0\]" + SUM,
+        r"partial sums in operands \[0\]" + SUM,
     ),
     "cat: linear in one operand": (
         aten.cat.default,
         Rule(_one_operand),
         ([MANY, MANY],),
-        r"pending sums in operands \[0\]" + SUM,
+        r"partial sums in operands \[0\]" + SUM,
     ),
     "slice: no lowering": (
         aten.slice.Tensor,

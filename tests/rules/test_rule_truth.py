@@ -113,7 +113,7 @@ def _flat(values: Any) -> Iterator[Any]:
 
 
 def tried(op: Any, examples: int) -> int:
-    """How many divisions and pending sums were run, over so many calls of an op."""
+    """How many divisions and partial sums were run, over so many calls of an op."""
     counts: list[int] = []
 
     @hypothesis.settings(max_examples=examples)
@@ -144,7 +144,7 @@ def test_every_row_has_samples() -> None:
 def test_enough_was_run() -> None:
     for op in set(SAMPLES) - set(COUNTS):  # run by another worker, or not selected
         COUNTS[op] = tried(op, examples=2)
-    print(f"{sum(COUNTS.values())} divisions and pending sums of {len(COUNTS)} ops")
+    print(f"{sum(COUNTS.values())} divisions and partial sums of {len(COUNTS)} ops")
     assert sum(COUNTS.values()) > 2000
 
 

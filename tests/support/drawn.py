@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from tpfx.capture.capture import capture
-from tpfx.ir.parallel_graph import Parallel
+from tpfx.ir.parallel_graph import ParallelGraph
 from tpfx.plan.make import describe
 from tpfx.plan.offline import plan_graphs
 from tpfx.plan.plan import Plan
@@ -27,7 +27,7 @@ LLAMA = {
 GPT2 = {"vocab_size": 99, "n_embd": 60, "n_head": 4, "n_layer": 3, "n_positions": 64}
 
 
-def planned(config: Any, devices: int, phase: str = "prefill") -> tuple[Plan, list[Parallel]]:
+def planned(config: Any, devices: int, phase: str = "prefill") -> tuple[Plan, list[ParallelGraph]]:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     ids = torch.zeros(2, 12, dtype=torch.int64)

@@ -13,7 +13,7 @@ from torch.fx import Graph
 import tpfx
 from tests.support.models import inputs, tiny
 from tests.support.nets import Branches
-from tpfx.ir.parallel_graph import Parallel
+from tpfx.ir.parallel_graph import ParallelGraph
 from tpfx.plan import offline
 from tpfx.verify.model import verify
 
@@ -119,7 +119,7 @@ def test_inputs_that_are_written_to() -> None:
 def test_a_pass_that_changes_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = offline.parallelize
 
-    def wrong(graph: Graph, *args: Any) -> Parallel:
+    def wrong(graph: Graph, *args: Any) -> ParallelGraph:
         (node,) = graph.find_nodes(op="call_function", target=aten.sin.default)
         node.target = aten.tanh.default
         return plan(graph, *args)

@@ -15,8 +15,8 @@ from tests.support.models import inputs, tiny
 from tests.support.nets import Branches
 from tpfx.dump.text import names_of
 from tpfx.ir.nodes import copy_graph
-from tpfx.ir.parallel_graph import Parallel
-from tpfx.ir.provenance import made_for
+from tpfx.ir.parallel_graph import ParallelGraph
+from tpfx.ir.provenance import origin_of
 from tpfx.kernels.collectives import gather_shards
 from tpfx.kernels.lookups import embedding_shard
 from tpfx.planning.topology import Topology
@@ -37,7 +37,7 @@ class Case:
     """A graph, and what it takes to verify it again with faults."""
 
     captured: GraphModule
-    parallel: Parallel
+    parallel: ParallelGraph
     modules: Sequence[GraphModule]
     args: Sequence[Any]
     mesh: Mesh
@@ -52,7 +52,7 @@ class Case:
         for rank in ranks or range(len(modules)):
             graph = modules[rank].graph
             known = [node for node in graph.nodes if node.target in find]
-            (node,) = (node for node in known if self.name(str(made_for(node))) == name)
+            (node,) = (node for node in known if self.name(str(origin_of(node))) == name)
             fault(graph, node)
             graph.lint()
         return self.again(modules).findings
@@ -72,7 +72,7 @@ def case_of(model: nn.Module, given: Any, **options: Any) -> Case:
     made: list[Case] = []
 
     def record(
-        captured: GraphModule, parallel: Parallel, modules: Any, args: Any, runtime: Runtime
+        captured: GraphModule, parallel: ParallelGraph, modules: Any, args: Any, runtime: Runtime
     ) -> Replayed:
         made.append(Case(captured, parallel, modules, args, runtime.mesh))
         return verify_graphs(captured, parallel, modules, args, runtime)
@@ -100,7 +100,7 @@ def branches() -> Case:
 
 
 def dropped(graph: Graph, node: Node) -> None:
-    """The addend goes on in the place of the sum."""
+    """The partial sum goes on in the place of the sum."""
     (wait,) = node.users
     wait.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
     graph.erase_node(wait)
@@ -108,7 +108,7 @@ def dropped(graph: Graph, node: Node) -> None:
 
 
 def bypassed(graph: Graph, node: Node) -> None:
-    """The sum is made, and not used: the addend goes on, as it was."""
+    """The sum is made, and not used: the partial sum goes on, as it was."""
     (wait,) = node.users
     node.target = c10d.all_reduce.default
     wait.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
@@ -185,7 +185,7 @@ def test_an_all_reduce_dropped_on_one_rank_does_not_hang(llama: Case) -> None:
 def test_a_sum_that_is_not_used(llama: Case) -> None:
     found = llama.tampered(REDUCE, "layers.0.self_attn.o_proj.sum", bypassed)
     assert (found[0].kind, found[0].ranks) == ("operand", (0, 1))
-    assert "takes layers.0.self_attn.o_proj, addends that are not summed" in found[0].text
+    assert "takes layers.0.self_attn.o_proj, partial sums that are not summed" in found[0].text
 
 
 def test_results_in_each_others_places(llama: Case) -> None:
@@ -216,7 +216,7 @@ def test_a_wrong_slice(llama: Case) -> None:
 def test_a_wrong_index_offset(llama: Case) -> None:
     found = llama.tampered([embedding_shard], "embed_tokens", shifted(2, -1), 1)
     assert [(one.kind, one.node) for one in found] == [("value", "embed_tokens")]
-    assert "the ranks' addends do not give it" in found[0].text
+    assert "the ranks' partial sums do not give it" in found[0].text
 
 
 def test_a_gather_of_other_parts() -> None:
@@ -229,7 +229,7 @@ def test_a_gather_of_other_parts() -> None:
         ((dim, (first, second)),) = node.args[1]  # type: ignore[misc]
         node.args = (node.args[0], ((dim, (second, first)),), *node.args[2:])
 
-    name = slow.name(str(made_for(node)))
+    name = slow.name(str(origin_of(node)))
     found = slow.tampered([gather_shards], name, mixed, 1)
     assert [(one.kind, one.node, one.ranks) for one in found] == [("collective", name, (1,))]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from torch.fx import GraphModule, Node
 
 from ..ir.annotations import Source
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..torch_internals.aot import aot_module_simplified
 from ..torch_internals.fake import unset_fake_temporarily
 from .decompositions import decompositions
@@ -26,7 +26,7 @@ Part = Literal["whole", "forward", "backward"]
 class Use(Protocol):
     """What is made of the graph, or of the joint graph, that AOTAutograd lowers one of Dynamo's to."""
 
-    def plan(self, graph: Captured) -> Parallel | None:
+    def plan(self, graph: Captured) -> ParallelGraph | None:
         """Plan a graph in place; or give None, and it goes on as it was captured."""
 
     def finish(self, lowered: GraphModule, part: Part) -> Compiled:

@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..ir.annotations import Source, set_gradients
 from ..ir.nodes import copy_graph
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..torch_internals.aot import min_cut_rematerialization_partition
 from .sources import is_tangent
 
@@ -40,7 +40,9 @@ class Joint:
     inputs: Any
     options: dict[str, Any] = field(default_factory=dict)
 
-    def parts(self, module: GraphModule, parallel: Parallel | None = None) -> tuple[GraphModule, GraphModule]:
+    def parts(
+        self, module: GraphModule, parallel: ParallelGraph | None = None
+    ) -> tuple[GraphModule, GraphModule]:
         """The forward and the backward part of a graph; what is cheap to compute again is not saved.
 
         Where the graph has been planned, `parallel` is told which nodes are in the backward part alone.

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from ..errors import ModelError
 from ..ir.shards import SplitDims
-from ..kernels.slices import boxes
+from ..kernels.slices import shard_pieces
 from ..torch_internals.parameter_slots import slots_of
 
 INDEX = "model.safetensors.index.json"
@@ -41,7 +41,7 @@ class Stored:
     def read(self, part: torch.Tensor, dims: SplitDims, rank: int) -> None:
         """Fill a rank's part. The file is opened anew for each piece: what is mapped counts as resident."""
         rows = max(1, PIECE // max(1, math.prod(self.shape[1:]) * part.element_size()))
-        for there, here in boxes(self.shape, dims, rank, rows):
+        for there, here in shard_pieces(self.shape, dims, rank, rows):
             with safe_open(self.file, framework="pt") as opened:
                 part[here] = opened.get_slice(self.key)[there] if there else opened.get_tensor(self.key)
             self.read_bytes(part[here].nbytes)

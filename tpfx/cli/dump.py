@@ -18,7 +18,7 @@ from ..draw.page import page
 from ..draw.svg import svg
 from ..dump.text import dump_json, dump_text, structures
 from ..errors import InputError
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..passes.context import Context
 from ..passes.lower import lower
 from ..passes.pipeline import STAGES, infer_structures
@@ -54,7 +54,7 @@ class Format(StrEnum):
     model_explorer = "model-explorer"
 
 
-_DRAWN: dict[Format, Callable[[Plan, Sequence[Parallel]], str]] = {
+_DRAWN: dict[Format, Callable[[Plan, Sequence[ParallelGraph]], str]] = {
     Format.html: page,
     Format.svg: svg,
     Format.dot: dot,
@@ -94,7 +94,7 @@ def dump(
     """Print how a model is split: its parallel graph, one line an op.
 
     \b
-    Each line: name, type, op. In the types, 4096/2 is a dimension divided in 2, and + marks addends:
+    Each line: name, type, op. In the types, 4096/2 is a dimension divided in 2, and + marks partial sums:
     every rank has one, until an all_reduce. The inputs show what a weight's dimensions are made of;
     an axis has the same letter wherever it occurs. Layers that are alike are written once, the first
     of them, under a heading such as layers.0–31 ×32.
@@ -143,7 +143,7 @@ def dump(
 
 def _planned(
     captured: Sequence[Captured], devices: int, stage: str, unfold: bool
-) -> tuple[list[Parallel], list[str]]:
+) -> tuple[list[ParallelGraph], list[str]]:
     """The planned graphs, and the text of each at a stage."""
     texts: list[str] = []
 
@@ -185,7 +185,7 @@ def _axes(one: Captured, devices: int) -> str:
     return structures(module.graph)
 
 
-def _rank_code(plan: Parallel, rank: int) -> str:
+def _rank_code(plan: ParallelGraph, rank: int) -> str:
     root = plan.graph.owning_module
     assert root is not None
     names = tuple(f"tp:{each}" for each in range(plan.ranks))

@@ -14,7 +14,7 @@ from .arguments import DevicesOption, ModelArgument, SettingsOption, console, re
 from .models import build
 
 
-class Target(StrEnum):
+class ExportFormat(StrEnum):
     """Who reads the plan."""
 
     hf_tp_plan = "hf-tp-plan"
@@ -24,7 +24,7 @@ class Target(StrEnum):
 def export(
     model: ModelArgument,
     devices: DevicesOption,
-    to: Annotated[Target, typer.Option(help="transformers' tp_plan, or torch's parallelize_module.")],
+    to: Annotated[ExportFormat, typer.Option(help="transformers' tp_plan, or torch's parallelize_module.")],
     settings: SettingsOption = None,
     batch: Annotated[int, typer.Option(help="Sequences, or images, in the example input.")] = 2,
     length: Annotated[int, typer.Option(help="Tokens in each sequence.")] = 128,

@@ -33,7 +33,7 @@ def verify(
     """Run a model undivided and split, node by node, on the CPU, and name the first node that differs.
 
     A small model of the same architecture is made, with random weights: two layers, about 64 wide. --set
-    changes its sizes. Of each graph the ranks' code is checked first: every addend summed once, the same
+    changes its sizes. Of each graph the ranks' code is checked first: every partial sum summed once, the same
     messages in the same order on all ranks, shapes that agree. Exits with 1 where anything is wrong.
 
     \b

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 
 from ..formatting import bytes_text
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..plan.plan import Plan
 from .chain import Step, steps
 from .module_tree import Weights, blocks
@@ -16,7 +16,7 @@ from .svg import (
 )
 
 
-def dot(plan: Plan, parallels: Sequence[Parallel]) -> str:
+def dot(plan: Plan, parallels: Sequence[ParallelGraph]) -> str:
     """The same for Graphviz: a cluster for each graph, and in it one for layers that are alike."""
     weights = Weights(plan)
     lines = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from ..dump.node_names import Names
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import layer_of, stem_of
 
 
@@ -38,7 +38,7 @@ class Home:
         return layer_of(self.path)
 
 
-def homes(parallel: Parallel, names: Names) -> dict[Node, Home]:
+def homes(parallel: ParallelGraph, names: Names) -> dict[Node, Home]:
     """Where each op belongs, in order. Of the backward pass, that is the module whose gradients it computes;
     an op of which nothing is known belongs to that of the op before.
 

@@ -16,7 +16,7 @@ from torch.fx import Node
 from ..dump.node_text import Lines
 from ..formatting import seconds_text
 from ..ir.nodes import is_tensor
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import source_line
 from ..plan.critical_path import critical_path, timed
 from ..plan.plan import Plan
@@ -24,7 +24,7 @@ from ..planning.topology import Topology
 from .layers import homes
 
 
-def model_explorer(plan: Plan, parallels: Sequence[Parallel]) -> dict[str, Any]:
+def model_explorer(plan: Plan, parallels: Sequence[ParallelGraph]) -> dict[str, Any]:
     """A collection of graphs, to be written as JSON."""
     graphs = [
         {"id": f"{at} {graph.phase}", "nodes": list(_nodes(parallel, plan.topology))}
@@ -33,7 +33,7 @@ def model_explorer(plan: Plan, parallels: Sequence[Parallel]) -> dict[str, Any]:
     return {"label": f"{plan.model} on {plan.devices} devices", "graphs": graphs}
 
 
-def _nodes(parallel: Parallel, topology: Topology) -> Iterator[dict[str, Any]]:
+def _nodes(parallel: ParallelGraph, topology: Topology) -> Iterator[dict[str, Any]]:
     graph = timed(parallel, topology)
     slow = set(critical_path(graph).nodes)
     lines = Lines(list(graph))

@@ -27,7 +27,7 @@ from ..dump.text import Dump
 from ..ir.annotations import dims_of, is_weight, source_of
 from ..ir.axes import Concat, Dim, find, segments
 from ..ir.nodes import bytes_of
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import layer_of, source_line
 from ..ir.resharding import MESSAGES
 from ..plan.plan import Plan, WeightPlan
@@ -122,7 +122,7 @@ class Weights:
         return at
 
 
-def blocks(parallel: Parallel, weights: Weights) -> Blocks:
+def blocks(parallel: ParallelGraph, weights: Weights) -> Blocks:
     """A planned graph as blocks; its weights are added to `weights`."""
     return _Graph(parallel, weights).blocks()
 
@@ -139,7 +139,7 @@ def modules(items: Sequence[Part | Stack]) -> Iterator[Module]:
 class _Graph:
     """One graph being taken apart."""
 
-    def __init__(self, parallel: Parallel, weights: Weights) -> None:
+    def __init__(self, parallel: ParallelGraph, weights: Weights) -> None:
         self.parallel = parallel
         self.weights = weights
         self.dump = Dump(parallel)

@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 from ..formatting import bytes_text
 from ..ir.layout import Interval
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..plan.plan import Plan, WeightPlan
 from .chain import Step, steps
 from .module_tree import Weights, blocks
@@ -36,7 +36,7 @@ text { fill: #ebe9e4; } .paper { fill: #131417; }
 """
 
 
-def svg(plan: Plan, parallels: Sequence[Parallel]) -> str:
+def svg(plan: Plan, parallels: Sequence[ParallelGraph]) -> str:
     """The plan as a picture: a column for each graph, and beside each block how its weights are divided."""
     weights = Weights(plan)
     columns, height = [], 0

@@ -12,7 +12,15 @@ import torch
 from torch.fx import Node
 
 from ..formatting import bytes_text, dtype_text
-from ..ir.annotations import bound_of, choice_of, dims_of, has_dims, is_joined, layout_of, source_of
+from ..ir.annotations import (
+    bound_of,
+    choice_of,
+    dims_of,
+    has_dims,
+    is_gathered_for_caller,
+    layout_of,
+    source_of,
+)
 from ..ir.axes import Concat, Dim, Size, axes, factors, find, segments, show
 from ..ir.layout import Interval, Layout, Partial, Split, carries
 from ..ir.nodes import arguments, bytes_of, is_getitem, is_tensor, is_view, size_of
@@ -77,7 +85,7 @@ class Lines:
     def result(self, node: Node) -> Row:
         """The line of a result."""
         comments: tuple[str, ...] = ()
-        if is_tensor(node) and is_joined(node):
+        if is_tensor(node) and is_gathered_for_caller(node):
             comments = (f"gathered for the caller, {bytes_text(bytes_of(node.meta['val']))}",)
         return Row(self._name(node), self._type(node), "", comments)
 
@@ -128,8 +136,8 @@ class Lines:
         extents = [self.size(extent) for extent in value.shape]
         if isinstance(layout, Split):
             extents = [self._extent(d, e, layout) for d, e in zip(dims_of(node), extents, strict=True)]
-        pending = ("+" if layout.op == "sum" else f"+{layout.op}") if isinstance(layout, Partial) else ""
-        return f"{dtype_text(value.dtype)}[{', '.join(extents)}]{pending}"
+        mark = ("+" if layout.op == "sum" else f"+{layout.op}") if isinstance(layout, Partial) else ""
+        return f"{dtype_text(value.dtype)}[{', '.join(extents)}]{mark}"
 
     def _extent(self, dim: Dim, extent: str, split: Split) -> str:
         """A divided dimension as 512/4; one of which only parts are divided by its parts, [64/2|32].
@@ -138,10 +146,10 @@ class Lines:
         """
         if not carries(dim, split):
             return extent
-        if not split.boxes:
+        if not split.rank_intervals:
             return f"{extent}/{' '.join(self._axes_of(split))}"
         if not _mixed(dim, split):
-            return f"{extent}/{len({_intervals([dim], box) for box in split.boxes})}"
+            return f"{extent}/{len({_intervals([dim], box) for box in split.rank_intervals})}"
         is_concat = isinstance(find(dim).form, Concat)
         inside = segments(dim) if is_concat else factors(dim)
         parts = [self._extent(part, self.number(find(part).size), split) for part in inside]
@@ -215,7 +223,7 @@ def _uneven(layout: Layout, dims: Sequence[Dim]) -> list[str]:
     """How many units of these dimensions each rank has, where that differs: 2+1."""
     if not isinstance(layout, Split):
         return []
-    held = [_intervals(dims, box) for box in layout.boxes]
+    held = [_intervals(dims, box) for box in layout.rank_intervals]
     units = [math.prod(stop - start for start, stop in intervals) for intervals in held]
     return ["+".join(map(str, units))] if len(set(units)) > 1 else []
 

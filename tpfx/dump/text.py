@@ -4,9 +4,9 @@
       attn.o            f32[2, 128, 512]+    = linear(view, attn.o.weight)     # row, split k
       attn.o.sum        f32[2, 128, 512]     = all_reduce(attn.o)              # 512 KiB
 
-`512/4` is divided in 4 parts, `+` says that every rank has an addend. A weight shows what its dimensions are
-made of, `(a:4 [b:8|b:8])`: an axis has the same letter wherever it occurs. Of layers that are alike the first
-is written, under the heading `layers.0–31 ×32`.
+`512/4` is divided over 4 ranks, `+` says that each has a partial sum. A weight shows what its dimensions are
+made of, `(a:4 [b:8|b:8])`: an axis has the same letter wherever it occurs. Of layers that are alike the
+first is written, under the heading `layers.0–31 ×32`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ..formatting import bytes_text, dtype_text
 from ..ir.annotations import dims_of, is_weight
 from ..ir.axes import Dim, show
 from ..ir.nodes import hint_of, is_tensor
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import layer_of, source_line, stem_of
 from .columns import Row, block
 from .node_names import Names
 from .node_text import Lines
 from .repeated_layers import Layer, runs, span
 
-Group: TypeAlias = tuple[str, list[Node]]  # a layer, and nodes of it
+LayerNodes: TypeAlias = tuple[str, list[Node]]  # a layer, and nodes of it
 
 
-def dump_text(parallel: Parallel, *, unfold: bool = False) -> str:
+def dump_text(parallel: ParallelGraph, *, unfold: bool = False) -> str:
     """The graph as text; `unfold` writes layers that are alike one by one."""
     return Dump(parallel).text(unfold)
 
@@ -44,12 +44,12 @@ def stage_text(graph: Graph, *, unfold: bool = False) -> str:
     return GraphText(graph).text(unfold)
 
 
-def dump_json(parallel: Parallel) -> dict[str, Any]:
+def dump_json(parallel: ParallelGraph) -> dict[str, Any]:
     """The lines of the unfolded text, taken apart: summary, inputs, groups of ops, and results."""
     return Dump(parallel).json()
 
 
-def names_of(parallel: Parallel) -> Names:
+def names_of(parallel: ParallelGraph) -> Names:
     """The names under which the text lists the nodes."""
     return Lines(list(parallel.graph.nodes)).names
 
@@ -106,7 +106,7 @@ class GraphText:
                 rows.append(replace(row, name=name))
         return rows
 
-    def _runs(self, write: Callable[[Node], Row], groups: Sequence[Group], unfold: bool) -> list[range]:
+    def _runs(self, write: Callable[[Node], Row], groups: Sequence[LayerNodes], unfold: bool) -> list[range]:
         if unfold:
             return [range(at, at + 1) for at in range(len(groups))]
         return runs([Layer(*stem_of(layer), self._likeness(write, layer, nodes)) for layer, nodes in groups])
@@ -175,7 +175,7 @@ class GraphText:
 class Dump(GraphText):
     """One planned graph being written."""
 
-    def __init__(self, parallel: Parallel) -> None:
+    def __init__(self, parallel: ParallelGraph) -> None:
         super().__init__(parallel.graph)
         self.parallel = parallel
 

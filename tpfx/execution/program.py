@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..ir.annotations import Source, is_joined, layout_of, shards_of, source_of
+from ..ir.annotations import Source, is_gathered_for_caller, layout_of, shards_of, source_of
 from ..ir.layout import Partial
 from ..ir.nodes import is_tensor
 from ..ir.provenance import module_path
 from ..ir.shards import Shards
-from ..kernels.slices import relaid
+from ..kernels.slices import restride
 from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.thread_runtime import Runtime, node_of
@@ -102,7 +102,7 @@ class Program:
             error.add_note(f"on rank {rank} ({self.mesh.devices[rank]}), in node {name}: gathering its parts")
             raise
         for at, (stride, offset) in lie.items():
-            made[at] = _lying(made[at], stride, offset)
+            made[at] = _restrided(made[at], stride, offset)
         return made
 
     def _note_place(self, error: Exception) -> None:
@@ -186,7 +186,7 @@ def _output(node: Any, mesh: Mesh, kept: bool, seen: bool) -> Callable[[list[Any
     layout = shards_of(node)
     kept = kept or isinstance(
         layout_of(node), Partial
-    )  # addends for the backward part: each rank has its own
+    )  # partial sums for the backward part: each rank has its own
     value = node.meta["val"]
     dynamic = {index for index, extent in enumerate(value.shape) if isinstance(extent, torch.SymInt)}
     if value.dim() > 1 and type(value.shape[0]) is int and value.shape[0] == 1:
@@ -198,17 +198,17 @@ def _output(node: Any, mesh: Mesh, kept: bool, seen: bool) -> Callable[[list[Any
         kept = kept or (len(set(mesh.devices)) > 1 and any(user.op != "output" for user in node.users))
         return partial(_shard, layout, fixed, dynamic, mesh) if kept else partial(_plain, dynamic)
     if layout.unfolding and seen:  # only the backward part could use its shards
-        return partial(_join_folded, layout, mesh)
-    if is_joined(node) and not layout.unfolding:
-        return partial(_join, layout, fixed, mesh)
+        return partial(_gathered_folded, layout, mesh)
+    if is_gathered_for_caller(node) and not layout.unfolding:
+        return partial(_gathered, layout, fixed, mesh)
     return partial(_shard, layout, fixed, dynamic, mesh)
 
 
-def _lying(result: torch.Tensor, stride: Sequence[int], offset: int) -> torch.Tensor:
+def _restrided(result: torch.Tensor, stride: Sequence[int], offset: int) -> torch.Tensor:
     """A result of which strides and offset count."""
     if isinstance(result, ShardedTensor):
-        return result.lying(stride, offset)
-    return relaid(result, stride, offset)
+        return result.restrided(stride, offset)
+    return restride(result, stride, offset)
 
 
 def _first(results: list[Any]) -> Any:
@@ -225,11 +225,11 @@ def _shape(fixed: dict[int, int], result: torch.Tensor) -> list[int]:
     return [fixed.get(index, extent) for index, extent in enumerate(result.shape)]
 
 
-def _join(layout: Shards, fixed: dict[int, int], mesh: Mesh, results: list[torch.Tensor]) -> torch.Tensor:
+def _gathered(layout: Shards, fixed: dict[int, int], mesh: Mesh, results: list[torch.Tensor]) -> torch.Tensor:
     return whole_of(results, layout.dims, _shape(fixed, results[0]), mesh)
 
 
-def _join_folded(layout: Shards, mesh: Mesh, results: list[torch.Tensor]) -> torch.Tensor:
+def _gathered_folded(layout: Shards, mesh: Mesh, results: list[torch.Tensor]) -> torch.Tensor:
     return folded_whole_of(results, layout, mesh)
 
 

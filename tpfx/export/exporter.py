@@ -22,7 +22,7 @@ from ..capture.inputs import Inputs
 from ..errors import InputError
 from ..ir.annotations import choice_of, is_weight, layout_of, source_of
 from ..ir.layout import Partial
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import module_path
 from ..ir.resharding import all_reduce
 from .layer_consistency import Agreement
@@ -90,7 +90,10 @@ class Exported:
 
 
 def export(
-    model: torch.nn.Module, parallels: Sequence[Parallel] | Parallel, to: str, inputs: Inputs | None = None
+    model: torch.nn.Module,
+    parallels: Sequence[ParallelGraph] | ParallelGraph,
+    to: str,
+    inputs: Inputs | None = None,
 ) -> Exported:
     """Write the plan of a model's forward pass for another tool.
 
@@ -111,7 +114,7 @@ def export(
     >>> export(model, plan_graphs(capture(model), 2), "hf-tp-plan").plan["model.layers.*.mlp.down_proj"]
     'rowwise'
     """
-    plans = [parallels] if isinstance(parallels, Parallel) else list(parallels)
+    plans = [parallels] if isinstance(parallels, ParallelGraph) else list(parallels)
     if to not in STYLES:
         raise InputError(f"cannot export to {to}; name one of {', '.join(STYLES)}")
     if not plans or any(parallel.backward for parallel in plans):
@@ -188,7 +191,7 @@ class _Writer:
 
 
 def _summands(value: torch.fx.Node) -> set[str]:
-    """The modules whose addends are in a pending sum."""
+    """The modules whose partial sums are in a partial sum."""
     choice = choice_of(value)
     if choice is None or not isinstance(layout_of(value), Partial):
         return set()

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..capture.inputs import Inputs
-from ..ir.parallel_graph import Parallel
-from .sharded_modules import Member, Owners
+from ..ir.parallel_graph import ParallelGraph
+from .sharded_modules import Owners, SplitModule
 from .sharded_regions import Region, survey
 from .styles import pattern_of
 from .trial_capture import rehearse
@@ -31,7 +31,7 @@ class Agreement:
         regions: what the splits of the plans run through; those that do not work in parts are refused.
     """
 
-    def __init__(self, model: torch.nn.Module, plans: Sequence[Parallel], to: str) -> None:
+    def __init__(self, model: torch.nn.Module, plans: Sequence[ParallelGraph], to: str) -> None:
         self.model, self.plans = model, plans
         self.owners = Owners.of(model)
         self.alike: dict[str, list[str]] = {}
@@ -50,7 +50,7 @@ class Agreement:
             if to == "parallelize-module" and not region.refused and _is_uneven(region):
                 region.refused = "parallelize_module takes parts to be of one size, and they are not"
 
-    def _leave_tied(self, split: Mapping[str, Member]) -> None:
+    def _leave_tied(self, split: Mapping[str, SplitModule]) -> None:
         """Leave out what shares a weight with a module that is left out."""
         tied = [[path for path, _ in holders] for holders in self.owners.holders.values() if len(holders) > 1]
         for _ in tied:
@@ -146,5 +146,5 @@ def _refuse(regions: Sequence[Region], reason: str) -> None:
 
 
 def _is_uneven(region: Region) -> bool:
-    boxes = [[stop - start for start, stop in box.values()] for box in region.division.boxes]
+    boxes = [[stop - start for start, stop in box.values()] for box in region.division.rank_intervals]
     return any(box != boxes[0] for box in boxes)

@@ -30,7 +30,7 @@ _WAYS: dict[Any, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Member:
+class SplitModule:
     """A module that is split: "column" or "row" (a Linear), "vocabulary" or "width" (an Embedding)."""
 
     module: str
@@ -86,7 +86,7 @@ class Owners:
         return f"{name} is neither Linear nor Embedding"
 
 
-def members_of(owners: Owners, weight: Node, split: Split) -> tuple[list[Member], dict[str, str]]:
+def split_modules_of(owners: Owners, weight: Node, split: Split) -> tuple[list[SplitModule], dict[str, str]]:
     """The modules that hold a split weight as members; or, where one cannot be, why none of them is."""
     source = source_of(weight)
     if not source.is_weight:
@@ -98,7 +98,7 @@ def members_of(owners: Owners, weight: Node, split: Split) -> tuple[list[Member]
             return [], {holder or own: reason if holder == path else tied for holder, own in holders}
     at = concrete(dims_of(weight), split).dims[0][0]
     ways = {path: owners.way(path, at) for path, name in holders if name == "weight"}
-    return [Member(path, way) for path, way in ways.items() if way is not None], {}
+    return [SplitModule(path, way) for path, way in ways.items() if way is not None], {}
 
 
 def _unfit(owners: Owners, weight: Node, split: Split, path: str, name: str) -> str:
@@ -138,7 +138,7 @@ def chunks(size: int, ranks: int) -> list[tuple[int, int]]:
 def as_chunks(split: Split, weights: list[Node]) -> Split:
     """The same axes divided such that each rank's part of every weight is its chunk, where that can be."""
     other = Split(split.axes)
-    sizes = [stop - start for start, stop in chunks(split.units, len(split.boxes))]
+    sizes = [stop - start for start, stop in chunks(split.units, len(split.rank_intervals))]
     if other.fits(sizes):
         other.divide(sizes)
         if all(_cut_evenly(weight, other) for weight in weights):

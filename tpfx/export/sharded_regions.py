@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from ..ir.annotations import choice_of, is_joined, is_weight, layout_of, source_of
+from ..ir.annotations import choice_of, is_gathered_for_caller, is_weight, layout_of, source_of
 from ..ir.layout import Partial, Split
 from ..ir.nodes import is_tensor, tensor_nodes
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import module_path, op_name
 from ..ir.resharding import all_gather, shard
 from ..torch_internals.fx import OpOverload
-from .sharded_modules import CONVERSIONS, Member, Owners, as_chunks, cut, members_of
+from .sharded_modules import CONVERSIONS, Owners, SplitModule, as_chunks, cut, split_modules_of
 
 
 @dataclass
@@ -41,11 +41,11 @@ class Region:
         refused: why the code between the members cannot stay as it is; empty where it can.
     """
 
-    parallel: Parallel
+    parallel: ParallelGraph
     split: Split
     division: Split
     weights: list[Node]
-    members: dict[str, Member] = field(default_factory=dict)
+    members: dict[str, SplitModule] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
     summed: set[str] = field(default_factory=set)
     refused: str = ""
@@ -67,14 +67,14 @@ def _path(node: Node) -> str:
     return source_of(node).name.rpartition(".")[0] if node.op == "placeholder" else module_path(node)
 
 
-def survey(owners: Owners, parallel: Parallel) -> tuple[list[Region], dict[str, str]]:
+def survey(owners: Owners, parallel: ParallelGraph) -> tuple[list[Region], dict[str, str]]:
     """The regions of a plan, and why modules that are split too are left out."""
     regions: list[Region] = []
     left: dict[str, str] = {}
     for split, weights in _split_weights(parallel).items():
         region = Region(parallel, split, as_chunks(split, weights), weights)
         for weight in weights:
-            found, reasons = members_of(owners, weight, split)
+            found, reasons = split_modules_of(owners, weight, split)
             region.members.update({member.module: member for member in found})
             left = reasons | left
             if reasons:
@@ -86,7 +86,7 @@ def survey(owners: Owners, parallel: Parallel) -> tuple[list[Region], dict[str, 
     return regions, left
 
 
-def _split_weights(parallel: Parallel) -> dict[Split, list[Node]]:
+def _split_weights(parallel: ParallelGraph) -> dict[Split, list[Node]]:
     found: dict[Split, list[Node]] = {}
     for node in parallel.graph.find_nodes(op="placeholder"):
         layout = layout_of(node)
@@ -111,10 +111,13 @@ def _open(region: Region) -> None:
             region.open.add(member.module)
 
 
-def _gathered(node: Node, member: Member) -> bool:
+def _gathered(node: Node, member: SplitModule) -> bool:
     """Whether the parts that a value is in are put together before anything outside of its module sees it."""
     outside = [user for user in node.users if user.op == "output" or module_path(user) != member.module]
-    return all(user.target is all_gather or (user.op == "output" and is_joined(node)) for user in outside)
+    return all(
+        user.target is all_gather or (user.op == "output" and is_gathered_for_caller(node))
+        for user in outside
+    )
 
 
 def must_be_whole(value: Node) -> bool:
@@ -122,10 +125,10 @@ def must_be_whole(value: Node) -> bool:
     slice of them may be what it returns."""
     while isinstance(value.target, OpOverload) and value.target.is_view and len(value.users) == 1:
         value = value.all_input_nodes[0]
-    return is_joined(value)
+    return is_gathered_for_caller(value)
 
 
-def _enters(value: Node, member: Member, split: Split) -> bool:
+def _enters(value: Node, member: SplitModule, split: Split) -> bool:
     """Whether a value comes into a module in parts."""
     inside = value.op == "placeholder" or module_path(value) == member.module
     return layout_of(value) == split and value.target is not shard and not inside
@@ -172,7 +175,7 @@ def _taken_whole(node: Node) -> Iterator[Node]:
             yield value
 
 
-def _trained(parallel: Parallel) -> set[Node]:
+def _trained(parallel: ParallelGraph) -> set[Node]:
     """What gradients flow through: parameters, and what is computed from them."""
     found: set[Node] = set()
     for node in parallel.graph.nodes:

@@ -26,7 +26,7 @@ from ..ir.axes import Size
 from ..ir.layout import Split, carries, local_size
 from ..ir.nodes import arguments, is_tensor, result_tensors, size_of, tensor_nodes
 from ..ir.op_dims import Dims
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.resharding import all_gather, shard
 from ..passes.normalize import normalize
 from ..passes.simplify import simplify
@@ -45,7 +45,10 @@ _ALONG = (Lowering.SLICE, Lowering.SELECT, Lowering.SPLIT, Lowering.GATHER, Lowe
 
 
 def rehearse(
-    model: torch.nn.Module, parallels: Sequence[Parallel], regions: Sequence[Region], inputs: Inputs | None
+    model: torch.nn.Module,
+    parallels: Sequence[ParallelGraph],
+    regions: Sequence[Region],
+    inputs: Inputs | None,
 ) -> str:
     """Why the code between the open members of regions does not compute with parts; empty where it does.
 
@@ -97,7 +100,7 @@ def _different_ranks(regions: Sequence[Region]) -> list[int]:
     """One of the ranks that hold parts of the same sizes, for each of the sizes that there are."""
     found: dict[Any, int] = {}
     for rank in range(regions[0].parallel.ranks):
-        boxes = [region.division.boxes[rank].values() for region in regions]
+        boxes = [region.division.rank_intervals[rank].values() for region in regions]
         found.setdefault(tuple(stop - start for box in boxes for start, stop in box), rank)
     return list(found.values())
 
@@ -129,7 +132,7 @@ def _part(weight: torch.nn.Parameter, dim: int, ranks: int, rank: int) -> torch.
 class _Comparison:
     """A plan's graph beside the graph of the same code with parts of weights."""
 
-    def __init__(self, parallel: Parallel, regions: Sequence[Region], rank: int, alone: bool) -> None:
+    def __init__(self, parallel: ParallelGraph, regions: Sequence[Region], rank: int, alone: bool) -> None:
         self.parallel, self.rank, self.alone = parallel, rank, alone
         self.regions = {region.split: region for region in regions}
         self.made: dict[Node, Node] = {}

@@ -18,7 +18,7 @@ from ..capture.graph import Captured
 from ..execution.output_strides import Strides
 from ..execution.program import Program, Ranks
 from ..ir.annotations import Source, set_source, shards_of, source_of
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..lowering.device_compiler import compile_for_devices
 from ..passes.apply_plan import encode_choices
 from ..passes.lower import lower
@@ -60,7 +60,7 @@ class _LayoutsOnly:
     inputs: Sequence[Any]  # those that Dynamo gives as examples, with the weights
     results: Sequence[Any] = ()  # fake values of the model's results, as they were before any pass
 
-    def plan(self, graph: Captured) -> Parallel:
+    def plan(self, graph: Captured) -> ParallelGraph:
         """Plan a graph, and divide its weights once the other processes have planned the same."""
         self.results = graph.results()
         session = self.session
@@ -73,7 +73,7 @@ class _LayoutsOnly:
         self._distribute(parallel)
         return parallel
 
-    def _distribute(self, parallel: Parallel) -> None:
+    def _distribute(self, parallel: ParallelGraph) -> None:
         """Give parameters that had no layout the one that this graph chose."""
         placeholders = parallel.graph.find_nodes(op="placeholder")
         for node, value in zip(placeholders, self.inputs, strict=False):  # tangents come last
@@ -112,14 +112,14 @@ class _Lowering(_LayoutsOnly):
 class _LoweringForAnyBatch(_Lowering):
     """Lowers graphs that do for any number of rows."""
 
-    def plan(self, graph: Captured) -> Parallel:
+    def plan(self, graph: Captured) -> ParallelGraph:
         """Plan a graph, but none whose guards mind the number of rows."""
         if not serves_any_batch(node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")):
             raise SomeBatchesOnly("what was captured does for some batches alone")
         return super().plan(graph)
 
 
-def _plan_text(mesh: Mesh, parallel: Parallel) -> Iterator[bytes]:
+def _plan_text(mesh: Mesh, parallel: ParallelGraph) -> Iterator[bytes]:
     """What processes that run one graph together must agree on."""
     if mesh.group is not None:
         choices, units = encode_choices(parallel.graph, parallel.splits)

@@ -280,11 +280,17 @@ def _mark_dynamic(inputs: Sequence[torch.Tensor]) -> bool:
     """
     is_step = False
     for leaf in inputs:
-        if type(leaf) is not torch.Tensor or not leaf.dim():
+        plain = type(leaf) is torch.Tensor
+        if not leaf.dim() or not (plain or _is_made_eagerly(leaf)):
             continue
-        is_step |= is_text(leaf) and leaf.shape[1] == 1
+        is_step |= plain and is_text(leaf) and leaf.shape[1] == 1
         if dynamic_sizes(leaf) is None:
             varying = varying_sizes(leaf)
             ones = {dim for dim, size in enumerate(leaf.shape) if size == 1} - varying
             mark_dynamic_sizes(leaf, varying, ones)
     return is_step
+
+
+def _is_made_eagerly(value: torch.Tensor) -> bool:
+    """Whether code between two calls has made a split tensor of another; graphs mark what they return."""
+    return isinstance(value, ShardedTensor) and value.qualified_name is None

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..dump.text import dump_text
 from ..formatting import bytes_text
-from ..ir.parallel_graph import Collective, Parallel
+from ..ir.parallel_graph import Collective, ParallelGraph
 from ..sharded_tensor.tensor import ShardedTensor
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Report:
     whole_ops: dict[str, int]
     optimal: bool
     cost: float
-    parallel: Parallel | None = field(default=None, repr=False)
+    parallel: ParallelGraph | None = field(default=None, repr=False)
     whole_calls: int = 0
     planned: bool | None = None
     device_compiler: str = "eager"

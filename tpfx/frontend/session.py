@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..passes.apply_plan import GraphChoices
 from ..planning.topology import Topology
 from ..runtime.mesh import Mesh
@@ -40,7 +40,7 @@ class Session:
     topology: Topology = field(default_factory=Topology)
     device_compiler: str = "eager"
     graphs: int = 0
-    newest: Parallel | None = None
+    newest: ParallelGraph | None = None
     whole_ops: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     whole_calls: int = 0

@@ -14,7 +14,7 @@ from .layout import Layout, Replicate, Split, unfold
 from .op_dims import Bound, Dims
 from .shards import Shards, concrete
 
-_DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _JOINED = (
+_DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _GATHERED = (
     "tpfx_dims",
     "tpfx_bound",
     "tpfx_layout",
@@ -29,7 +29,7 @@ _DIMS, _BOUND, _LAYOUT, _CHOICE, _SOURCE, _GRADIENTS, _JOINED = (
 class Choice:
     """How an op is carried out: what each tensor operand must be, and what its results then are.
 
-    `kind` is "whole", "split", or "pending" (a pending sum flows through).
+    `kind` is "whole", "split", or "pending" (a partial sum flows through).
     """
 
     kind: str
@@ -146,14 +146,14 @@ def returned_as(node: Node) -> tuple[bool, list[Node]]:
     return result, inputs
 
 
-def set_joined(node: Node) -> None:
+def set_gathered_for_caller(node: Node) -> None:
     """Record that a result that is split inside is joined for whoever called the graph."""
-    node.meta[_JOINED] = True
+    node.meta[_GATHERED] = True
 
 
-def is_joined(node: Node) -> bool:
+def is_gathered_for_caller(node: Node) -> bool:
     """Whether a result is split inside, and joined for the caller."""
-    return bool(node.meta.get(_JOINED, False))
+    return bool(node.meta.get(_GATHERED, False))
 
 
 def shards_of(node: Node) -> Shards:

@@ -15,16 +15,16 @@ from typing import Any
 import networkx
 from torch.fx import Node
 
-from .annotations import is_joined, layout_of
+from .annotations import is_gathered_for_caller, layout_of
 from .nodes import bytes_of, is_tensor, result_tensors
-from .parallel_graph import Parallel
+from .parallel_graph import ParallelGraph
 from .provenance import module_path, op_name
 from .resharding import MESSAGES
 
 _KINDS = {"placeholder": "input", "get_attr": "constant", "output": "results"}
 
 
-def digraph(parallel: Parallel) -> networkx.DiGraph:
+def digraph(parallel: ParallelGraph) -> networkx.DiGraph:
     """The parallel graph as a directed graph without circles.
 
     Returns:
@@ -44,7 +44,7 @@ def digraph(parallel: Parallel) -> networkx.DiGraph:
     for node in parallel.graph.nodes:
         graph.add_node(node, **_attributes(node, node.name in parallel.backward))
         for operand in node.all_input_nodes:
-            gathered = node.op == "output" and is_tensor(operand) and is_joined(operand)
+            gathered = node.op == "output" and is_tensor(operand) and is_gathered_for_caller(operand)
             size = graph.nodes[operand]["bytes"]
             graph.add_edge(operand, node, collective="gather" if gathered else None, bytes=size)
     return graph

@@ -1,4 +1,4 @@
-"""What a rank holds of a value: all of it, a part along an axis, or an addend of it.
+"""What a rank holds of a value: all of it, a part along an axis, or a partial sum of it.
 
 `Replicate`, `Split` and `Partial` are the layouts that passes reason about; a `Split` is made of axes, so
 one object
@@ -25,24 +25,24 @@ class Replicate:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """Every rank holds an addend of the value, as large as the value; `op` joins them."""
+    """Every rank holds a partial sum of the value, as large as the value; `op` joins them."""
 
     op: str = "sum"
 
 
 class Split:
-    """Axes divided among ranks: rank r holds `boxes[r][axis]`, an interval of each axis.
+    """Axes divided among ranks: rank r holds `rank_intervals[r][axis]`, an interval of each axis.
 
     Usually one axis. Where there are more ranks than units of it, the axis inside it takes part: with 2 KV
     heads,
     each serving 4 query heads, on 4 ranks, rank 1 holds KV head 0 and the latter 2 of its query heads.
     """
 
-    __slots__ = ("axes", "boxes")
+    __slots__ = ("axes", "rank_intervals")
 
     def __init__(self, axes: Sequence[Dim]) -> None:
         self.axes = tuple(axes)
-        self.boxes: tuple[dict[Dim, Interval], ...] = ()
+        self.rank_intervals: tuple[dict[Dim, Interval], ...] = ()
 
     def __repr__(self) -> str:
         return f"Split({', '.join(map(repr, show(self.axes)))})"  # a Python expression: graphs are printed
@@ -85,13 +85,13 @@ class Split:
         one."""
         assert self.fits(sizes), f"{self.units} units cannot be divided as {list(sizes)}"
         inner = self.units // int(self.axes[0].size)
-        start, boxes = 0, []
+        start, intervals = 0, []
         for size in sizes:
-            boxes.append(self._box(start, start + size, inner))
+            intervals.append(self._intervals(start, start + size, inner))
             start += size
-        self.boxes = tuple(boxes)
+        self.rank_intervals = tuple(intervals)
 
-    def _box(self, start: int, stop: int, inner: int) -> dict[Dim, Interval]:
+    def _intervals(self, start: int, stop: int, inner: int) -> dict[Dim, Interval]:
         outer, *rest = self.axes
         if not rest:
             return {outer: (start, stop)}
@@ -152,7 +152,7 @@ def local_size(dim: Dim, split: Split, rank: int) -> Size:
     """The extent of a dimension on a rank."""
     root = find(dim)
     if root in split.axes:
-        start, stop = split.boxes[rank][root]
+        start, stop = split.rank_intervals[rank][root]
         return stop - start
     if isinstance(root.form, Product):
         size: Size = 1

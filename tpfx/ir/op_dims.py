@@ -23,10 +23,10 @@ class Bound:
         operands: the dimensions of each tensor operand, in the order of `Call.operands`.
         results: the dimensions of each tensor result.
         whole: dimensions that every rank must hold whole.
-        contracted: dimensions that vanish by a reduction; split along one, a rank's result is an addend.
+        contracted: dimensions that vanish by a reduction; split along one, a rank's result is a partial sum.
         matched: pairs that are one dimension; a pair that inference could not bring together must be whole.
-        linear: sets of operands; if those are pending sums (and no other is), so is the result.
-        reduce: how addends of a contraction are joined.
+        linear: sets of operands; if those are partial sums (and no other is), so is the result.
+        reduce: how partial sums of a contraction are joined.
         each: whether each result sums over what it does not have of what is contracted; others then have it.
     """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Graph, Node
 
-from .annotations import is_joined
+from .annotations import is_gathered_for_caller
 from .nodes import bytes_of
 from .resharding import MESSAGES
 from .splits import Splits
@@ -45,7 +45,7 @@ class Collective:
 
 
 @dataclass
-class Parallel:
+class ParallelGraph:
     """A planned graph: layouts chosen and collectives in place.
 
     Attributes:
@@ -76,7 +76,7 @@ class Parallel:
                 size, value = bytes_of(node.meta["val"]), node.args[0]
                 found.append(Collective(MESSAGES[node.target], size, value.name, phase))
         for node in self.outputs():
-            if is_joined(node):
+            if is_gathered_for_caller(node):
                 found.append(Collective("gather", bytes_of(node.meta["val"]), node.name))
         return found
 

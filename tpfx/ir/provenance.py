@@ -11,33 +11,33 @@ from torch.fx import Node
 
 from ..torch_internals.fx import OpOverload
 
-_MADE_FOR, _STANDS_FOR = "tpfx_made_for", "tpfx_stands_for"
+_ORIGIN, _REPRESENTS = "tpfx_made_for", "tpfx_stands_for"
 # What a node that takes the place of another has from it.
 ORIGIN = ("stack_trace", "nn_module_stack", "recompute", "ac_graph_id", "partitioner_tag")
 
 
-def set_made_for(made: Node, name: str) -> None:
+def set_origin(made: Node, name: str) -> None:
     """Record for which node of the parallel graph a node of a rank's graph was written; copies keep it."""
-    made.meta[_MADE_FOR] = name
+    made.meta[_ORIGIN] = name
 
 
-def made_for(made: Node) -> str | None:
+def origin_of(made: Node) -> str | None:
     """The name of the node of the parallel graph for which a node of a rank's graph was written."""
-    name: str | None = made.meta.get(_MADE_FOR)
+    name: str | None = made.meta.get(_ORIGIN)
     return name
 
 
-def add_stands_for(made: Node, name: str) -> None:
+def add_represented(made: Node, name: str) -> None:
     """Record that a node of a rank's graph is what the rank has of a node of the parallel graph."""
-    made.meta[_STANDS_FOR] = (*stands_for(made), name)
+    made.meta[_REPRESENTS] = (*represents(made), name)
 
 
-def stands_for(made: Node) -> tuple[str, ...]:
+def represents(made: Node) -> tuple[str, ...]:
     """The names of the nodes of the parallel graph of which a node of a rank's graph is the rank's value.
 
     Several, where a rank has nothing to do: `pend` on rank 0, and a sum to which a rank adds zero.
     """
-    names: tuple[str, ...] = made.meta.get(_STANDS_FOR, ())
+    names: tuple[str, ...] = made.meta.get(_REPRESENTS, ())
     return names
 
 

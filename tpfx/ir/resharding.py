@@ -13,8 +13,8 @@ import torch
 from .layout import Partial, Split
 
 
-def all_reduce(addend: torch.Tensor, partial: Partial) -> NoReturn:
-    """The whole value, from every rank's addend."""
+def all_reduce(partial_sum: torch.Tensor, partial: Partial) -> NoReturn:
+    """The whole value, from every rank's partial sum."""
     raise NotImplementedError("all_reduce belongs to a parallel graph, which is not run: localize it")
 
 
@@ -29,7 +29,7 @@ def shard(whole: torch.Tensor, split: Split) -> NoReturn:
 
 
 def pend(whole: torch.Tensor) -> NoReturn:
-    """A whole value as addends: rank 0 has the value, the others zero; no message."""
+    """A whole value as partial sums: rank 0 has the value, the others zero; no message."""
     raise NotImplementedError("pend belongs to a parallel graph, which is not run: localize it")
 
 

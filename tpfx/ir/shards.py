@@ -46,7 +46,7 @@ def pieces(dim: Dim, split: Split, rank: int) -> Pieces:
 def _pieces(root: Dim, split: Split, rank: int) -> list[Interval]:
     assert isinstance(root.size, int), "a symbolic dimension has no fixed intervals"
     if root in split.axes:
-        return [split.boxes[rank][root]]
+        return [split.rank_intervals[rank][root]]
     if root.form is None or not carries(root, split):
         return [(0, root.size)]
     if isinstance(root.form, Concat):
@@ -118,7 +118,7 @@ def unseen(owned: tuple[Pieces, ...], rank: int) -> Pieces:
 
 def concrete(dims: Sequence[Dim], split: Split) -> Shards:
     """A split of one tensor as intervals of its dimensions."""
-    ranks = range(len(split.boxes))
+    ranks = range(len(split.rank_intervals))
     return Shards(
         tuple(
             (index, tuple(pieces(dim, split, rank) for rank in ranks))

@@ -12,7 +12,7 @@ import torch
 from ..ir.layout import Unfolding
 from ..ir.shards import SplitDims
 from ..torch_internals.pytree import tree_leaves, tree_map_only
-from .slices import c10d, fold, join, local_shape, unfold_part
+from .slices import c10d, fold, join_shards, local_shape, unfold_part
 
 
 def gather_shards(
@@ -40,10 +40,10 @@ def gather_shards(
         gathered[each, :count].view(size)
         for each, (count, size) in enumerate(zip(counts, shapes, strict=True))
     ]
-    return fold(join(parts, dims, shape), unfolding)
+    return fold(join_shards(parts, dims, shape), unfolding)
 
 
-def draw(draws: bool, group: str, op: Any, named: Mapping[str, Any]) -> list[torch.Tensor]:
+def broadcast_random(draws: bool, group: str, op: Any, named: Mapping[str, Any]) -> list[torch.Tensor]:
     """The results of an op that draws random numbers, those of rank 0.
 
     The rank threads of a process share the caller's generator: its first draws, the others make room.
@@ -84,6 +84,6 @@ _JOIN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
-def joined(addends: Sequence[torch.Tensor], op: str) -> torch.Tensor:
-    """The value of which every rank has an addend."""
-    return reduce(_JOIN[op], addends)
+def combine_partials(partials: Sequence[torch.Tensor], op: str) -> torch.Tensor:
+    """The value of which every rank has a partial sum."""
+    return reduce(_JOIN[op], partials)

@@ -23,7 +23,7 @@ def take(whole: torch.Tensor, dims: SplitDims, rank: int) -> torch.Tensor:
     return whole
 
 
-def boxes(
+def shard_pieces(
     shape: Sequence[int], dims: SplitDims, rank: int, rows: int
 ) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
     """The pieces of a rank's part, of so many rows at most: where each lies in the whole, and in the part."""
@@ -58,7 +58,7 @@ def fold(value: torch.Tensor, unfolding: Unfolding) -> torch.Tensor:
     return value
 
 
-def join(parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int]) -> torch.Tensor:
+def join_shards(parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int]) -> torch.Tensor:
     """The whole tensor, from the part of every rank."""
     whole = parts[0].new_empty(tuple(shape))
     for rank, part in enumerate(parts):
@@ -100,7 +100,7 @@ def local_shape(shape: Sequence[int], dims: SplitDims, rank: int) -> list[int]:
     return local
 
 
-def relaid(tensor: torch.Tensor, stride: Sequence[int], offset: Any) -> torch.Tensor:
+def restride(tensor: torch.Tensor, stride: Sequence[int], offset: Any) -> torch.Tensor:
     """A plain tensor of the same numbers with these strides, at this offset of its memory."""
     if tensor.stride() == tuple(stride) and tensor.storage_offset() == offset:
         return tensor

@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..errors import DeviceCompilerError, TpfxError
 from ..ir.annotations import shards_of, source_of
 from ..ir.nodes import hint_of, is_tensor
-from ..kernels.collectives import draw, gather_shards
+from ..kernels.collectives import broadcast_random, gather_shards
 from ..kernels.slices import part_of
 from ..runtime.mesh import Mesh
 from ..torch_internals.inductor import compile_by_inductor, linear_for_inductor
@@ -73,7 +73,7 @@ def _inductor(parallel: Graph, module: GraphModule, mesh: Mesh, rank: int) -> Fo
 
 def _only_reduces(graph: Graph) -> bool:
     """Whether all-reduces are the graph's only collectives."""
-    return not any(node.target in (draw, gather_shards) for node in graph.nodes)
+    return not any(node.target in (broadcast_random, gather_shards) for node in graph.nodes)
 
 
 def _input(node: Node, rank: int, device: torch.device) -> Any:

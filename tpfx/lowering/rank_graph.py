@@ -23,7 +23,7 @@ from ..ir.layout import Split, Unfolding, carries, local_size, unfold
 from ..ir.nodes import arguments
 from ..ir.op_dims import Dims
 from ..ir.shards import SplitDims, concrete
-from ..kernels.collectives import draw, gather_shards
+from ..kernels.collectives import broadcast_random, gather_shards
 from ..kernels.lookups import embedding_shard
 from ..kernels.slices import take, take_unfolded
 
@@ -78,14 +78,16 @@ def _moved(node: Node) -> tuple[Node, Any]:
 
 
 def emit_reduce(local: Rank, node: Node) -> Node:
-    """Sum the ranks' addends. The addend is dead afterwards, so the sum takes its place where it can."""
+    """Add up the ranks' partial sums, which are dead afterwards: the sum takes their memory where it can."""
     value, partial = _moved(node)
-    addend = local.of(value)
-    alone = len(value.users) == 1 and isinstance(addend, Node) and _owns_memory(addend)
+    partial_sum = local.of(value)
+    alone = len(value.users) == 1 and isinstance(partial_sum, Node) and _owns_memory(partial_sum)
     reduce = c10d.all_reduce_.default if alone else c10d.all_reduce.default
     if alone:
-        addend = local.call(aten.contiguous.default, addend) if not _dense(addend) else addend
-    return local.call(c10d.wait_tensor.default, local.call(reduce, addend, partial.op, local.group))
+        partial_sum = (
+            local.call(aten.contiguous.default, partial_sum) if not _dense(partial_sum) else partial_sum
+        )
+    return local.call(c10d.wait_tensor.default, local.call(reduce, partial_sum, partial.op, local.group))
 
 
 def _owns_memory(node: Node) -> bool:
@@ -131,7 +133,7 @@ def emit_pend(local: Rank, node: Node) -> Node:
 def emit_random(local: Rank, node: Node) -> Any:
     """What the unsharded model would draw: rank 0 does, from the caller's generator, and tells the others."""
     named = local.args(node)
-    drawn = local.call(draw, local.draws, local.group, node.target, named)
+    drawn = local.call(broadcast_random, local.draws, local.group, node.target, named)
     if isinstance(node.meta["val"], torch.Tensor):
         return local.call(operator.getitem, drawn, 0)
     return tuple(local.call(operator.getitem, drawn, index) for index in range(len(node.meta["val"])))
@@ -159,7 +161,7 @@ def _emit_extent(local: Rank, dim: Dim, extent: Any, split: Split) -> Any:
     if isinstance(part, int):
         return part
     inside = [axis for axis in split.axes if axis in axes(dim)]
-    whole, box = math.prod(int(axis.size) for axis in inside), split.boxes[local.rank]
+    whole, box = math.prod(int(axis.size) for axis in inside), split.rank_intervals[local.rank]
     own = math.prod(box[axis][1] - box[axis][0] for axis in inside)
     if extent == -1:  # left to be inferred, which nothing can be from an empty tensor
         return extent if own else 0

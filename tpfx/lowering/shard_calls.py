@@ -51,7 +51,7 @@ def call_on_shards(local: Rank, node: Node, **changed: Any) -> Any:
 def size_or_unit(local: Rank, dim: Dim, split: Split) -> int:
     """The size of this rank's shard of a dimension, or of one unit where it has nothing."""
     unit = Split(split.axes)
-    unit.boxes = (dict.fromkeys(split.axes, (0, 1)),)
+    unit.rank_intervals = (dict.fromkeys(split.axes, (0, 1)),)
     return int(local_size(dim, split, local.rank)) or int(local_size(dim, unit, 0))
 
 

@@ -123,12 +123,12 @@ def _layout(word: str, splits: Sequence[Split]) -> Layout:
 
 
 def _units(split: Split) -> list[int]:
-    return [math.prod(stop - start for start, stop in box.values()) for box in split.boxes]
+    return [math.prod(stop - start for start, stop in box.values()) for box in split.rank_intervals]
 
 
 def _divided(split: Split, sizes: Sequence[int]) -> bool:
     """Divide a split, or see whether it is divided so already."""
-    if split.boxes:
+    if split.rank_intervals:
         return _units(split) == list(sizes)
     if not split.fits(sizes):
         return False

@@ -80,16 +80,16 @@ class Problem:
         self.cost = CostModel(graph, ranks, topology)
         self.index: dict[Node, int] = {}
         self.variables: list[Variable] = []
-        pending: set[Node] = set()
+        partials: set[Node] = set()
         for node in graph.nodes:
-            states = self._states(node, frozenset(pending))
+            states = self._states(node, frozenset(partials))
             if states:
                 self.index[node] = len(self.variables)
                 self.variables.append(Variable(node, states))
                 if any(isinstance(layout, Partial) for state in states for layout in state.choice.results):
-                    pending.add(node)
+                    partials.add(node)
 
-    def _states(self, node: Node, pending: frozenset[Node]) -> list[State]:
+    def _states(self, node: Node, partials: frozenset[Node]) -> list[State]:
         if not is_decided(node):
             return []
         if node.op == "placeholder":
@@ -99,7 +99,9 @@ class Problem:
         if node.op == "get_attr":
             return [State(Choice("whole", (), (REPLICATE,)), REPLICATE, False, 0.0)]
         return [
-            state for choice in options(node, self.splits, pending) for state in self._op_states(node, choice)
+            state
+            for choice in options(node, self.splits, partials)
+            for state in self._op_states(node, choice)
         ]
 
     def _input_states(self, node: Node) -> Iterator[State]:
@@ -135,8 +137,8 @@ class Problem:
         if not self._returnable(node, layout):
             yield State(choice, layout, True, cost + self.cost.whole(node, layout))
             return
-        is_joined = isinstance(layout, Split) and returned_whole(node)
-        joined = self.cost.collective("gather", bytes_of(node.meta["val"])) if is_joined else 0.0
+        is_gathered_for_caller = isinstance(layout, Split) and returned_whole(node)
+        joined = self.cost.collective("gather", bytes_of(node.meta["val"])) if is_gathered_for_caller else 0.0
         yield State(choice, layout, False, cost + joined)
         if not isinstance(layout, Replicate):
             yield State(choice, layout, True, cost + self.cost.whole(node, layout))

@@ -29,7 +29,7 @@ def divide(graph: Graph, ranks: int) -> None:
             weights[layout] += bytes_of(node.meta["val"])
     loads = _loads(graph, ranks)
     for split in sorted(weights, key=lambda split: -weights[split] / split.units):
-        if not split.boxes:
+        if not split.rank_intervals:
             sizes = _sizes(split, loads)
             split.divide(sizes)
             for rank, size in enumerate(sizes):
@@ -53,7 +53,7 @@ def _loads(graph: Graph, ranks: int) -> list[float]:
             node.op == "placeholder"
             and is_tensor(node)
             and isinstance(split := layout_of(node), Split)
-            and split.boxes
+            and split.rank_intervals
         ):
             for rank in range(ranks):
                 part = 1.0

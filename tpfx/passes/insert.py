@@ -10,7 +10,15 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from ..ir.annotations import choice_of, dims_of, gradients_in, layout_of, set_dims, set_joined, set_layout
+from ..ir.annotations import (
+    choice_of,
+    dims_of,
+    gradients_in,
+    layout_of,
+    set_dims,
+    set_gathered_for_caller,
+    set_layout,
+)
 from ..ir.layout import Layout, Partial, Replicate, Split
 from ..ir.nodes import is_tensor, tensor_nodes
 from ..ir.provenance import ORIGIN
@@ -30,7 +38,7 @@ def insert(graph: Graph) -> None:
                 _replace_operand(node, position, _converted(value, wanted, made))
     for value in graph.output_node().all_input_nodes:
         if isinstance(layout_of(value), Split) and returned_whole(value):
-            set_joined(value)
+            set_gathered_for_caller(value)
 
 
 def _needs(node: Node) -> Iterator[tuple[Node, Layout]]:

@@ -28,9 +28,9 @@ from ..ir.annotations import (
 from ..ir.axes import same
 from ..ir.layout import Layout, Partial, Replicate, Split
 from ..ir.nodes import is_getitem, is_mutable, is_tensor, result_index, result_tensors, size_of, tensor_nodes
-from ..ir.provenance import made_for, module_path
+from ..ir.provenance import module_path, origin_of
 from ..ir.resharding import all_gather, all_reduce, pend, shard
-from ..kernels.collectives import draw, gather_shards
+from ..kernels.collectives import broadcast_random, gather_shards
 from ..planning.choices import allows
 from ..rules.table import is_random
 from .choose import is_decided
@@ -195,7 +195,7 @@ def _undivided(graph: Graph, ranks: int) -> Iterator[Violation]:
     for node in graph.nodes:
         for split in splits_in_use(node):
             if split not in seen and not _covers(split, ranks):
-                yield node, f"is in {split}, divided as {split.boxes}"
+                yield node, f"is in {split}, divided as {split.rank_intervals}"
             seen.add(split)
 
 
@@ -203,7 +203,7 @@ def _covers(split: Split, ranks: int) -> bool:
     """Whether the ranks' intervals follow one another, and together are every unit of the axes, once."""
     outer, inner = split.axes[0], split.units // int(split.axes[0].size)
     ends = 0
-    for box in split.boxes:
+    for box in split.rank_intervals:
         if box.keys() != set(split.axes):
             return False
         (start, stop), rest = box[outer], [box[axis] for axis in split.axes[1:]]
@@ -214,7 +214,7 @@ def _covers(split: Split, ranks: int) -> bool:
         if high < low or (high > low and low != ends):
             return False
         ends = max(ends, high)
-    return len(split.boxes) == ranks and ends == split.units
+    return len(split.rank_intervals) == ranks and ends == split.units
 
 
 def _moved_inputs(graph: Graph, ranks: int) -> Iterator[Violation]:
@@ -310,18 +310,18 @@ def _issued(graph: Graph) -> Iterator[tuple[Node, Message]]:
         if node.op != "call_function":
             continue
         if node.target in _REDUCTIONS:
-            yield node, ("all_reduce", made_for(node), node.args[1])
+            yield node, ("all_reduce", origin_of(node), node.args[1])
         elif node.target in _BROADCASTS:
-            yield node, (_BROADCASTS[node.target], made_for(node))
+            yield node, (_BROADCASTS[node.target], origin_of(node))
         elif (
             getattr(node.target, "namespace", "") == c10d.name and node.target is not c10d.wait_tensor.default
         ):
-            yield node, (str(node.target), made_for(node))
+            yield node, (str(node.target), origin_of(node))
 
 
 Message = tuple[Any, ...]  # a collective: what it is, what it is of, and how it reduces
 _REDUCTIONS = (c10d.all_reduce.default, c10d.all_reduce_.default)
-_BROADCASTS = {gather_shards: "all_gather", draw: "draw"}
+_BROADCASTS = {gather_shards: "all_gather", broadcast_random: "draw"}
 
 
 # The table.

@@ -15,9 +15,9 @@ from torch.fx import Graph, Node
 from ..ir.annotations import choice_of, layout_of
 from ..ir.layout import Partial
 from ..ir.nodes import is_getitem, is_tensor
-from ..ir.provenance import ORIGIN, add_stands_for, set_made_for
+from ..ir.provenance import ORIGIN, add_represented, set_origin
 from ..ir.resharding import all_gather, all_reduce, pend, shard
-from ..kernels.collectives import draw, gather_shards
+from ..kernels.collectives import broadcast_random, gather_shards
 from ..lowering.ops import LOWERINGS
 from ..lowering.rank_graph import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shard
 from ..lowering.shard_calls import call_on_shards
@@ -46,10 +46,10 @@ def _note(local: Rank, node: Node, before: int) -> None:
     for made in islice(reversed(local.graph.nodes), len(local.graph.nodes) - before):
         if made.op != "output" and "stack_trace" not in made.meta:
             made.meta = {key: node.meta[key] for key in ORIGIN if key in node.meta}
-        set_made_for(made, node.name)
+        set_origin(made, node.name)
     made = local.made[node]
     if isinstance(made, Node):
-        add_stands_for(made, node.name)
+        add_represented(made, node.name)
 
 
 def _fuse_biases(local: Rank) -> None:
@@ -73,7 +73,7 @@ def _must_stay(node: Node) -> bool:
         return True
     target = node.target
     if not isinstance(target, OpOverload):
-        return target in (draw, gather_shards)
+        return target in (broadcast_random, gather_shards)
     return target.namespace == "_c10d_functional" or target._schema.is_mutable
 
 
@@ -89,11 +89,11 @@ def _emit(local: Rank, node: Node) -> Any:
         return emit_random(local, node)
     choice, rule = choice_of(node), rule_of(node)
     if choice is None or choice.kind != "split" or rule is None:
-        return _pending_sum(local, node) or local.graph.node_copy(node, local.of)
+        return _nothing_to_add(local, node) or local.graph.node_copy(node, local.of)
     return call_on_shards(local, node) if rule.lower is None else LOWERINGS[rule.lower](local, node)
 
 
-def _pending_sum(local: Rank, node: Node) -> Any:
+def _nothing_to_add(local: Rank, node: Node) -> Any:
     """add(x, zero): x, where this rank's part of a whole value is nothing."""
     if (
         node.target is not torch.ops.aten.add.Tensor

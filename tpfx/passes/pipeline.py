@@ -14,9 +14,9 @@ from torch.fx import Graph
 
 from ..ir.annotations import Source, bound_of, set_source
 from ..ir.fingerprint import fingerprint
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.splits import Splits
-from ..planning.pinned_layouts import recognise
+from ..planning.pinned_layouts import match_pinned
 from ..planning.topology import Topology
 from ..rules.bind import rule_of
 from ..rules.table import is_random
@@ -74,7 +74,7 @@ PASSES = (
     Pass("infer_axes", lambda graph, _: infer_axes(graph), INFERRED),
     Pass("list_splits", list_splits),
     Pass("fingerprint", take_fingerprint),
-    Pass("match_pinned", lambda graph, context: recognise(graph, context.considered)),
+    Pass("match_pinned", lambda graph, context: match_pinned(graph, context.considered)),
     Pass("choose", choose_or_apply, CHOSEN),
     Pass("divide", lambda graph, context: divide(graph, context.ranks), DIVIDED),
     Pass("insert", lambda graph, _: insert(graph), INSERTED),
@@ -101,7 +101,7 @@ def parallelize(
     ranks: int,
     topology: Topology | None = None,
     choices: Mapping[str, GraphChoices] | None = None,
-) -> Parallel:
+) -> ParallelGraph:
     """Plan a captured graph in place.
 
     Args:
@@ -122,7 +122,9 @@ def parallelize(
     run_passes(PASSES[BEFORE_CHOICE:], graph, context)
     assert context.solution is not None
     recalled = context.fingerprint in context.choices
-    parallel = Parallel(graph, context.solution, ranks, context.considered, context.fingerprint, recalled)
+    parallel = ParallelGraph(
+        graph, context.solution, ranks, context.considered, context.fingerprint, recalled
+    )
     parallel.whole_ops = _whole_ops(graph)
     forget_erased(graph)
     return parallel

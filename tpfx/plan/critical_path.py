@@ -14,7 +14,7 @@ import networkx
 from torch.fx import Node
 
 from ..ir.digraph import digraph
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..planning.topology import Topology
 from .estimate import Run
 
@@ -34,7 +34,7 @@ class CriticalPath:
     nodes: list[Node]
 
 
-def timed(parallel: Parallel, topology: Topology) -> networkx.DiGraph:
+def timed(parallel: ParallelGraph, topology: Topology) -> networkx.DiGraph:
     """`digraph` with `seconds`: on a vertex those of its op on the slowest rank, or of its collective; on an
     edge those from the start of the operand's op until the user has its value."""
     graph, run = digraph(parallel), Run(parallel, topology)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from ..ir.annotations import bound_of, choice_of, dims_of, is_joined, layout_of, source_of
+from ..ir.annotations import bound_of, choice_of, dims_of, is_gathered_for_caller, layout_of, source_of
 from ..ir.nodes import bytes_of, elements, hint_of, is_getitem, is_tensor, is_view, tensor_nodes
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.resharding import MESSAGES, shard
 from ..planning.cost import CostModel
 from ..planning.topology import Topology
@@ -49,7 +49,7 @@ class Estimate:
         return self.compute + self.messages
 
 
-def estimate(parallel: Parallel, topology: Topology) -> Estimate:
+def estimate(parallel: ParallelGraph, topology: Topology) -> Estimate:
     """What one run of a planned graph takes, on a topology."""
     run = Run(parallel, topology)
     ranks = range(parallel.ranks)
@@ -65,7 +65,7 @@ def estimate(parallel: Parallel, topology: Topology) -> Estimate:
 class Run:
     """One planned graph, with numbers in the place of sizes that vary."""
 
-    def __init__(self, parallel: Parallel, topology: Topology) -> None:
+    def __init__(self, parallel: ParallelGraph, topology: Topology) -> None:
         self.parallel = parallel
         self.nodes: list[Node] = list(parallel.graph.nodes)
         self.cost = CostModel(parallel.graph, parallel.ranks, topology)
@@ -85,7 +85,7 @@ class Run:
     def _kept_nodes(self) -> list[Node]:
         own = [node for node in self.parallel.outputs() if is_tensor(node) and node.op != "placeholder"]
         used = [node for node in own if any(user.op != "output" for user in node.users)]
-        return list(dict.fromkeys(node for node in used if not is_joined(node)))
+        return list(dict.fromkeys(node for node in used if not is_gathered_for_caller(node)))
 
     def peak(self, rank: int) -> int:
         """The most bytes that live at once, weights, inputs and what is kept not counted."""
@@ -140,7 +140,7 @@ def _is_view(node: Node) -> bool:
     return is_view(node) or node.target in _VIEWS
 
 
-def _tokens(parallel: Parallel) -> int:
+def _tokens(parallel: ParallelGraph) -> int:
     """How many token ids go in; of a model of something else, the first size of its first input."""
     inputs = [
         node.meta["val"]

@@ -28,13 +28,13 @@ from ..ir.annotations import bound_of, choice_of, is_weight, source_of
 from ..ir.axes import show
 from ..ir.layout import Partial, Split, carries
 from ..ir.nodes import bytes_of
-from ..ir.parallel_graph import Parallel, Solution
+from ..ir.parallel_graph import ParallelGraph, Solution
 from ..ir.provenance import source_line
 from ..ir.resharding import MESSAGES
 from ..passes.choose import Problem, State, returned_whole
 from ..passes.context import Context
 from ..passes.pipeline import infer_structures
-from ..planning.pinned_layouts import recognise
+from ..planning.pinned_layouts import match_pinned
 from ..planning.topology import Topology
 from ..planning.variable_elimination import Factor, minimise
 from ..rules.bind import rule_of
@@ -106,14 +106,14 @@ class Explainer:
         topology: what it was planned with.
     """
 
-    def __init__(self, captured: Captured, parallel: Parallel, topology: Topology | None = None) -> None:
+    def __init__(self, captured: Captured, parallel: ParallelGraph, topology: Topology | None = None) -> None:
         self.parallel = parallel
         module = captured.copy().module
         sources = [source_of(node) for node in parallel.graph.find_nodes(op="placeholder")]
         context = Context(parallel.ranks, topology or Topology())
         infer_structures(module.graph, sources, context)
         assert context.splits is not None
-        recognise(module.graph, context.splits)
+        match_pinned(module.graph, context.splits)
         self._module = module
         self._problem = Problem(module.graph, parallel.ranks, context.topology, context.splits)
         self._factors = list(self._problem.factors())
@@ -179,16 +179,16 @@ class Explainer:
         return found
 
     def _text(self, state: State) -> str:
-        """A choice in a few words: what it is split along, or whole, or a pending sum."""
+        """A choice in a few words: what it is split along, or whole, or a partial sum."""
         layouts = (*state.choice.operands, *state.choice.results)
         split = next((layout for layout in layouts if isinstance(layout, Split)), None)
         if state.choice.kind == "pending":
-            return "carries a pending sum on"
+            return "carries a partial sum on"
         if split is None:
             return "whole"
         same = list(self.parallel.splits)[list(self._problem.splits).index(split)]  # with the line's letters
         row = any(isinstance(layout, Partial) for layout in state.choice.results)
-        return f"split along {self._lines.axes_text(same)}{', a sum pending' if row else ''}"
+        return f"split along {self._lines.axes_text(same)}{'; a partial sum' if row else ''}"
 
     def _messages(self, assignment: Sequence[int]) -> dict[str, int]:
         counts: Counter[str] = Counter()
@@ -214,10 +214,10 @@ class Explainer:
 
 
 def _reason(user: Node, value: Node, layout: Any) -> str:
-    """Why an op needs a value whole that lies split, or as addends."""
+    """Why an op needs a value whole that lies split, or as partial sums."""
     choice, bound = choice_of(user), bound_of(user)
     if user.op == "output":
-        return "it takes no addends" if isinstance(layout, Partial) else "it takes it whole"
+        return "it takes no partial sums" if isinstance(layout, Partial) else "it takes it whole"
     if bound is None or choice is None:
         return "it moves it on"
     if is_random(user):
@@ -225,7 +225,7 @@ def _reason(user: Node, value: Node, layout: Any) -> str:
     if isinstance(user.target, OpOverload) and rule_of(user) is None:
         return "it has no rule, and runs whole"
     if isinstance(layout, Partial):
-        return "its other operands are no addends" if bound.linear else "it is not linear in it"
+        return "its other operands are no partial sums" if bound.linear else "it is not linear in it"
     held = [dim for dim in bound.whole if isinstance(layout, Split) and carries(dim, layout)]
     if held:
         return f"its rule needs {', '.join(show(held))} whole"

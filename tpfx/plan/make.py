@@ -14,7 +14,7 @@ from ..capture.inputs import Inputs
 from ..dump.node_names import Names
 from ..ir.annotations import dims_of, shards_of, source_of
 from ..ir.axes import show
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import op_name
 from ..passes.apply_plan import encode_choices
 from ..planning.topology import Topology
@@ -72,7 +72,10 @@ def plan_of(
 
 
 def describe(
-    model: torch.nn.Module, captured: Sequence[Captured], parallels: Sequence[Parallel], topology: Topology
+    model: torch.nn.Module,
+    captured: Sequence[Captured],
+    parallels: Sequence[ParallelGraph],
+    topology: Topology,
 ) -> Plan:
     """What has been planned, as a `Plan`; `parallels` are the planned `captured`."""
     weights = weights_of(model)
@@ -102,7 +105,7 @@ def count_of(devices: Any) -> int:
     return count
 
 
-def _weight_plans(parallel: Parallel) -> Iterable[tuple[str, WeightPlan]]:
+def _weight_plans(parallel: ParallelGraph) -> Iterable[tuple[str, WeightPlan]]:
     letters: dict[Any, str] = {}
     for node in parallel.graph.find_nodes(op="placeholder"):
         source = source_of(node)
@@ -113,7 +116,7 @@ def _weight_plans(parallel: Parallel) -> Iterable[tuple[str, WeightPlan]]:
             yield source.name, WeightPlan(source.kind, list(value.shape), dtype, axes, shards_of(node))
 
 
-def _graph_plan(phase: Phase, parallel: Parallel, topology: Topology) -> GraphPlan:
+def _graph_plan(phase: Phase, parallel: ParallelGraph, topology: Topology) -> GraphPlan:
     nodes = list(parallel.graph.nodes)
     names = Names(nodes, str)
     choices, units = encode_choices(parallel.graph, parallel.splits)

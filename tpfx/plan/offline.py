@@ -12,9 +12,9 @@ from ..capture.capture import capture
 from ..capture.graph import Captured
 from ..capture.inputs import Inputs
 from ..errors import InputError
-from ..ir.annotations import Source, is_joined, shards_of
+from ..ir.annotations import Source, is_gathered_for_caller, shards_of
 from ..ir.nodes import is_tensor
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.shards import Shards
 from ..passes.pipeline import parallelize
 from ..planning.topology import Topology
@@ -28,7 +28,7 @@ def plan_offline(
     topology: Topology | None = None,
     *,
     symbolic: bool = True,
-) -> Parallel:
+) -> ParallelGraph:
     """Plan the forward pass of a model without its weights, and without any device.
 
     Args:
@@ -54,14 +54,14 @@ def plan_offline(
 
 def plan_graphs(
     captured: Sequence[Captured], devices: int, topology: Topology | None = None
-) -> list[Parallel]:
+) -> list[ParallelGraph]:
     """Plan graphs of one model, in the order of capture: a weight keeps its layout in later ones, and so
     does what one graph keeps for another. The captured graphs stay as they are.
 
     Raises:
         InputError: fewer than one device.
     """
-    planner, plans = Planner(devices, topology), list[Parallel]()
+    planner, plans = Planner(devices, topology), list[ParallelGraph]()
     for one in captured:
         graph = one.copy()
         for at, (number, result) in one.kept.items():
@@ -95,7 +95,7 @@ class Planner:
         if self.devices < 1:
             raise InputError(f"cannot split a model over {self.devices} devices; name at least 1")
 
-    def plan(self, graph: Captured) -> Parallel:
+    def plan(self, graph: Captured) -> ParallelGraph:
         """Plan a captured graph in place."""
         sources = [
             replace(source, pinned=self.pinned.get(source.name)) if source.is_weight else source
@@ -108,8 +108,8 @@ class Planner:
         return parallel
 
 
-def _kept(source: Source, earlier: Parallel, result: int) -> Source:
+def _kept(source: Source, earlier: ParallelGraph, result: int) -> Source:
     """An input that an earlier graph has made: a tensor that is split inside, or a plain one."""
     node: Any = earlier.graph.output_node().args[0][result]  # type: ignore[index]
-    layout = shards_of(node) if is_tensor(node) and not is_joined(node) else Shards()
+    layout = shards_of(node) if is_tensor(node) and not is_gathered_for_caller(node) else Shards()
     return replace(source, kind="state", pinned=layout) if layout else source

@@ -1,4 +1,4 @@
-"""The ways in which each op could be carried out: whole, split along one axis, or with a pending sum.
+"""The ways in which each op could be carried out: whole, split along one axis, or with a partial sum.
 
 `Column parallel` and `row parallel` are the same rule of the same op, split along one factor or another.
 """
@@ -15,11 +15,11 @@ from ..ir.splits import Splits
 from ..rules.table import is_random
 
 REPLICATE = Replicate()
-PENDING = Partial("sum")
+PARTIAL_SUM = Partial("sum")
 
 
-def options(node: Node, splits: Splits, pending: frozenset[Node]) -> list[Choice]:
-    """The ways to carry out an op; `pending` are the values that some choice leaves as addends."""
+def options(node: Node, splits: Splits, partials: frozenset[Node]) -> list[Choice]:
+    """The ways to carry out an op; `partials` are the values that some choice leaves as partial sums."""
     bound = bound_of(node)
     assert bound is not None
     results = len(bound.results)
@@ -32,9 +32,9 @@ def options(node: Node, splits: Splits, pending: frozenset[Node]) -> list[Choice
             found.append(choice)
     operands = list(tensor_nodes(node))
     for linear in bound.linear:
-        if max(linear) < len(operands) and any(operands[index] in pending for index in linear):
-            needs = tuple(PENDING if index in linear else REPLICATE for index in range(len(operands)))
-            found.append(Choice("pending", needs, (PENDING,) * results))
+        if max(linear) < len(operands) and any(operands[index] in partials for index in linear):
+            needs = tuple(PARTIAL_SUM if index in linear else REPLICATE for index in range(len(operands)))
+            found.append(Choice("pending", needs, (PARTIAL_SUM,) * results))
     return found
 
 
@@ -51,8 +51,8 @@ def split_choice(bound: Bound, split: Split) -> Choice | None:
         return Choice("split", operands, results)
     if not partitions(contracted, split) or (split in results and not bound.each):
         return None
-    addend = Partial(bound.reduce)
-    return Choice("split", operands, tuple(split if layout is split else addend for layout in results))
+    partial_sum = Partial(bound.reduce)
+    return Choice("split", operands, tuple(split if layout is split else partial_sum for layout in results))
 
 
 def _held(dims: Dims, split: Split) -> Layout:
@@ -74,8 +74,8 @@ def allows(node: Node, choice: Choice) -> bool:
             split = next((layout for layout in held if isinstance(layout, Split)), None)
             return split is not None and not is_random(node) and split_choice(bound, split) == choice
         case "pending":
-            given = [index for index, layout in enumerate(choice.operands) if layout == PENDING]
+            given = [index for index, layout in enumerate(choice.operands) if layout == PARTIAL_SUM]
             linear = any(sorted(one) == given for one in bound.linear) and not is_random(node)
-            others = all(layout in (PENDING, REPLICATE) for layout in choice.operands)
-            return linear and others and all(layout == PENDING for layout in choice.results)
+            others = all(layout in (PARTIAL_SUM, REPLICATE) for layout in choice.operands)
+            return linear and others and all(layout == PARTIAL_SUM for layout in choice.results)
     return False

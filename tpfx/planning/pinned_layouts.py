@@ -20,7 +20,7 @@ from ..ir.shards import Shards, concrete
 from ..ir.splits import Splits
 
 
-def recognise(graph: Graph, splits: Splits) -> None:
+def match_pinned(graph: Graph, splits: Splits) -> None:
     """Fix the division of every split that a pinned input already shows, weights before caches."""
     pinned = [
         node
@@ -32,7 +32,9 @@ def recognise(graph: Graph, splits: Splits) -> None:
         shards = source_of(node).pinned
         assert shards is not None
         for split in splits.of([dims]):
-            if not split.boxes and all(any(carries(d, Split([axis])) for d in dims) for axis in split.axes):
+            if not split.rank_intervals and all(
+                any(carries(d, Split([axis])) for d in dims) for axis in split.axes
+            ):
                 _divide_as(split, dims, shards, splits.ranks)
 
 
@@ -46,7 +48,7 @@ def pinned_layout(node: Node, splits: Splits) -> Layout | None:
         return None
     dims = dims_of(node)
     for split in splits.of([dims]):
-        if split.boxes and splittable(dims, split) and concrete(dims, split) == shards:
+        if split.rank_intervals and splittable(dims, split) and concrete(dims, split) == shards:
             return split
     return Replicate()
 
@@ -61,14 +63,14 @@ def _divide_as(split: Split, dims: Sequence[Dim], shards: Shards, ranks: int) ->
             split.divide(sizes)
             if concrete(dims, split) == shards:
                 return True
-            split.boxes = ()
+            split.rank_intervals = ()
     return False
 
 
 def _units(split: Split, dim: Dim, lengths: Sequence[int], ranks: int) -> list[int] | None:
     """How many units each rank has, from the length that it holds of a dimension."""
     probe = Split(split.axes)
-    probe.boxes = tuple({axis: (0, 1 if count else 0) for axis in split.axes} for count in (0, 1))
+    probe.rank_intervals = tuple({axis: (0, 1 if count else 0) for axis in split.axes} for count in (0, 1))
     none, one = (local_size(dim, probe, rank) for rank in (0, 1))
     assert isinstance(none, int) and isinstance(one, int)
     if one == none or any((length - none) % (one - none) for length in lengths):

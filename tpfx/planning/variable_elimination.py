@@ -217,7 +217,7 @@ def _eliminate(sizes: list[int], tables: Tables, limit: int) -> tuple[list[Bucke
             buckets[scope[0]].append((scope, table))
     for bucket in buckets:
         parts = _parts(bucket, sizes, limit)
-        totals = [_join(scope, part, sizes) for scope, part in parts]
+        totals = [_joint_table(scope, part, sizes) for scope, part in parts]
         if len(parts) > 1:
             exact, totals = False, _matched(totals)
         for (scope, _), total in zip(parts, totals, strict=True):
@@ -245,7 +245,7 @@ def _parts(bucket: Bucket, sizes: list[int], limit: int) -> list[tuple[Scope, Bu
     return [(tuple(sorted(union)), part) for union, part in parts]
 
 
-def _join(whole: Scope, part: Bucket, sizes: list[int]) -> Table:
+def _joint_table(whole: Scope, part: Bucket, sizes: list[int]) -> Table:
     """The sum of the tables; the small ones first, so that few additions are full size."""
     return _sum([t.reshape([sizes[v] if v in scope else 1 for v in whole]) for scope, t in reversed(part)])
 

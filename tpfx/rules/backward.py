@@ -1,8 +1,8 @@
 """Rules of the ops that only backward passes have.
 
 The gradient of a weight is a sum over everything that the weight was used for: split along what is summed
-over, it is an addend, while the gradient of the other operand may be a part. A rule says so by contracting a
-dimension that some results have and others have not.
+over, it is a partial sum, while the gradient of the other operand may be a shard. A rule says so by
+contracting a dimension that some results have and others have not.
 """
 
 from __future__ import annotations

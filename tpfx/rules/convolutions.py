@@ -18,7 +18,7 @@ def convolution(call: Call) -> Bound:
     x, weight, leaving, after = _groups(call, call.operands[0], call.operands[1])
     bias = f", {leaving}" if call.get("bias") is not None else ""
     pattern = f"{x}, {weight}{bias} -> n {leaving} {after}"
-    if bias:  # every rank would add it to its addend, so what is contracted must be whole
+    if bias:  # every rank would add it to its partial sum, so what is contracted must be whole
         pattern = pattern.replace("i", "i!")
     return Rule(pattern, linear=() if bias else ((0,), (1,))).bind(call)
 

@@ -44,7 +44,7 @@ def gather(call: Call) -> Bound:
 
 
 def _adds(call: Call) -> bool:
-    """Whether the elements of the result are numbers: addends of truth values are not summed."""
+    """Whether the elements of the result are numbers: partial sums of truth values are not summed."""
     dtype = call.results[0].dtype
     return dtype.is_floating_point or dtype in (torch.int32, torch.int64)
 

@@ -10,7 +10,7 @@ from .whole_dims import checked, unsplit
 
 
 def linear(call: Call) -> Bound:
-    """x @ w.T: with a bias every rank would add it to its addend, so what is contracted must be whole."""
+    """x @ w.T: a bias would be added to every partial sum, so with one what is contracted must be whole."""
     if call.get("bias") is not None:
         return Rule("... k!, n k!, n -> ... n").bind(call)
     return Rule("... k, n k -> ... n", linear=((0,), (1,))).bind(call)

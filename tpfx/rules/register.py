@@ -32,12 +32,12 @@ def register_rule(
     Args:
         op: an op of `torch.library`: what `custom_op` returns, `torch.ops.mine.scale`, or an overload of it.
         pattern: one group of dimensions for each tensor argument, in order, and one for each result. The same
-            letter is the same dimension; one that no result has is contracted: every rank has an addend of
-            the result. `(g r)` is a product, major first; `!` must be whole on every rank; `...` are any
+            letter is the same dimension; one that no result has is contracted: every rank has a partial sum
+            of the result. `(g r)` is a product, major first; `!` must be whole on every rank; `...` are any
             leading dimensions.
-        linear: sets of tensor arguments, by position, in which the op is linear: sums over ranks may stay
-            pending through it.
-        reduce: how addends are joined: "sum", "max" or "min".
+        linear: sets of tensor arguments, by position, in which the op is linear: partial sums may
+            flow through it.
+        reduce: how partial sums are joined: "sum", "max" or "min".
 
     Raises:
         RuleError: the pattern cannot be read or does not fit the op, or tpfx has a rule of its own for it.

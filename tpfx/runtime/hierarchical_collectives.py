@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ..errors import CollectiveError
 from .mesh import Mesh
 from .processes import from_all
-from .thread_collectives import Call, reduce
+from .thread_collectives import CollectiveCall, reduce
 
 _OPS = {
     "sum": dist.ReduceOp.SUM,
@@ -32,7 +32,7 @@ class Bridge:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
 
-    def carry_out(self, calls: list[Call]) -> None:
+    def carry_out(self, calls: list[CollectiveCall]) -> None:
         """Carry out one collective of all ranks, given the calls of those that this process owns.
 
         Raises:
@@ -47,7 +47,7 @@ class Bridge:
         with torch.no_grad():
             kind(self, calls)
 
-    def _all_reduce(self, calls: list[Call]) -> None:
+    def _all_reduce(self, calls: list[CollectiveCall]) -> None:
         for parts in zip(*(call.inputs for call in calls), strict=True):
             total = self._reduced(list(parts), calls[0].reduction)
             for part in parts:
@@ -60,21 +60,21 @@ class Bridge:
         dist.all_reduce(total, _OPS[reduction], self.mesh.group)
         return total.div_(self.mesh.size) if reduction == "avg" else total
 
-    def _reduce_scatter(self, calls: list[Call]) -> None:
+    def _reduce_scatter(self, calls: list[CollectiveCall]) -> None:
         for at, parts in enumerate(zip(*(call.inputs for call in calls), strict=True)):
             total = self._reduced(list(parts), calls[0].reduction)
             for rank, call in zip(self.mesh.owned, calls, strict=True):
                 out = call.outputs[at]
                 out.copy_(total.narrow(0, rank * len(out), len(out)))
 
-    def _all_gather(self, calls: list[Call]) -> None:
+    def _all_gather(self, calls: list[CollectiveCall]) -> None:
         for at, parts in enumerate(zip(*(call.inputs for call in calls), strict=True)):
             device = parts[0].device
             found = from_all(torch.stack([part.to(device) for part in parts]), self.mesh)
             for call in calls:
                 call.outputs[at].copy_(found.flatten(0, 1))
 
-    def _broadcast(self, calls: list[Call]) -> None:
+    def _broadcast(self, calls: list[CollectiveCall]) -> None:
         root, mesh = calls[0].root, self.mesh
         speaker = calls[mesh.owned.index(root)] if root in mesh.owned else calls[0]
         source = max(at for at, first in enumerate(mesh.firsts) if first <= root)
@@ -86,7 +86,7 @@ class Bridge:
                     call.inputs[at].copy_(sent)
 
 
-_KINDS: dict[str, Callable[[Bridge, list[Call]], Any]] = {
+_KINDS: dict[str, Callable[[Bridge, list[CollectiveCall]], Any]] = {
     "all_reduce": Bridge._all_reduce,
     "all_gather": Bridge._all_gather,
     "broadcast": Bridge._broadcast,

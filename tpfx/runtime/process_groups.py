@@ -17,7 +17,7 @@ from torch import Tensor
 from ..torch_internals import distributed
 from .mesh import Mesh
 from .rendezvous import Rendezvous
-from .thread_collectives import Call
+from .thread_collectives import CollectiveCall
 
 Dispatch = Callable[[Sequence[Callable[[], None]]], object]
 
@@ -43,28 +43,30 @@ class ThreadGroup(distributed.ProcessGroup):  # type: ignore[misc]
         """The name torch asks for."""
         return "tpfx"
 
-    def _meet(self, call: Call) -> Any:
+    def _meet(self, call: CollectiveCall) -> Any:
         self._meeting.meet(self._rank, call)
         return self._done
 
     def allreduce(self, tensors: list[Tensor], opts: Any) -> Any:
         """Reduce in place."""
-        return self._meet(Call("all_reduce", tensors, reduction=distributed.REDUCTIONS[opts.reduceOp.op]))
+        return self._meet(
+            CollectiveCall("all_reduce", tensors, reduction=distributed.REDUCTIONS[opts.reduceOp.op])
+        )
 
     allreduce_coalesced = allreduce
 
     def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any) -> Any:
         """Concatenate the ranks' inputs along dim 0."""
-        return self._meet(Call("all_gather", inputs, outputs))
+        return self._meet(CollectiveCall("all_gather", inputs, outputs))
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any) -> Any:
         """Concatenate the ranks' inputs along dim 0."""
-        return self._meet(Call("all_gather", [input], [output]))
+        return self._meet(CollectiveCall("all_gather", [input], [output]))
 
     def reduce_scatter_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any) -> Any:
         """Reduce, and keep this rank's part of dim 0."""
         reduction = distributed.REDUCTIONS[opts.reduceOp.op]
-        return self._meet(Call("reduce_scatter", inputs, outputs, reduction))
+        return self._meet(CollectiveCall("reduce_scatter", inputs, outputs, reduction))
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any) -> Any:
         """Reduce, and keep this rank's part of dim 0."""
@@ -77,11 +79,11 @@ class ThreadGroup(distributed.ProcessGroup):  # type: ignore[misc]
         size = self._meeting.mesh.size
         received = list(out_splits) or [output.shape[0] // size] * size
         sent = list(in_splits) or [input.shape[0] // size] * size
-        return self._meet(Call("all_to_all", [input], [output], splits=(received, sent)))
+        return self._meet(CollectiveCall("all_to_all", [input], [output], splits=(received, sent)))
 
     def broadcast(self, tensors: list[Tensor], opts: Any) -> Any:
         """Overwrite with the root's tensors."""
-        return self._meet(Call("broadcast", tensors, root=opts.rootRank))
+        return self._meet(CollectiveCall("broadcast", tensors, root=opts.rootRank))
 
 
 class ThreadGroups:

@@ -15,7 +15,7 @@ import torch
 from ..errors import CollectiveError, CollectiveTimeout, RankAborted
 from .hierarchical_collectives import Bridge
 from .mesh import Mesh
-from .thread_collectives import Call, carry_out, objection
+from .thread_collectives import CollectiveCall, carry_out, mismatch
 
 
 class _Round:
@@ -24,7 +24,7 @@ class _Round:
     __slots__ = ("arrived", "calls", "done", "error", "finished", "parallel", "ready")
 
     def __init__(self, size: int) -> None:
-        self.calls: list[Call | None] = [None] * size
+        self.calls: list[CollectiveCall | None] = [None] * size
         self.arrived = 0
         self.finished = 0
         self.parallel = False
@@ -69,7 +69,7 @@ class Rendezvous:
             self._aborted = True
             self._open_gates()
 
-    def meet(self, rank: int, call: Call) -> None:
+    def meet(self, rank: int, call: CollectiveCall) -> None:
         """Carry out one collective; returns when the tensors of `rank` are ready.
 
         Raises:
@@ -83,7 +83,7 @@ class Rendezvous:
             self.raised[rank] = error
             raise
 
-    def _meet(self, rank: int, call: Call) -> None:
+    def _meet(self, rank: int, call: CollectiveCall) -> None:
         this = self._arrive(rank, call)
         if this.error is not None:
             raise CollectiveError(this.error)
@@ -94,7 +94,7 @@ class Rendezvous:
         if self._gpus:
             self._await_events(this.done)
 
-    def _arrive(self, rank: int, call: Call) -> _Round:
+    def _arrive(self, rank: int, call: CollectiveCall) -> _Round:
         if self.lost and threading.get_ident() in self.lost:
             raise RankAborted(f"rank {rank} came back after it had been given up")
         with self._mutex:
@@ -112,7 +112,7 @@ class Rendezvous:
         if not last:
             self._wait(rank, this)
             return this
-        this.error = objection(_present(this))
+        this.error = mismatch(_present(this))
         this.parallel = len(this.calls) > 1 and this.error is None and self._bridge is None and call.is_big()
         if this.error is None and not this.parallel:
             self._share(this, range(len(this.calls)))
@@ -197,5 +197,5 @@ def _ranks(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
-def _present(this: _Round) -> list[Call]:
+def _present(this: _Round) -> list[CollectiveCall]:
     return [call for call in this.calls if call is not None]

@@ -23,7 +23,7 @@ PARALLEL_BYTES = 1 << 20
 _NARROW = (torch.bfloat16, torch.float16)
 
 
-class Call:
+class CollectiveCall:
     """What one rank passes to one collective; the ranks' signatures must agree."""
 
     __slots__ = ("inputs", "kind", "outputs", "reduction", "root", "splits")
@@ -44,7 +44,7 @@ class Call:
         self.root = root
         self.splits = splits
 
-    def agrees(self, other: Call) -> bool:
+    def agrees(self, other: CollectiveCall) -> bool:
         """Whether the two ranks call the same thing; the splits of an all_to_all are compared apart."""
         if (self.kind, self.reduction, self.root) != (other.kind, other.reduction, other.root):
             return False
@@ -73,7 +73,7 @@ class Call:
         return f"{self.kind}({', '.join(words)})"
 
 
-def objection(calls: list[Call]) -> str | None:
+def mismatch(calls: list[CollectiveCall]) -> str | None:
     """Why the calls of ranks 0..n-1 cannot be carried out, or None."""
     first = calls[0]
     if first.reduction == "avg" and not all(x.is_floating_point() or x.is_complex() for x in first.inputs):
@@ -92,7 +92,7 @@ def objection(calls: list[Call]) -> str | None:
     )
 
 
-def carry_out(calls: list[Call], targets: range) -> None:
+def carry_out(calls: list[CollectiveCall], targets: range) -> None:
     """Do the part of a collective that belongs to the ranks `targets`; all parts together are the whole."""
     if torch.is_grad_enabled():  # in-place writes must not be recorded; entering no_grad is not free
         with torch.no_grad():
@@ -125,7 +125,7 @@ def _combine(total: Tensor, part: Tensor, reduction: str) -> None:
         torch.minimum(total, part, out=total)
 
 
-def _all_reduce(calls: list[Call], targets: range) -> None:
+def _all_reduce(calls: list[CollectiveCall], targets: range) -> None:
     whole = len(targets) == len(calls)
     for parts in zip(*(call.inputs for call in calls), strict=True):
         mine = list(parts) if whole else [_section(part, targets.start, len(calls)) for part in parts]
@@ -139,7 +139,7 @@ def _section(tensor: Tensor, index: int, count: int) -> Tensor:
     return tensor.view(-1)[start:end]
 
 
-def _all_gather(calls: list[Call], targets: range) -> None:
+def _all_gather(calls: list[CollectiveCall], targets: range) -> None:
     for target in targets:
         for i, out in enumerate(calls[target].outputs):
             rows = out.shape[0] // len(calls)
@@ -147,7 +147,7 @@ def _all_gather(calls: list[Call], targets: range) -> None:
                 out.narrow(0, source * rows, rows).copy_(call.inputs[i])
 
 
-def _reduce_scatter(calls: list[Call], targets: range) -> None:
+def _reduce_scatter(calls: list[CollectiveCall], targets: range) -> None:
     for target in targets:
         for i, out in enumerate(calls[target].outputs):
             rows = out.shape[0]
@@ -155,7 +155,7 @@ def _reduce_scatter(calls: list[Call], targets: range) -> None:
             reduce(parts, calls[0].reduction, out)
 
 
-def _all_to_all(calls: list[Call], targets: range) -> None:
+def _all_to_all(calls: list[CollectiveCall], targets: range) -> None:
     for target in targets:
         pieces = calls[target].outputs[0].split(calls[target].splits[0])
         for source, call in enumerate(calls):
@@ -163,7 +163,7 @@ def _all_to_all(calls: list[Call], targets: range) -> None:
             pieces[source].copy_(call.inputs[0].narrow(0, sum(sent[:target]), sent[target]))
 
 
-def _broadcast(calls: list[Call], targets: range) -> None:
+def _broadcast(calls: list[CollectiveCall], targets: range) -> None:
     root = calls[0].root
     for target in targets:
         if target != root:
@@ -171,7 +171,7 @@ def _broadcast(calls: list[Call], targets: range) -> None:
                 mine.copy_(theirs)
 
 
-_COLLECTIVES: dict[str, Callable[[list[Call], range], None]] = {
+_COLLECTIVES: dict[str, Callable[[list[CollectiveCall], range], None]] = {
     "all_reduce": _all_reduce,
     "all_gather": _all_gather,
     "reduce_scatter": _reduce_scatter,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import ShardingError
-from ..kernels.slices import relaid
+from ..kernels.slices import restride
 from ..torch_internals.pytree import tree_map
 from .bound_ops import BoundOp, bound_op, written
 from .foreach import REDUCTIONS, by_list, by_reduction, over_lists
@@ -119,7 +119,7 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: Shard
         if (
             func is aten.as_strided.default
         ):  # it looks through the shape, at how the whole would lie in memory
-            whole = relaid(whole, owner.stride(), owner.storage_offset())
+            whole = restride(whole, owner.stride(), owner.storage_offset())
         views = func(whole, *args[1:], **kwargs)
         return views if index is None else views[index]  # type: ignore[no-any-return]
 

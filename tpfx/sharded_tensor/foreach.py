@@ -18,7 +18,7 @@ from ..ir.shards import SplitDims, unseen
 from ..kernels.slices import take
 from ..runtime.mesh import Mesh
 from ..runtime.processes import from_all
-from .per_shard import Column, everywhere, made_of, on_each, spread
+from .per_shard import Column, made_of, on_each, replicate_argument, shard_argument
 from .tensor import ShardedTensor
 
 aten = torch.ops.aten
@@ -93,7 +93,7 @@ def _call(func: Any, names: Sequence[str], *values: Any) -> Any:
 def _column(value: Any, owners: Sequence[ShardedTensor]) -> Column:
     """An argument as each rank needs it: of a list, the parts of its items."""
     if not isinstance(value, list) or len(value) != len(owners) or not isinstance(value[0], torch.Tensor):
-        return everywhere(value, owners[0])
+        return replicate_argument(value, owners[0])
     columns = [_shards_for(item, owner) for item, owner in zip(value, owners, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]
 
@@ -103,8 +103,8 @@ def _shards_for(item: torch.Tensor, owner: ShardedTensor) -> Column:
     if item is owner:
         return owner.shards or ()
     if isinstance(item, ShardedTensor) and item.placement is owner.placement and item.dim() == owner.dim():
-        return spread(item, owner, owner.placement.dims)  # type: ignore[union-attr]
-    return spread(item, owner, _broadcast(item.shape, owner))
+        return shard_argument(item, owner, owner.placement.dims)  # type: ignore[union-attr]
+    return shard_argument(item, owner, _broadcast(item.shape, owner))
 
 
 def _broadcast(shape: Sequence[int], owner: ShardedTensor) -> SplitDims:

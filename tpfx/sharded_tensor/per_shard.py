@@ -29,7 +29,7 @@ Column = Sequence[Any]  # the value of one argument on each rank
 WORTH_A_THREAD = 2**16
 
 
-def spread(value: torch.Tensor, owner: ShardedTensor, dims: SplitDims) -> Column:
+def shard_argument(value: torch.Tensor, owner: ShardedTensor, dims: SplitDims) -> Column:
     """A tensor as each rank of the owner needs it: split so, whatever it is now."""
     mesh = owner.mesh
     if isinstance(value, ShardedTensor):
@@ -43,7 +43,7 @@ def spread(value: torch.Tensor, owner: ShardedTensor, dims: SplitDims) -> Column
     return [_on(take(value, dims, rank) if dims else value, mesh.devices[rank]) for rank in mesh.owned]
 
 
-def everywhere(value: Any, owner: ShardedTensor) -> Column:
+def replicate_argument(value: Any, owner: ShardedTensor) -> Column:
     """An argument that every rank needs whole: an index, a number."""
     own_shards = owner.shards
     assert own_shards is not None
@@ -53,7 +53,7 @@ def everywhere(value: Any, owner: ShardedTensor) -> Column:
         whole = value.gathered() if isinstance(value, ShardedTensor) else value
         return [_on(whole, part.device) for part in own_shards]
     if isinstance(value, (list, tuple)):
-        items = [everywhere(item, owner) for item in value]
+        items = [replicate_argument(item, owner) for item in value]
         return list(zip(*items, strict=True)) or [()] * len(own_shards)
     return (value,) * len(own_shards)
 
@@ -118,7 +118,7 @@ def run_bound(
 def _column(arg: Any, owner: ShardedTensor, operands: Iterator[SplitDims]) -> Column:
     """An argument as each rank needs it; its tensors as the next of the operands."""
     if isinstance(arg, torch.Tensor):
-        return spread(arg, owner, next(operands))
+        return shard_argument(arg, owner, next(operands))
     if isinstance(arg, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in arg):
         return list(zip(*(_column(item, owner, operands) for item in arg), strict=True))
     return (arg,) * len(owner.mesh.owned)

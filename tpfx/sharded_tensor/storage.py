@@ -19,7 +19,7 @@ import torch
 
 from ..checkpoint.safetensors_files import Stored
 from ..ir.shards import Shards, SplitDims
-from ..kernels.slices import fold, join, local_shape, take, unfold_part, whole_shape
+from ..kernels.slices import fold, join_shards, local_shape, take, unfold_part, whole_shape
 from ..runtime.mesh import Mesh
 from ..runtime.processes import from_all
 
@@ -155,7 +155,7 @@ def whole_of(
     parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int], mesh: Mesh
 ) -> torch.Tensor:
     """The whole of a divided tensor, on the device of the first part: from this process, or from all."""
-    return join(parts if mesh.group is None else _parts_of_all(parts, dims, shape, mesh), dims, shape)
+    return join_shards(parts if mesh.group is None else _parts_of_all(parts, dims, shape, mesh), dims, shape)
 
 
 def _parts_of_all(

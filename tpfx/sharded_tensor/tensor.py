@@ -223,7 +223,7 @@ class ShardedTensor(torch.Tensor):
                 case Fake():
                     pass  # the captured graph has the op that writes
 
-    def lying(self, stride: Sequence[int], offset: int) -> ShardedTensor:
+    def restrided(self, stride: Sequence[int], offset: int) -> ShardedTensor:
         """An alias with other strides and another offset, as they would be if it were not divided."""
         return self._alias(stride, offset)
 

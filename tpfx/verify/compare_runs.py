@@ -5,7 +5,7 @@
 
 Three runs with the same inputs and random numbers: the captured graph as it is, the parallel graph with the
 meaning that it has for whole tensors, and the ranks' graphs in the ranks' threads. A rank's value must be its
-part of the whole one; addends must add up to it.
+part of the whole one; partial sums must add up to it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ..formatting import shape_text
 from ..ir.annotations import layout_of, shards_of
 from ..ir.layout import Partial
 from ..ir.nodes import is_tensor
-from ..ir.parallel_graph import Parallel
-from ..ir.provenance import made_for
-from ..kernels.collectives import joined
+from ..ir.parallel_graph import ParallelGraph
+from ..ir.provenance import origin_of
+from ..kernels.collectives import combine_partials
 from ..kernels.slices import part_of
 from ..runtime.thread_runtime import Runtime
 from .findings import Finding, Findings
@@ -50,7 +50,7 @@ class Replayed:
 
 def verify_graphs(
     captured: GraphModule,
-    parallel: Parallel,
+    parallel: ParallelGraph,
     modules: Sequence[GraphModule],
     args: Sequence[Any],
     runtime: Runtime,
@@ -91,7 +91,7 @@ def verify_graphs(
 
 
 def _run_ranks(
-    parallel: Parallel,
+    parallel: ParallelGraph,
     modules: Sequence[GraphModule],
     args: Sequence[Any],
     runtime: Runtime,
@@ -122,7 +122,7 @@ def _own(error: Exception | None) -> bool:
 
 def _note_failure(local: ValueRecorder, rank: int, findings: Findings) -> None:
     assert local.failed is not None and local.error is not None
-    node = findings.nodes[made_for(local.failed) or "output"]
+    node = findings.nodes[origin_of(local.failed) or "output"]
     findings.add("error", node, f"{local.failed.name} raises {first_line(local.error)}", rank)
 
 
@@ -138,7 +138,7 @@ def _input(node: Node, arg: Any, rank: int) -> Any:
 
 def _compare_rewrite(
     captured: GraphModule,
-    parallel: Parallel,
+    parallel: ParallelGraph,
     original: ValueRecorder,
     reference: Reference,
     findings: Findings,
@@ -165,7 +165,7 @@ def _returned(graph: Graph) -> Sequence[Any]:
 
 
 def _compare_ranks(
-    parallel: Parallel, reference: Reference, ranks: Sequence[ValueRecorder], findings: Findings
+    parallel: ParallelGraph, reference: Reference, ranks: Sequence[ValueRecorder], findings: Findings
 ) -> int:
     """Note the first node at which a rank has another value than it should; returns how many are right."""
     count = 0
@@ -190,10 +190,10 @@ def _differences(
     whole, layout = reference[node.name], layout_of(node)
     if isinstance(layout, Partial) and is_tensor(node):
         if {shape_text(value) for value in held.values()} == {shape_text(whole)}:
-            sum_ = joined(list(held.values()), layout.op)
+            sum_ = combine_partials(list(held.values()), layout.op)
             text = reference.difference(node, sum_, whole) if len(held) == ranks else None
             if text is not None:
-                yield (), f"the ranks' addends do not give it: {text}"
+                yield (), f"the ranks' partial sums do not give it: {text}"
             return
     elif isinstance(whole, (tuple, list)):
         return  # its items are nodes of their own

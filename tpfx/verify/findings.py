@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from ..dump.text import names_of
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import module_path, source_line
 
 
@@ -48,7 +48,7 @@ class Finding:
 class Findings:
     """What is found wrong with one graph; the same on several ranks is one finding."""
 
-    def __init__(self, parallel: Parallel) -> None:
+    def __init__(self, parallel: ParallelGraph) -> None:
         self.nodes: dict[str, Node] = {node.name: node for node in parallel.graph.nodes}
         self._order = {name: position for position, name in enumerate(self.nodes)}
         self._names = names_of(parallel)

@@ -25,7 +25,7 @@ from ..capture.sources import input_sources, is_tangent, weight_sources
 from ..errors import InputError, ModelError
 from ..ir.annotations import Source
 from ..ir.nodes import hint_of
-from ..ir.parallel_graph import Parallel
+from ..ir.parallel_graph import ParallelGraph
 from ..passes.lower import lower
 from ..plan.offline import Planner
 from ..planning.topology import Topology
@@ -171,7 +171,7 @@ class _Graph:
 
     verifier: _Verifier
     captured: GraphModule | None = None
-    parallel: Parallel | None = None
+    parallel: ParallelGraph | None = None
     modules: Sequence[GraphModule] = ()
 
     def plan(self, graph: Captured) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from ..ir.provenance import stands_for
+from ..ir.provenance import represents
 from ..ir.resharding import all_gather, all_reduce, pend, shard
 from .tolerance import TOLERANCE, difference, distance
 
@@ -61,7 +61,7 @@ class LocalRecorder(ValueRecorder):
 
     def names(self, node: Node) -> Sequence[str]:
         """The nodes of the parallel graph that this one stands for."""
-        return stands_for(node)
+        return represents(node)
 
 
 class WholeRecorder(ValueRecorder):

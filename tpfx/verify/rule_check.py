@@ -2,7 +2,7 @@
 
     check_rule(torch.ops.aten.mm.default, x, weight, dims=("m:2 (h:4 d:8)", "[a:16|b:16] n:6"))
 
-A rule that lets something be split that the op needs whole, or passes on a pending sum where the op is not
+A rule that lets something be split that the op needs whole, or passes on a partial sum where the op is not
 linear, gives wrong numbers in a model. Here it raises `UntrueRuleError`, which says which split showed it.
 """
 
@@ -26,10 +26,10 @@ from ..ir.layout import Layout, Partial, Split
 from ..ir.nodes import is_tensor, result_index, size_of, tensor_nodes
 from ..ir.op_dims import Bound, Dims
 from ..ir.shards import concrete
-from ..kernels.collectives import joined
+from ..kernels.collectives import combine_partials
 from ..kernels.slices import take
 from ..passes.localize import localize
-from ..planning.choices import PENDING, REPLICATE, split_choice
+from ..planning.choices import PARTIAL_SUM, REPLICATE, split_choice
 from ..rules.bind import bind
 from ..rules.rule import Rule
 from ..rules.table import rule_for
@@ -54,7 +54,7 @@ def check_rule(
     seed: int = 0,
     **kwargs: Any,
 ) -> int:
-    """Run an op in every split that its rule allows, unevenly, and with every pending sum that it passes on.
+    """Run an op in every split that its rule allows, unevenly, and with every partial sum that it passes on.
 
     Args:
         op: an op as it stands in ATen graphs, `torch.ops.aten.mm.default`, or of `torch.library`.
@@ -65,7 +65,7 @@ def check_rule(
         dense: give each rank contiguous copies of its parts, for ops that insist on strides.
         values: compare values; otherwise shapes and types alone, for ops that leave memory as it is.
         ranks: the numbers of ranks to divide over; each in a division of its own and one with an idle rank.
-        seed: of the divisions and the addends.
+        seed: of the divisions and the partial sums.
         kwargs: the op's keyword arguments.
 
     Returns:
@@ -133,9 +133,11 @@ class _Trial:
                         yield choice, split, count
         for linear in self.bound.linear:
             if max(linear) < len(self.inputs) and all(_adds(self.inputs[index]) for index in linear):
-                needs = tuple(PENDING if index in linear else REPLICATE for index in range(len(self.inputs)))
+                needs = tuple(
+                    PARTIAL_SUM if index in linear else REPLICATE for index in range(len(self.inputs))
+                )
                 for count in ranks:
-                    yield Choice("pending", needs, (PENDING,) * len(self.bound.results)), None, count
+                    yield Choice("pending", needs, (PARTIAL_SUM,) * len(self.bound.results)), None, count
 
     def run(self, choice: Choice, split: Split | None, ranks: int) -> int:
         """Run every rank and compare; 1, so that runs can be counted."""
@@ -177,7 +179,7 @@ class _Trial:
             where = concrete(dims_of(node), layout).dims
             return [take(value.clone(), where, rank) for rank in range(ranks)]
         if isinstance(layout, Partial):
-            return _addends(value, ranks, self.random.randrange(2**31))
+            return _partials(value, ranks, self.random.randrange(2**31))
         return [value.clone() for _ in range(ranks)]
 
     def _compare(
@@ -185,8 +187,12 @@ class _Trial:
     ) -> None:
         if isinstance(layout, Partial):
             for rank, part in enumerate(parts):
-                self._close(f"{what}: rank {rank}'s addend", torch.zeros_like(part), torch.zeros_like(whole))
-            self._close(f"{what}: the ranks' addends", joined(parts, layout.op).to(whole.dtype), whole)
+                self._close(
+                    f"{what}: rank {rank}'s partial sum", torch.zeros_like(part), torch.zeros_like(whole)
+                )
+            self._close(
+                f"{what}: the ranks' partial sums", combine_partials(parts, layout.op).to(whole.dtype), whole
+            )
             return
         where = concrete(dims, layout).dims if isinstance(layout, Split) else ()
         for rank, part in enumerate(parts):
@@ -210,13 +216,11 @@ class _Trial:
         ]
         call = ", ".join(tensors[: len(self.inputs)]) + " -> " + ", ".join(tensors[len(self.inputs) :])
         if split is None:
-            way = (
-                f"pending sums in operands {[i for i, need in enumerate(choice.operands) if need is PENDING]}"
-            )
+            partial = [at for at, need in enumerate(choice.operands) if need is PARTIAL_SUM]
+            way = f"partial sums in operands {partial}"
         else:
-            way = (
-                f"split {' '.join(show(split.axes, names))} as {[tuple(box.values()) for box in split.boxes]}"
-            )
+            held = [tuple(intervals.values()) for intervals in split.rank_intervals]
+            way = f"split {' '.join(show(split.axes, names))} as {held}"
         return f"{self.node.target} {self.node.args} {self.node.kwargs or ''}: {call}, {way}, {ranks} ranks"
 
 
@@ -287,11 +291,11 @@ def _inside(root: Dim) -> Iterator[tuple[Dim, ...]]:
         yield from (pair for pair in itertools.pairwise(parts) if not any(part.form for part in pair))
 
 
-def _divisions(split: Split, ranks: int, draw: random.Random) -> Iterator[list[int]]:
+def _divisions(split: Split, ranks: int, broadcast_random: random.Random) -> Iterator[list[int]]:
     """A division in which every rank has something, and one in which one has nothing, if there are such."""
     for idle in (False, True):
         for _ in range(100):
-            cuts = sorted(draw.randint(0, split.units) for _ in range(ranks - 1))
+            cuts = sorted(broadcast_random.randint(0, split.units) for _ in range(ranks - 1))
             sizes = [stop - start for start, stop in zip([0, *cuts], [*cuts, split.units], strict=True)]
             if (0 in sizes) is idle and split.fits(sizes):
                 yield sizes
@@ -302,12 +306,12 @@ def _adds(value: torch.Tensor) -> bool:
     return value.dtype is not torch.bool and value.dtype is not torch.uint8
 
 
-def _addends(value: torch.Tensor, ranks: int, seed: int) -> list[torch.Tensor]:
-    """Random addends of a tensor, one a rank."""
+def _partials(value: torch.Tensor, ranks: int, seed: int) -> list[torch.Tensor]:
+    """Random partial sums of a tensor, one a rank."""
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randn(value.shape, generator=generator, dtype=torch.float64) * 2 for _ in range(ranks - 1)]
-    addends = [addend.to(value.dtype).to(value.device) for addend in drawn]
-    return [*addends, value - sum(addends)]
+    partials = [partial_sum.to(value.dtype).to(value.device) for partial_sum in drawn]
+    return [*partials, value - sum(partials)]
 
 
 def _value(node: Node) -> Any:

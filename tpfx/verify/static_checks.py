@@ -19,10 +19,10 @@ from ..formatting import shape_text
 from ..ir.annotations import layout_of, shards_of
 from ..ir.layout import Partial
 from ..ir.nodes import hint_of, is_tensor
-from ..ir.parallel_graph import Parallel
-from ..ir.provenance import made_for, stands_for
+from ..ir.parallel_graph import ParallelGraph
+from ..ir.provenance import origin_of, represents
 from ..ir.resharding import MESSAGES, all_reduce
-from ..kernels.collectives import draw, gather_shards
+from ..kernels.collectives import broadcast_random, gather_shards
 from ..kernels.slices import part_of
 from ..lowering.rank_graph import gathering
 from ..rules.table import is_random
@@ -33,7 +33,7 @@ from .findings import Findings
 c10d = torch.ops._c10d_functional
 
 
-def check_graphs(parallel: Parallel, modules: Sequence[GraphModule], findings: Findings) -> None:
+def check_graphs(parallel: ParallelGraph, modules: Sequence[GraphModule], findings: Findings) -> None:
     """Note what is wrong with the graphs of ranks 0, 1, …"""
     for rank, module in enumerate(modules):
         _check_messages(parallel, rank, module.graph, findings)
@@ -56,7 +56,7 @@ class Message:
     detail: Any
 
 
-def _planned(parallel: Parallel) -> Iterator[tuple[Node, Message]]:
+def _planned(parallel: ParallelGraph) -> Iterator[tuple[Node, Message]]:
     """The collectives of a parallel graph, in order, as rank 0 carries them out."""
     for node in parallel.graph.nodes:
         if node.target in MESSAGES:
@@ -75,8 +75,8 @@ def _sent(graph: Graph) -> Iterator[tuple[Node, Message]]:
             yield node, Message("all_reduce", _moved(node), args[1])
         elif node.target is gather_shards:
             yield node, Message("all_gather", _moved(node), (args[1], list(args[2]), args[6]))
-        elif node.target is draw:
-            yield node, Message("draw", (made_for(node) or "",), args[2])
+        elif node.target is broadcast_random:
+            yield node, Message("draw", (origin_of(node) or "",), args[2])
         elif (
             getattr(node.target, "namespace", "") == c10d.name and node.target is not c10d.wait_tensor.default
         ):
@@ -87,12 +87,12 @@ def _moved(node: Node) -> tuple[str, ...]:
     """The planned values that a collective moves; its operand may be a contiguous copy of what stands for
     them."""
     value = node.all_input_nodes[0]
-    while not stands_for(value) and value.all_input_nodes:
+    while not represents(value) and value.all_input_nodes:
         value = value.all_input_nodes[0]
-    return stands_for(value)
+    return represents(value)
 
 
-def _check_messages(parallel: Parallel, rank: int, graph: Graph, findings: Findings) -> None:
+def _check_messages(parallel: ParallelGraph, rank: int, graph: Graph, findings: Findings) -> None:
     """Each planned collective once, in the planned order, and nothing else."""
     planned = list(_planned(parallel))
     position = {(message.kind, message.values[0]): at for at, (_, message) in enumerate(planned)}
@@ -130,15 +130,15 @@ def _unplanned(node: Node, kind: str) -> str:
 
 def _check_operands(rank: int, graph: Graph, findings: Findings) -> None:
     """What a rank's op takes must stand for an operand of the planned op."""
-    made = {name for node in graph.nodes for name in stands_for(node)}
+    made = {name for node in graph.nodes for name in represents(node)}
     for node in graph.nodes:
-        planned = findings.nodes.get(made_for(node) or "")
+        planned = findings.nodes.get(origin_of(node) or "")
         if planned is None:
             continue  # no pass wrote it: whoever takes its value is noted
         allowed = set(_operands(planned, made))
         for operand in node.all_input_nodes:
-            inside = made_for(operand) == planned.name
-            if not inside and allowed.isdisjoint(stands_for(operand)):
+            inside = origin_of(operand) == planned.name
+            if not inside and allowed.isdisjoint(represents(operand)):
                 findings.add("operand", planned, _taken(operand, planned, findings), rank)
         if node.op == "output":
             _check_results(rank, node, planned, findings)
@@ -148,7 +148,7 @@ def _check_results(rank: int, output: Node, planned: Node, findings: Findings) -
     """Each result in its place."""
     pairs = zip(output.args[0], planned.args[0], strict=True)  # type: ignore[arg-type]
     for position, (result, expected) in enumerate(pairs):
-        if isinstance(expected, Node) and expected.name not in stands_for(result):
+        if isinstance(expected, Node) and expected.name not in represents(result):
             text = f"result {position} is {result}, which does not stand for {findings.name(expected)}"
             findings.add("operand", planned, text, rank)
 
@@ -162,13 +162,13 @@ def _operands(planned: Node, made: set[str]) -> Iterator[str]:
 
 
 def _taken(operand: Node, planned: Node, findings: Findings) -> str:
-    known = [findings.nodes[name] for name in stands_for(operand) if name in findings.nodes]
+    known = [findings.nodes[name] for name in represents(operand) if name in findings.nodes]
     if not known:
         return f"takes {operand.name}, which stands for nothing that is planned"
     value = known[0]
-    pending = isinstance(layout_of(value), Partial)
+    unsummed = isinstance(layout_of(value), Partial)
     wanted = ", ".join(findings.name(one) for one in planned.all_input_nodes)
-    what = "addends that are not summed" if pending else "which is not an operand of it"
+    what = "partial sums that are not summed" if unsummed else "which is not an operand of it"
     return f"takes {findings.name(value)}, {what}; planned: {wanted}"
 
 
@@ -201,14 +201,14 @@ class _Shapes(Interpreter):
 
     def input(self, node: Node) -> Any:
         """A rank's part of an input of the graph."""
-        planned = self.findings.nodes[str(made_for(node))]
+        planned = self.findings.nodes[str(origin_of(node))]
         return self._part(planned) if is_tensor(planned) else number_of(planned.meta["val"])
 
     def run_node(self, n: Node) -> Any:
         """Run one node, and look at the shape that comes out."""
         if isinstance(n.target, HigherOrderOperator):
             raise _Stop
-        planned = self.findings.nodes.get(made_for(n) or "")
+        planned = self.findings.nodes.get(origin_of(n) or "")
         try:
             result = super().run_node(n)
         except UNKNOWN_TO_FAKES:
@@ -217,7 +217,7 @@ class _Shapes(Interpreter):
             if planned is not None:
                 self.findings.add("shape", planned, first_line(error), self.rank)
             raise _Stop from error
-        for name in stands_for(n):
+        for name in represents(n):
             known = self.findings.nodes.get(name)
             if known is not None and is_tensor(known):
                 self._compare(known, result)

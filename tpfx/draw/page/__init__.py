@@ -16,14 +16,14 @@ from importlib.resources import files
 from typing import Any
 
 from ...dump.columns import Row
-from ...ir.parallel_graph import Collective, Parallel
+from ...ir.parallel_graph import Collective, ParallelGraph
 from ...plan.plan import GraphPlan, Plan
 from ..module_tree import Blocks, Member, Module, OpLine, Part, Stack, WeightLine, Weights, blocks
 
 _SCRIPTS = ("model.js", "bars.js", "tree.js", "details.js", "search.js", "main.js")
 
 
-def page(plan: Plan, parallels: Sequence[Parallel]) -> str:
+def page(plan: Plan, parallels: Sequence[ParallelGraph]) -> str:
     """A page of a plan.
 
     Args:
@@ -51,7 +51,7 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def contents(plan: Plan, parallels: Sequence[Parallel]) -> dict[str, Any]:
+def contents(plan: Plan, parallels: Sequence[ParallelGraph]) -> dict[str, Any]:
     """What the page draws, as JSON."""
     weights = Weights(plan)
     drawn = [blocks(parallel, weights) for parallel in parallels]
