@@ -69,7 +69,7 @@ def compile(
         plan: what `tpfx.plan` or `tpfx plan` made, or the file that it is in: the weights are divided as it
             says, and a graph that it has is carried out as it says. For any other graph, such as that of
             another kind of device, the cheapest way with these weights is chosen.
-        topology: what messages and arithmetic cost, for the chooser; the plan's where there is one.
+        topology: what collectives and arithmetic cost, for the chooser; the plan's where there is one.
         device_compiler: what runs the graph of each device: "eager", op by op, or "inductor", TorchInductor's
             code for it, which takes a minute to make and is faster then.
         timeout: seconds that a rank waits for the others before `CollectiveTimeout`, or that of a process
@@ -188,7 +188,7 @@ def _follow(plan: Plan, slots: Sequence[Slot], session: Session) -> None:
 
 
 def report(model: torch.nn.Module) -> Report:
-    """What was done to a compiled model: bytes on each device, messages, graphs, ops that run whole.
+    """What was done to a compiled model: bytes on each device, collectives, graphs, ops that run whole.
 
     Raises:
         ModelError: the model is not compiled.

@@ -267,7 +267,7 @@ def test_layers_that_are_alike_are_written_once(run, directory):
 def test_a_model_is_verified(run, directory):
     status, out, _ = run("verify", directory, "-n", 2, "--set", "num_hidden_layers=1")
     assert status == 0
-    assert re.fullmatch(r"on 2 devices: 1 graph, \d+ nodes compared, 4 messages: right\n", out)
+    assert re.fullmatch(r"on 2 devices: 1 graph, \d+ nodes compared, 4 collectives: right\n", out)
 
 
 def test_a_function_of_a_module_is_a_model(run, tmp_path, monkeypatch):

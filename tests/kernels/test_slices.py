@@ -8,12 +8,12 @@ import torch
 from tests.support.divisions import DIVISIONS
 from tpfx.ir.shards import Pieces, Shards, SplitDims
 from tpfx.kernels.slices import (
-    shard_pieces,
     fold,
     join_shards,
     local_shape,
     part_of,
     restride,
+    shard_pieces,
     take,
     take_unfolded,
     unfold_part,

@@ -39,7 +39,7 @@ def tpfx() -> None:
     architecture, or a function that builds one.
 
     \b
-    tpfx plan llama --devices 8 -o plan.json     bytes, messages and time; a plan for tpfx.compile
+    tpfx plan llama --devices 8 -o plan.json     bytes, collectives and time; a plan for tpfx.compile
     tpfx dump llama --devices 8                  the parallel graph, one line an op
     tpfx explain llama lm_head --devices 8       why it is split so, and what else would cost
     tpfx diff a.json b.json                      in what two plans differ

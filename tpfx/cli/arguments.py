@@ -56,7 +56,7 @@ TopologyOption = Annotated[
     str,
     typer.Option(
         metavar="NAME|FILE",
-        help="What messages and arithmetic cost: h100-nvlink, a100-nvlink, pcie4, or a file that "
+        help="What collectives and arithmetic cost: h100-nvlink, a100-nvlink, pcie4, or a file that "
         "`tpfx topology measure` wrote.",
     ),
 ]

@@ -72,7 +72,7 @@ def dump(
             metavar="STAGE",
             help="captured: as PyTorch traced it; the name of a pass, such as normalize or choose: as that "
             "leaves it; axes: the weights, and what their dimensions are made of; parallel: with layouts "
-            "and messages; rank0, rank1, …: the code that one rank runs.",
+            "and collectives; rank0, rank1, …: the code that one rank runs.",
         ),
     ] = "parallel",
     format: Annotated[

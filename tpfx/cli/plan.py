@@ -1,4 +1,4 @@
-"""`tpfx plan`: bytes, messages and time of a split, and the plan as a file."""
+"""`tpfx plan`: bytes, collectives and time of a split, and the plan as a file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def plan(
         typer.Option("--output", "-o", metavar="FILE", help="Write the plan to a file, and a table here."),
     ] = None,
 ) -> None:
-    """Plan a split: bytes on each device, messages, and the time they take.
+    """Plan a split: bytes on each device, collectives, and the time they take.
 
     Prints the plan as JSON, which tpfx.compile(model, devices, plan=FILE) takes, or, with --output, writes
     it to a file and prints a table. Keys, values and activations are those of --batch sequences of

@@ -1,4 +1,4 @@
-"""`tpfx topology`: what messages and arithmetic cost on the machine at hand."""
+"""`tpfx topology`: what collectives and arithmetic cost on the machine at hand."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import typer
 from ..plan.measure_topology import measure as measured
 from .arguments import step
 
-topology = typer.Typer(name="topology", help="What messages and arithmetic cost.", no_args_is_help=True)
+topology = typer.Typer(name="topology", help="What collectives and arithmetic cost.", no_args_is_help=True)
 
 
 @topology.callback()
 def _group() -> None:
-    """What messages and arithmetic cost."""
+    """What collectives and arithmetic cost."""
 
 
 @topology.command()

@@ -34,7 +34,7 @@ def verify(
 
     A small model of the same architecture is made, with random weights: two layers, about 64 wide. --set
     changes its sizes. Of each graph the ranks' code is checked first: every partial sum summed once, the same
-    messages in the same order on all ranks, shapes that agree. Exits with 1 where anything is wrong.
+    collectives in the same order on all ranks, shapes that agree. Exits with 1 where anything is wrong.
 
     \b
       tpfx verify llama --devices 2

@@ -36,7 +36,7 @@ from .layers import Group, Home, groups, homes, sequences
 
 @dataclass(frozen=True)
 class OpLine:
-    """The line of an op, as in a dump, the line of code that it comes from, and the message that it is."""
+    """The line of an op, as in a dump, the line of code that it comes from, and the collective that it is."""
 
     name: str
     type: str

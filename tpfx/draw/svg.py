@@ -1,4 +1,4 @@
-"""Plans drawn: each graph as a chain of its blocks, alike layers once, with messages on the arrows.
+"""Plans drawn: each graph as a chain of its blocks, alike layers once, with collectives on the arrows.
 
 Path("llama.svg").write_text(svg(plan, parallels))       # needs nothing
 Path("llama.dot").write_text(dot(plan, parallels))       # for Graphviz

@@ -197,12 +197,10 @@ class Dump(GraphText):
         messages = parallel.collectives()
         counts = Counter(message.kind for message in messages)
         sums = {kind: sum(m.bytes for m in messages if m.kind == kind) for kind in counts}
-        sent = (
-            ", ".join(f"{counts[kind]} {kind} ({bytes_text(sums[kind])})" for kind in counts) or "no messages"
-        )
+        sent = ", ".join(f"{counts[kind]} {kind} ({bytes_text(sums[kind])})" for kind in counts)
         proven = "proven cheapest" if parallel.solution.optimal else "not proven cheapest"
         what = "forward and backward" if parallel.backward else "forward"
-        yield f"{what} on {parallel.ranks} devices: {sent or 'no messages'}; {proven}"
+        yield f"{what} on {parallel.ranks} devices: {sent or 'no collectives'}; {proven}"
         yield from self._prefix()
         for op, count in sorted(parallel.whole_ops.items()):
             yield f"whole: no rule for {op}, {count} times"

@@ -38,7 +38,7 @@ class Unexpressed:
         module: its name, with `*` for the number of the layer.
         reason: why not.
         instead: "whole" where it is left out of the plan; "alone" where it is split, but its input and output
-            are whole, which costs one more message.
+            are whole, which costs one more collective.
     """
 
     module: str
@@ -159,7 +159,7 @@ class _Writer:
         return dict.fromkeys((name for name in own or {} if name not in plan), STYLES["hf-tp-plan"]["whole"])
 
     def _unshared(self) -> list[str]:
-        """Sums that tpfx makes with one message, and other tools with one for each module."""
+        """Sums that tpfx makes with one collective, and other tools with one for each module."""
         notes: dict[str, None] = {}
         for parallel in self.agreed.plans:
             for node in parallel.graph.find_nodes(op="call_function", target=all_reduce):

@@ -1,4 +1,4 @@
-"""Which modules of a plan are split, and which of them pass parts to each other without a message.
+"""Which modules of a plan are split, and which of them pass parts to each other without a collective.
 
 q_proj, k_proj, v_proj  →  heads, split  →  o_proj        a region: four members, open to each other
 lm_head  →  gathered at once                              a member that is closed: whole in, whole out

@@ -19,7 +19,7 @@ class Target:
 
     Attributes:
         devices: a list, an int, a DeviceMesh, or None.
-        topology: what messages and arithmetic cost, for the chooser.
+        topology: what collectives and arithmetic cost, for the chooser.
         device_compiler: one of `DEVICE_COMPILERS`.
         timeout: seconds that a rank waits for the others.
         group: the processes that have such devices each.

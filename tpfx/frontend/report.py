@@ -28,7 +28,7 @@ class Report:
         devices: the device of each rank.
         bytes_per_device: bytes of parameters and buffers on each device, a list in the order of the ranks.
         total_bytes: bytes of the unsharded parameters and buffers, tied weights once.
-        collectives: the messages of the newest graph.
+        collectives: the collectives of the newest graph.
         graphs: how many graphs have been compiled so far.
         whole_ops: ops that run whole for want of a rule, and how often they occur.
         optimal: whether the newest graph's plan is proven to be the cheapest.
@@ -104,7 +104,7 @@ class Report:
         plan = "proven cheapest" if self.optimal else "not proven cheapest"
         plan += {True: ", from the plan", False: ", not in the plan", None: ""}[self.planned]
         plan += "" if self.device_compiler == "eager" else f", run by {self.device_compiler}"
-        title = f"messages of the newest of {self.graphs} graphs ({plan})"
+        title = f"collectives of the newest of {self.graphs} graphs ({plan})"
         table = Table(title=title, title_justify="left", min_width=len(title) + 2)
         for heading in ("kind", "count", "bytes"):
             table.add_column(heading, justify="left" if heading == "kind" else "right")

@@ -24,7 +24,7 @@ class Session:
     Attributes:
         mesh: the devices.
         runtime: the threads that run the ranks.
-        topology: what messages cost.
+        topology: what collectives cost.
         device_compiler: what runs the graph of a rank, one of `DEVICE_COMPILERS`.
         graphs: how many graphs have been compiled.
         newest: the newest parallel graph, or that of the plan while nothing has run.

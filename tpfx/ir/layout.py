@@ -1,8 +1,7 @@
 """What a rank holds of a value: all of it, a part along an axis, or a partial sum of it.
 
-`Replicate`, `Split` and `Partial` are the layouts that passes reason about; a `Split` is made of axes, so
-one object
-describes every tensor that carries them. `Shards` is the same thing made concrete for one tensor, in
+`Replicate`, `Split` and `Partial` are the layouts that passes reason about; a `Split` is made of axes, so one
+object describes every tensor that carries them. `Shards` is the same thing made concrete for one tensor, in
 intervals of
 its dimensions: what a `ShardedTensor` remembers after the graph that made it is gone.
 """
@@ -34,8 +33,7 @@ class Split:
     """Axes divided among ranks: rank r holds `rank_intervals[r][axis]`, an interval of each axis.
 
     Usually one axis. Where there are more ranks than units of it, the axis inside it takes part: with 2 KV
-    heads,
-    each serving 4 query heads, on 4 ranks, rank 1 holds KV head 0 and the latter 2 of its query heads.
+    heads, each serving 4 query heads, on 4 ranks, rank 1 holds KV head 0 and the latter 2 of its query heads.
     """
 
     __slots__ = ("axes", "rank_intervals")

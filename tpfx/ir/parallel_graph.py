@@ -29,7 +29,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Collective:
-    """One message of a graph.
+    """One collective of a graph.
 
     Attributes:
         kind: "all_reduce", "all_gather", or "gather" (of a result, for the caller alone).
@@ -68,7 +68,7 @@ class ParallelGraph:
     backward: frozenset[str] = frozenset()
 
     def collectives(self) -> list[Collective]:
-        """The messages of the graph, in order."""
+        """The collectives of the graph, in order."""
         found = []
         for node in self.graph.nodes:
             if node.target in MESSAGES:

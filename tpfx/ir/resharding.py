@@ -24,12 +24,12 @@ def all_gather(part: torch.Tensor, split: Split) -> NoReturn:
 
 
 def shard(whole: torch.Tensor, split: Split) -> NoReturn:
-    """Every rank's part of a value that every rank has; no message."""
+    """Every rank's part of a value that every rank has; no collective."""
     raise NotImplementedError("shard belongs to a parallel graph, which is not run: localize it")
 
 
 def pend(whole: torch.Tensor) -> NoReturn:
-    """A whole value as partial sums: rank 0 has the value, the others zero; no message."""
+    """A whole value as partial sums: rank 0 has the value, the others zero; no collective."""
     raise NotImplementedError("pend belongs to a parallel graph, which is not run: localize it")
 
 

@@ -24,7 +24,7 @@ def gather_shards(
     group: str,
     unfolding: Unfolding,
 ) -> torch.Tensor:
-    """The whole tensor on every rank; shards of unequal size are padded for the message."""
+    """The whole tensor on every rank; shards of unequal size are padded for the collective."""
     part = unfold_part(part, dims, rank, unfolding)
     shape = [extent if index not in dict(dims) else shape[index] for index, extent in enumerate(part.shape)]
     shapes = [local_shape(shape, dims, each) for each in range(ranks)]

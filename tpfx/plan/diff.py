@@ -59,7 +59,7 @@ def _graphs(left: list[GraphPlan], right: list[GraphPlan], at: int) -> Iterator[
         if before != after:
             yield f"{where}: {what}: {before} → {after}"
     if _messages(one) != _messages(other):
-        yield f"{where}: messages: {_messages(one)} → {_messages(other)}"
+        yield f"{where}: collectives: {_messages(one)} → {_messages(other)}"
     if one.estimate.seconds != other.estimate.seconds:
         times = seconds_text(one.estimate.seconds), seconds_text(other.estimate.seconds)
         yield f"{where}: time: {times[0]} → {times[1]}"

@@ -2,7 +2,7 @@
 
 The sizes are those of the inputs that the graph was captured with. Memory is counted in the order of the
 graph, each value from the op that makes it to its last use; an allocator may need more. Time is that of
-arithmetic, memory and messages one after the other, as the topology has them; nothing overlaps.
+arithmetic, memory and collectives one after the other, as the topology has them; nothing overlaps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Estimate:
         kept: bytes on each rank that a later call takes: keys, values, states.
         activations: bytes on each rank of what is computed, when they are most.
         compute: seconds of arithmetic and memory on the rank that takes longest.
-        messages: seconds of messages.
+        messages: seconds of collectives.
     """
 
     tokens: int

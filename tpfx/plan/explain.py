@@ -3,7 +3,7 @@
     print(explain(captured[0], 8, "layers.0.mlp.up_proj"))
 
 Each way is priced by solving the whole graph again with that one decision fixed, exactly as it was solved
-before. Costs are the chooser's: seconds of messages and products, and a price on resident bytes.
+before. Costs are the chooser's: seconds of collectives and products, and a price on resident bytes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Way:
         text: what it is.
         chosen: whether it is the one in the plan.
         cost: seconds that the cheapest plan costs in which it is so.
-        messages: the messages of that plan: kind and count.
+        messages: the collectives of that plan: kind and count.
     """
 
     text: str
@@ -71,7 +71,7 @@ class Explanation:
         line: its line there.
         source: the line of the model's code, file:line.
         ways: all ways, the cheapest first.
-        forced: for each message that its value takes, who needs it and why.
+        forced: for each collective that its value takes, who needs it and why.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Explanation:
         caption = "cost: seconds, and a price on the bytes that devices hold"
         table = Table(title="the ways, each in the cheapest plan that has it", caption=caption)
         table.title_justify = table.caption_justify = "left"
-        for heading in ("way", "cost", "messages"):
+        for heading in ("way", "cost", "collectives"):
             table.add_column(heading, justify="right" if heading == "cost" else "left")
         least = self.ways[0].cost if self.ways else 0.0
         for way in self.ways:
@@ -201,7 +201,7 @@ class Explainer:
         return dict(counts)
 
     def _forced(self, node: Node) -> Iterator[str]:
-        """For each message that brings this value to whoever needs it whole, who that is, and why."""
+        """For each collective that brings this value to whoever needs it whole, who that is, and why."""
         names = self._lines.names
         for message in node.users:
             if message.target not in MESSAGES:

@@ -48,7 +48,7 @@ def plan(
             count. A transformers model brings its own.
         phase: "prefill" for one call in inference; "decode" for the call after it as well, of one token with
             what the first has kept; "train" for forward and backward.
-        topology: what messages and arithmetic cost, for the chooser.
+        topology: what collectives and arithmetic cost, for the chooser.
 
     Returns:
         The plan, which `compile(model, devices, plan=…)` takes.

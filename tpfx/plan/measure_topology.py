@@ -1,4 +1,4 @@
-"""Measure what messages and arithmetic cost on the devices at hand.
+"""Measure what collectives and arithmetic cost on the devices at hand.
 
     measure(["cuda:0", "cuda:1"]).save("here.json")
 

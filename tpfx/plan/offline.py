@@ -36,7 +36,7 @@ def plan_offline(
         devices: how many devices to split it over.
         inputs: arguments (a tuple) or keyword arguments (a dict) of one call; only dtypes and shapes
             count. A transformers model brings its own.
-        topology: what messages and arithmetic cost.
+        topology: what collectives and arithmetic cost.
         symbolic: whether batch and length are left open in the plan.
 
     Returns:
@@ -80,7 +80,7 @@ class Planner:
 
     Attributes:
         devices: how many devices the model is split over.
-        topology: what messages and arithmetic cost.
+        topology: what collectives and arithmetic cost.
         pinned: where the weights lie that a graph has used, by name.
 
     Raises:

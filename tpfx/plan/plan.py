@@ -10,7 +10,7 @@ The file is JSON, of this schema (version 1):
     tpfx        the version that wrote it
     model       the class of the model
     devices     how many ranks
-    topology    what messages and arithmetic cost, see `Topology`
+    topology    what collectives and arithmetic cost, see `Topology`
     weights     name → kind ("parameter" or "buffer"), shape, dtype, axes (as in dumps), and shards: for each
                 dimension that is split, [dimension, for each rank its intervals]; null: no graph uses it
     graphs      one for each captured graph, in order:
@@ -19,7 +19,7 @@ The file is JSON, of this schema (version 1):
         optimal, cost whether the choice is proven cheapest, and the seconds that the chooser predicts
         units         split → how many of its units each rank has
         ops           name, op and choice of each, in order; see tpfx/passes/apply_plan.py
-        collectives   kind, bytes, node and phase of each message
+        collectives   kind, bytes, node and phase of each collective
         estimate      see `Estimate`
 """
 
@@ -122,7 +122,7 @@ class Plan:
         devices: how many ranks.
         weights: what becomes of each parameter and buffer, by its name; tied ones once.
         graphs: how each captured graph is carried out.
-        topology: what messages and arithmetic were taken to cost.
+        topology: what collectives and arithmetic were taken to cost.
         tpfx: the version of tpfx.
     """
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def summary(plan: Plan) -> str:
-    """A plan's memory, messages and time."""
+    """A plan's memory, collectives and time."""
     return rendered(_memory_table(plan), _run_table(plan))
 
 
@@ -35,10 +35,10 @@ def comparison(plans: Sequence[Plan]) -> str:
             f"{graph.phase}: kept for later calls", *(bytes_text(max(r.estimate.kept)) for r in runs)
         )
         table.add_row("activations, at most", *(bytes_text(max(run.estimate.activations)) for run in runs))
-        table.add_row("messages", *(str(len(run.collectives)) for run in runs))
+        table.add_row("collectives", *(str(len(run.collectives)) for run in runs))
         table.add_row("their bytes", *(bytes_text(_sent(run)) for run in runs))
         table.add_row("time, predicted", *(seconds_text(run.estimate.seconds) for run in runs))
-        table.add_row("of it messages", *(f"{_share(run):.0%}" for run in runs))
+        table.add_row("of it in collectives", *(f"{_share(run):.0%}" for run in runs))
         spent = [run.estimate.seconds * plan.devices for run, plan in zip(runs, plans, strict=True)]
         table.add_row("time × devices, over the first", *(f"{each / spent[0]:.2f}" for each in spent))
     return rendered(table)
@@ -75,8 +75,9 @@ def _memory_table(plan: Plan) -> Table:
 
 def _run_table(plan: Plan) -> Table:
     table = Table(title="one run of each graph", title_justify="left")
-    for heading in ("phase", "tokens", "messages", "bytes", "a token", "a layer", "time", "in messages"):
-        table.add_column(heading, justify="left" if heading in ("phase", "messages") else "right")
+    headings = ("phase", "tokens", "collectives", "bytes", "a token", "a layer", "time", "in collectives")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("phase", "collectives") else "right")
     table.add_column("cheapest")
     for graph in plan.graphs:
         sent, tokens, layers = _sent(graph), graph.estimate.tokens, _layers(graph)

@@ -39,14 +39,14 @@ class CostWeights:
             graph's largest all-reduces. Memory is so priced in seconds a byte, relative to the graph.
         negligible: the smallest matrices that together have this part of the bytes do not set that price.
         small: a weight below this part of the matrix that sets it is small: a norm or a bias, say.
-        small_price: a byte of a small weight costs this part of the price: what it saves is no message worth.
+        small_price: a byte of a small weight costs this part of the price: it is not worth a collective.
         grouped: where more ranks than units share an axis (KV heads), holding a unit that others hold too
             costs this part of the price.
         gathered: a byte that every rank holds of a gathered value, beyond its own shard, costs this part of
             the price.
-        gathered_weight: gathering a weight at each call costs this many times the message.
+        gathered_weight: gathering a weight at each call costs this many times the collective.
         fused: an op that multiplies nothing costs this part of its seconds: a device compiler fuses it with
-            others, and no message is worth dividing it for.
+            others, and no collective is worth dividing it for.
         carried: seconds for each op that carries a partial sum on; of equal plans the one that sums early.
     """
 
@@ -174,7 +174,7 @@ class CostModel:
 
     @cached_property
     def price(self) -> float:
-        """Seconds a resident byte: such that whole weight matrices are dearer than messages."""
+        """Seconds a resident byte: such that whole weight matrices are dearer than collectives."""
         sums = [node for node in self._nodes if (b := bound_of(node)) and b.contracted and is_tensor(node)]
         largest = max((bytes_of(node.meta["val"]) for node in sums), default=0)
         return self.weights.price * self.collective("all_reduce", largest) / self._small_matrix

@@ -1,9 +1,8 @@
 """Recognise, in a new graph, the shards that an earlier graph gave a tensor.
 
 A tensor keeps its shards for life, as intervals of its dimensions. In each graph that uses it, inference
-finds its
-axes anew; here the two are brought together: the axis, and its division among the ranks, that give these
-intervals.
+finds its axes anew; here the two are brought together: the axis, and its division among the ranks, that give
+these intervals.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What messages and arithmetic cost: the numbers that the chooser weighs plans with."""
+"""What collectives and arithmetic cost: the numbers that the chooser weighs plans with."""
 
 from __future__ import annotations
 

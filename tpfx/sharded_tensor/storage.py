@@ -161,7 +161,7 @@ def whole_of(
 def _parts_of_all(
     parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int], mesh: Mesh
 ) -> list[torch.Tensor]:
-    """The parts of all ranks, on the device of the first of this process; padded for the message."""
+    """The parts of all ranks, on the device of the first of this process; padded for the collective."""
     shapes = [local_shape(shape, dims, rank) for rank in range(mesh.size)]
     counts = [math.prod(each) for each in shapes]
     rows = parts[0].new_zeros((len(parts), max(counts)))

@@ -1,7 +1,7 @@
 """Whether a model that is split over devices computes what it computes undivided, and if not, where not.
 
     print(verify(model, 2, (ids,)))
-    # on 2 devices: 1 graph, 143 nodes compared, 5 messages: right
+    # on 2 devices: 1 graph, 143 nodes compared, 5 collectives: right
 
 Every graph of one call is planned, written for each rank, checked, and run node by node on the CPU, undivided
 and in the threads of ranks, with the model's own weights; `replay` says how they are compared.
@@ -67,7 +67,7 @@ class Verification:
         return not self.findings
 
     def __str__(self) -> str:
-        counts = ((self.graphs, "graph"), (self.nodes, "node"), (self.messages, "message"))
+        counts = ((self.graphs, "graph"), (self.nodes, "node"), (self.messages, "collective"))
         graphs, nodes, messages = (f"{count} {what}{'s' * (count != 1)}" for count, what in counts)
         wrong = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
         summary = f"on {self.devices} devices: {graphs}, {nodes} compared, {messages}: "
@@ -92,7 +92,7 @@ def verify(
             own.
         train: verify the model in training mode, forward and backward, for random gradients of its results.
         symbolic: whether batch and length are left open in the plans.
-        topology: what messages and arithmetic cost.
+        topology: what collectives and arithmetic cost.
 
     Raises:
         InputError: no inputs, or weights that are not on the CPU.

@@ -73,7 +73,7 @@ def contents(plan: Plan, parallels: Sequence[ParallelGraph]) -> dict[str, Any]:
 
 
 def _numbers(graph: GraphPlan) -> dict[str, Any]:
-    """The numbers of a graph, messages of a kind together."""
+    """The numbers of a graph, collectives of a kind together."""
     return {
         "phase": graph.phase,
         "optimal": graph.optimal,
