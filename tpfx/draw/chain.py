@@ -79,7 +79,7 @@ def _chain(parts: Iterable[Part], frame: str) -> list[Step]:
 
 
 def _add(found: list[Step], part: Part, frame: str) -> None:
-    """Put a part at the end of a chain: a module is a step, ops in a row are one; arrows have collectives."""
+    """Put a part at the end of a chain: a module is a step, ops in a row are one."""
     if isinstance(part, Module):
         lines = list(_roles(part))
         messages = _told(op.message for op in lines_in([part], OpLine) if op.message is not None)
