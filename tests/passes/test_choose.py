@@ -183,7 +183,7 @@ CASES = {
         linear_2 f32[3, 256/d] = linear(x, side) # column, split n
         relu_1 f32[3, 256/d] = relu(linear_2) # split d
         linear_3 f32[3, 64]+ = linear(relu_1, back) # row, split k
-        add f32[3, 64]+ = add(linear_1, linear_3) # pending
+        add f32[3, 64]+ = add(linear_1, linear_3) # partial sum
         return add
     """,
     "an op without a rule": """

@@ -14,8 +14,8 @@ CASES = {
         z = cos(y)                    # whole * -> *
         return z
         ---
-        x.part f32[3, 64/2] = shard(x)
-        linear f32[3, 32]+ = linear(x.part, w) # row, split k
+        x.shard f32[3, 64/2] = shard(x)
+        linear f32[3, 32]+ = linear(x.shard, w) # row, split k
         linear.sum f32[3, 32] = all_reduce(linear) # 384 B
         cos f32[3, 32] = cos(linear.sum)
         return cos
@@ -40,8 +40,8 @@ CASES = {
         return z
         ---
         cos f32[3, 64] = cos(x)
-        cos.part f32[3, 64/2] = shard(cos)
-        linear f32[3, 64]+ = linear(cos.part, w) # row, split k
+        cos.shard f32[3, 64/2] = shard(cos)
+        linear f32[3, 64]+ = linear(cos.shard, w) # row, split k
         linear.sum f32[3, 64] = all_reduce(linear) # 768 B
         return linear.sum
     """,
@@ -53,10 +53,10 @@ CASES = {
         z = add(y, r)                 # pending + + -> +
         return z
         ---
-        r.addend f32[3, 32]+ = pend(r)
-        x.part f32[3, 64/2] = shard(x)
-        linear f32[3, 32]+ = linear(x.part, w) # row, split k
-        add f32[3, 32]+ = add(linear, r.addend) # pending
+        r.partial f32[3, 32]+ = to_partial(r)
+        x.shard f32[3, 64/2] = shard(x)
+        linear f32[3, 32]+ = linear(x.shard, w) # row, split k
+        add f32[3, 32]+ = add(linear, r.partial) # partial sum
         add.sum f32[3, 32] = all_reduce(add) # 384 B
         return add.sum
     """,
@@ -70,8 +70,8 @@ CASES = {
         ---
         linear f32[3, 32/2] = linear(x, w) # column, split n
         linear.whole f32[3, 32] = all_gather(linear) # 384 B
-        linear.whole.part f32[3/2, 32] = shard(linear.whole)
-        mul f32[3/2, 32] = mul(linear.whole.part, v) # split c, 2+1
+        linear.whole.shard f32[3/2, 32] = shard(linear.whole)
+        mul f32[3/2, 32] = mul(linear.whole.shard, v) # split c, 2+1
         return mul # gathered for the caller, 384 B
     """,
     "a partial sum becomes a shard by way of the whole": """
@@ -81,11 +81,11 @@ CASES = {
         z = cos(y)                    # split 0 -> 0
         return z
         ---
-        x.part f32[3, 64/2] = shard(x)
-        linear f32[3, 32]+ = linear(x.part, w) # row, split k
+        x.shard f32[3, 64/2] = shard(x)
+        linear f32[3, 32]+ = linear(x.shard, w) # row, split k
         linear.sum f32[3, 32] = all_reduce(linear) # 384 B
-        linear.sum.part f32[3, 32/2] = shard(linear.sum)
-        cos f32[3, 32/2] = cos(linear.sum.part) # split a
+        linear.sum.shard f32[3, 32/2] = shard(linear.sum)
+        cos f32[3, 32/2] = cos(linear.sum.shard) # split a
         return cos # gathered for the caller, 384 B
     """,
     "users share a conversion": """
@@ -97,12 +97,12 @@ CASES = {
         c = add(y, y)                 # pending + + -> +
         return a, b, c
         ---
-        x.part f32[3, 64/2] = shard(x)
-        linear f32[3, 32]+ = linear(x.part, w) # row, split k
+        x.shard f32[3, 64/2] = shard(x)
+        linear f32[3, 32]+ = linear(x.shard, w) # row, split k
         linear.sum f32[3, 32] = all_reduce(linear) # 384 B
         cos f32[3, 32] = cos(linear.sum)
         sin f32[3, 32] = sin(linear.sum)
-        add f32[3, 32]+ = add(linear, linear) # pending
+        add f32[3, 32]+ = add(linear, linear) # partial sum
         add.sum f32[3, 32] = all_reduce(add) # 384 B
         return cos, sin, add.sum
     """,

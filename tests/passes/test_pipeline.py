@@ -58,20 +58,20 @@ def test_a_whole_plan() -> None:
     )
     assert lines(parallel.graph) == inspect.cleandoc(
         """
-        x.addend f32[3, 5, 64]+ = pend(x)
-        down_bias.addend f32[64]+ = pend(down_bias)
+        x.partial f32[3, 5, 64]+ = to_partial(x)
+        down_bias.partial f32[64]+ = to_partial(down_bias)
         reshape f32[15, 64] = reshape(x)
         linear f32[15, 256/2] = linear(reshape, up) # column, split n
         add f32[15, 256/2] = add(linear, up_bias) # split a
         relu f32[15, 256/2] = relu(add) # split a
         linear_1 f32[15, 64]+ = linear(relu, down) # row, split k
-        reshape_1 f32[3, 5, 64]+ = reshape(linear_1) # pending
-        add_1 f32[3, 5, 64]+ = add(reshape_1, down_bias.addend) # pending
-        add_2 f32[3, 5, 64]+ = add(x.addend, add_1) # pending
+        reshape_1 f32[3, 5, 64]+ = reshape(linear_1) # partial sum
+        add_1 f32[3, 5, 64]+ = add(reshape_1, down_bias.partial) # partial sum
+        add_2 f32[3, 5, 64]+ = add(x.partial, add_1) # partial sum
         linear_2 f32[3, 5, 256/2] = linear(x, side) # column, split n
         relu_1 f32[3, 5, 256/2] = relu(linear_2) # split c
         linear_3 f32[3, 5, 64]+ = linear(relu_1, back) # row, split k
-        add_3 f32[3, 5, 64]+ = add(add_2, linear_3) # pending
+        add_3 f32[3, 5, 64]+ = add(add_2, linear_3) # partial sum
         add_3.sum f32[3, 5, 64] = all_reduce(add_3) # 3.75 KiB
         sin f32[3, 5, 64] = sin(add_3.sum)
         return sin

@@ -19,10 +19,10 @@ from ..ir.annotations import source_of
 from ..ir.layout import Partial
 from ..ir.nodes import is_getitem
 from ..ir.provenance import module_path, op_name, path_of_stack
-from ..ir.resharding import all_gather, all_reduce, pend, shard
+from ..ir.resharding import all_gather, all_reduce, shard, to_partial
 
 # What is added to the name of a value that is brought into another layout.
-_SUFFIXES: dict[Any, str] = {all_reduce: "sum", all_gather: "whole", shard: "part", pend: "addend"}
+_SUFFIXES: dict[Any, str] = {all_reduce: "sum", all_gather: "whole", shard: "shard", to_partial: "partial"}
 
 
 class Names:

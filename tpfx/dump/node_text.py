@@ -105,7 +105,7 @@ class Lines:
         elif choice is None or bound is None:
             return
         elif choice.kind == "pending":
-            yield "pending"
+            yield "partial sum"
         elif choice.kind == "split" and not is_view(node):
             split = next(
                 layout for layout in (*choice.operands, *choice.results) if isinstance(layout, Split)

@@ -35,7 +35,7 @@ def add_represented(made: Node, name: str) -> None:
 def represents(made: Node) -> tuple[str, ...]:
     """The names of the nodes of the parallel graph of which a node of a rank's graph is the rank's value.
 
-    Several, where a rank has nothing to do: `pend` on rank 0, and a sum to which a rank adds zero.
+    Several, where a rank has nothing to do: `to_partial` on rank 0, and a sum to which a rank adds zero.
     """
     names: tuple[str, ...] = made.meta.get(_REPRESENTS, ())
     return names

@@ -28,7 +28,7 @@ def shard(whole: torch.Tensor, split: Split) -> NoReturn:
     raise NotImplementedError("shard belongs to a parallel graph, which is not run: localize it")
 
 
-def pend(whole: torch.Tensor) -> NoReturn:
+def to_partial(whole: torch.Tensor) -> NoReturn:
     """A whole value as partial sums: rank 0 has the value, the others zero; no collective."""
     raise NotImplementedError("pend belongs to a parallel graph, which is not run: localize it")
 

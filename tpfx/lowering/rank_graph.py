@@ -124,7 +124,7 @@ def emit_shard(local: Rank, node: Node) -> Node:
     return local.call(take, local.of(value), where, local.rank)
 
 
-def emit_pend(local: Rank, node: Node) -> Node:
+def emit_to_partial(local: Rank, node: Node) -> Node:
     """The value on rank 0, zeros on the others."""
     value = local.of(node.args[0])  # type: ignore[arg-type]
     return value if local.rank == 0 else local.call(aten.zeros_like.default, value)

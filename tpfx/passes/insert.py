@@ -22,7 +22,7 @@ from ..ir.annotations import (
 from ..ir.layout import Layout, Partial, Replicate, Split
 from ..ir.nodes import is_tensor, tensor_nodes
 from ..ir.provenance import ORIGIN
-from ..ir.resharding import all_gather, all_reduce, pend, shard
+from ..ir.resharding import all_gather, all_reduce, shard, to_partial
 from .choose import returned_whole
 
 
@@ -95,7 +95,7 @@ def _convert(value: Node, wanted: Layout, made: dict[tuple[Node, Layout], Node])
         case Replicate(), Split():
             return _add(value, value, shard, (value, wanted), wanted)
         case Replicate(), Partial():
-            return _add(value, value, pend, (value,), wanted)
+            return _add(value, value, to_partial, (value,), wanted)
         case _:
             whole = _converted(value, Replicate(), made)
             return _converted(whole, wanted, made)

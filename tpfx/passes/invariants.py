@@ -29,7 +29,7 @@ from ..ir.axes import same
 from ..ir.layout import Layout, Partial, Replicate, Split
 from ..ir.nodes import is_getitem, is_mutable, is_tensor, result_index, result_tensors, size_of, tensor_nodes
 from ..ir.provenance import module_path, origin_of
-from ..ir.resharding import all_gather, all_reduce, pend, shard
+from ..ir.resharding import all_gather, all_reduce, shard, to_partial
 from ..kernels.collectives import broadcast_random, gather_shards
 from ..planning.choices import allows
 from ..rules.table import is_random
@@ -250,7 +250,7 @@ def _summed_otherwise(graph: Graph, ranks: int) -> Iterator[Violation]:
 
 def _converted_otherwise(graph: Graph, ranks: int) -> Iterator[Violation]:
     known: dict[Hashable, Node] = {}
-    for target in (all_gather, shard, pend):
+    for target in (all_gather, shard, to_partial):
         for node in graph.find_nodes(op="call_function", target=target):
             value = node.args[0]
             held = node.args[1] if target is all_gather else Replicate()

@@ -16,10 +16,10 @@ from ..ir.annotations import choice_of, layout_of
 from ..ir.layout import Partial
 from ..ir.nodes import is_getitem, is_tensor
 from ..ir.provenance import ORIGIN, add_represented, set_origin
-from ..ir.resharding import all_gather, all_reduce, pend, shard
+from ..ir.resharding import all_gather, all_reduce, shard, to_partial
 from ..kernels.collectives import broadcast_random, gather_shards
 from ..lowering.ops import LOWERINGS
-from ..lowering.rank_graph import Rank, emit_gather, emit_pend, emit_random, emit_reduce, emit_shard
+from ..lowering.rank_graph import Rank, emit_gather, emit_random, emit_reduce, emit_shard, emit_to_partial
 from ..lowering.shard_calls import call_on_shards
 from ..rules.bind import rule_of
 from ..rules.table import is_random
@@ -102,7 +102,7 @@ def _nothing_to_add(local: Rank, node: Node) -> Any:
     ):
         return None
     operands = [argument for argument in node.args if isinstance(argument, Node)]
-    zero = [argument.target is pend for argument in operands]
+    zero = [argument.target is to_partial for argument in operands]
     if node.kwargs or sum(zero) != 1:
         return None
     other, gone = operands[zero.index(False)], operands[zero.index(True)]
@@ -117,5 +117,5 @@ _MARKERS: dict[Any, Callable[[Rank, Node], Any]] = {
     all_reduce: emit_reduce,
     all_gather: emit_gather,
     shard: emit_shard,
-    pend: emit_pend,
+    to_partial: emit_to_partial,
 }

@@ -16,13 +16,13 @@ import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from ..ir.provenance import represents
-from ..ir.resharding import all_gather, all_reduce, pend, shard
+from ..ir.resharding import all_gather, all_reduce, shard, to_partial
 from .tolerance import TOLERANCE, difference, distance
 
 UNITS = 8  # in the last place: what inputs are changed by to see how much of a value is rounding errors
 MARGIN = 10.0  # times what that changes is not called a difference
 
-_MARKERS = (all_reduce, all_gather, shard, pend)
+_MARKERS = (all_reduce, all_gather, shard, to_partial)
 
 
 class ValueRecorder(Interpreter):
