@@ -75,7 +75,7 @@ def _memory_table(plan: Plan) -> Table:
 
 def _run_table(plan: Plan) -> Table:
     table = Table(title="one run of each graph", title_justify="left")
-    headings = ("phase", "tokens", "collectives", "bytes", "a token", "a layer", "time", "in collectives")
+    headings = ("phase", "tokens", "collectives", "bytes", "a token", "a layer", "time", "sending")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("phase", "collectives") else "right")
     table.add_column("cheapest")
