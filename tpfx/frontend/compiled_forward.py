@@ -292,5 +292,8 @@ def _mark_dynamic(inputs: Sequence[torch.Tensor]) -> bool:
 
 
 def _is_made_eagerly(value: torch.Tensor) -> bool:
-    """Whether code between two calls has made a split tensor of another; graphs mark what they return."""
-    return isinstance(value, ShardedTensor) and value.qualified_name is None
+    """Whether code between two calls has made a split tensor of another; graphs mark what they return.
+
+    Of a view Dynamo knows the sizes by those of its base.
+    """
+    return isinstance(value, ShardedTensor) and value.qualified_name is None and value._base is None

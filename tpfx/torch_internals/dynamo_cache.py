@@ -63,8 +63,8 @@ def _forget_guards(guards: list[Any]) -> None:
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         known = finalizer.peek()
         owner = getattr(getattr(known[1], "func", None), "__self__", None) if known else None
-        if isinstance(owner, CheckFunctionManager) and id(owner.guard_manager) in gone:
-            finalizer.detach()
+        if isinstance(owner, CheckFunctionManager) and id(getattr(owner, "guard_manager", None)) in gone:
+            finalizer.detach()  # one whose making has failed has no guards
 
 
 def sizes_now() -> Callable[[], Any]:
