@@ -32,8 +32,7 @@ def call_of(model: torch.nn.Module, inputs: Inputs | None) -> tuple[tuple[Any, .
 
 
 def is_text(value: torch.Tensor) -> bool:
-    """Whether an input has a length as its second size: `[batch, length]`, or embeddings of width `d`,
-    `[batch, length, d]`."""
+    """Whether an input has a length as its second size: `[batch, length]`, or `[batch, length, d]`."""
     return value.dim() == 2 or (value.dim() == 3 and value.is_floating_point())
 
 

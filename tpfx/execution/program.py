@@ -38,8 +38,7 @@ from .output_strides import Strides
 
 @dataclass(frozen=True)
 class Ranks:
-    """What runs a graph on the ranks that this process owns: their graphs, and what the device compiler made
-    of each."""
+    """What runs a graph on the ranks of this process: their graphs, each as its device compiler made it."""
 
     runtime: Runtime | ProcessRuntime
     modules: Sequence[GraphModule]

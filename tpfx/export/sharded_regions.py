@@ -188,8 +188,7 @@ def _trained(parallel: ParallelGraph) -> set[Node]:
 
 
 def _alone(value: Node, node: Node, region: Region, owners: Owners) -> bool:
-    """Whether a value is made of weights that its module alone uses, and uses for parts only, as all of its
-    weights."""
+    """Whether a value is made of weights that its module alone uses, for shards, as all of its weights."""
     path = module_path(node)
     module = owners.modules.get(path)
     behind = _weights_behind(value, path)

@@ -256,8 +256,7 @@ def _axes(root: Dim) -> Iterator[Dim]:
 
 
 def occurrences(dim: Dim, axis: Dim) -> tuple[int, int]:
-    """How often an axis occurs along one index of a dimension: (fewest, most) over the parts of
-    concatenations."""
+    """How often an axis occurs along one index of a dimension: (fewest, most) over concatenated parts."""
     root = find(dim)
     if root is axis:
         return 1, 1

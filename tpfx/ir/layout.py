@@ -59,8 +59,7 @@ class Split:
         return -(-self.units // ranks) / self.units
 
     def mean_share(self, dims: Sequence[Dim], ranks: int) -> float:
-        """The part of a tensor that a rank holds on average, more than 1/ranks where ranks hold the same
-        part."""
+        """The part of a tensor that a rank holds on average: more than 1/ranks where ranks share one."""
         carried = 1
         for axis in self.axes:
             if any(axis in axes(dim) for dim in dims):
@@ -79,8 +78,7 @@ class Split:
         return ends[-1] == self.units and whole
 
     def divide(self, sizes: Sequence[int]) -> None:
-        """Give rank r the next `sizes[r]` units; with several axes, no rank's units may straddle an outer
-        one."""
+        """Give rank r the next `sizes[r]` units; with several axes none may have parts of two outer ones."""
         assert self.fits(sizes), f"{self.units} units cannot be divided as {list(sizes)}"
         inner = self.units // int(self.axes[0].size)
         start, intervals = 0, []
@@ -118,8 +116,7 @@ def splittable(dims: Sequence[Dim], split: Split) -> bool:
 
 
 def _unfoldable(dim: Dim, split: Split) -> bool:
-    """Whether a symbolic dimension is a product of one symbolic factor that a split leaves alone and
-    numbers."""
+    """Whether a symbolic dimension is a product of numbers and one symbol, which a split leaves alone."""
     symbolic = [factor for factor in factors(dim) if not isinstance(factor.size, int)]
     return not carries(dim, split) or (len(symbolic) == 1 and not carries(symbolic[0], split))
 

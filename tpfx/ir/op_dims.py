@@ -62,8 +62,7 @@ class Bound:
 
 
 class Call:
-    """One call of an op in a graph: its arguments by name, its tensor operands and the sizes of its
-    results."""
+    """One call of an op in a graph: arguments by name, tensor operands, and the sizes of its results."""
 
     def __init__(self, node: Node, dims_of: Callable[[Node], Dims], size: Callable[[Any], Size]) -> None:
         self.node = node

@@ -23,8 +23,7 @@ SplitDims = tuple[tuple[int, tuple[Pieces, ...]], ...]
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """A `Split` of one tensor, made concrete: `dims` maps a dimension to the intervals of it that each rank
-    holds.
+    """A `Split` of one tensor, made concrete: `dims` has the intervals of each dimension by rank.
 
     Ranks may hold overlapping parts (a KV head that several ranks need). No dims: every rank holds all. With
     an `unfolding`, `dims` are those of the tensor with dimensions of a varying size taken apart: what a graph

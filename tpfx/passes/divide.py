@@ -1,5 +1,4 @@
-"""Give every split that is used its division among the ranks: as even as its units allow, remainders
-balanced.
+"""Divide every split in use among the ranks: as evenly as its units allow, remainders balanced.
 
 Three KV heads on two devices are 2 + 1 in one layer and 1 + 2 in the next: the rank with fewer bytes so far
 gets more.
@@ -18,8 +17,7 @@ from ..ir.nodes import bytes_of, is_tensor
 
 
 def divide(graph: Graph, ranks: int) -> None:
-    """Divide the splits in use that no earlier graph has divided; the coarsest first, while balance is easy
-    to mend."""
+    """Divide the splits in use that no earlier graph has divided; the coarsest first, finer ones balance."""
     weights: dict[Split, float] = {}
     for node in graph.nodes:
         for split in splits_in_use(node):

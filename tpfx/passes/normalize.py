@@ -104,8 +104,7 @@ def _convolution_backward(graph: Graph, node: Node) -> None:
 
 
 def _hoist(graph: Graph, total: Node, bias: Node) -> None:
-    """Add the bias after the view that undoes the flattening, so that product and view may become one
-    linear."""
+    """Add the bias after the view that undoes the flattening: product and view may then become one linear."""
     users = list(total.users)
     if len(users) != 1 or users[0].target not in _VIEWS or not _unflattens(users[0]):
         return

@@ -1,5 +1,4 @@
-"""The private names of torch's compiler that tpfx uses; `tests/torch_internals/test_dynamo.py` says what is
-expected of each."""
+"""Dynamo: its settings, sizes that vary, and code of its own for each compiled method."""
 
 from __future__ import annotations
 

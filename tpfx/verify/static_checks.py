@@ -84,8 +84,7 @@ def _sent(graph: Graph) -> Iterator[tuple[Node, Message]]:
 
 
 def _moved(node: Node) -> tuple[str, ...]:
-    """The planned values that a collective moves; its operand may be a contiguous copy of what stands for
-    them."""
+    """The planned values that a collective moves; its operand may be a copy of what represents them."""
     value = node.all_input_nodes[0]
     while not represents(value) and value.all_input_nodes:
         value = value.all_input_nodes[0]
