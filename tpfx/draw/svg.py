@@ -101,7 +101,7 @@ class _Column:
             f'<rect class="box" x="{self.x}" y="{self.y}" width="{WIDTH}" height="{height}" rx="8"/>'
         )
         for at, (text, kind) in enumerate([(n, "name") for n in named] + [(s, "quiet") for s in said]):
-            self.parts.append(_text(self.x + 14, self.y + 20 + at * LINE, _cut(text, room), kind))
+            self.parts.append(_text(self.x + 14, self.y + 20 + at * LINE, _shortened(text, room), kind))
         for at, index in enumerate(step.weights[:8]):
             self.parts += self.bar(self.weights.plans[index], self.y + 8 + 7 * at)
         self.y += height
@@ -149,7 +149,7 @@ def _text(x: int, y: int, text: str, kind: str, anchor: str = "start") -> str:
     return f'<text x="{x}" y="{y}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _cut(text: str, room: int) -> str:
+def _shortened(text: str, room: int) -> str:
     return text if len(text) <= room else f"{text[: room - 1]}…"
 
 

@@ -141,12 +141,12 @@ def as_chunks(split: Split, weights: list[Node]) -> Split:
     sizes = [stop - start for start, stop in chunks(split.units, len(split.rank_intervals))]
     if other.fits(sizes):
         other.divide(sizes)
-        if all(_cut_evenly(weight, other) for weight in weights):
+        if all(_is_like_chunks(weight, other) for weight in weights):
             return other
     return split
 
 
-def _cut_evenly(weight: Node, split: Split) -> bool:
+def _is_like_chunks(weight: Node, split: Split) -> bool:
     extents = weight.meta["val"].shape
     return all(
         list(held)
@@ -155,9 +155,9 @@ def _cut_evenly(weight: Node, split: Split) -> bool:
     )
 
 
-def cut(weight: Node, split: Split) -> str:
-    """Why the parts of a weight are not what `torch.chunk` gives; empty where they are."""
-    if _cut_evenly(weight, split):
+def unlike_chunks(weight: Node, split: Split) -> str:
+    """Why the shards of a weight are not what `torch.chunk` gives; empty where they are."""
+    if _is_like_chunks(weight, split):
         return ""
     name = source_of(weight).name
     at, held = concrete(dims_of(weight), split).dims[0]

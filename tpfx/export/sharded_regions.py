@@ -23,7 +23,7 @@ from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import module_path, op_name
 from ..ir.resharding import all_gather, shard
 from ..torch_internals.fx import OpOverload
-from .sharded_modules import CONVERSIONS, Owners, SplitModule, as_chunks, cut, split_modules_of
+from .sharded_modules import CONVERSIONS, Owners, SplitModule, as_chunks, split_modules_of, unlike_chunks
 
 
 @dataclass
@@ -146,7 +146,7 @@ def _refusal(region: Region, owners: Owners) -> str:
         if summing and getattr(region.members.get(module_path(node)), "way", "") != "row":
             return f"{where(node)} sums over what is split, outside of a Linear"
     tied = [w for w in region.weights if len(owners.holding(source_of(w).name)) > 1]
-    cuts = (cut(weight, region.division) for weight in region.weights)
+    cuts = (unlike_chunks(weight, region.division) for weight in region.weights)
     return (
         (f"{source_of(tied[0]).name} is tied to another" if tied else "")
         or next(filter(None, cuts), "")
