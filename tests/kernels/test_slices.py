@@ -11,8 +11,8 @@ from tpfx.kernels.slices import (
     fold,
     join_shards,
     local_shape,
-    part_of,
     restride,
+    shard_of,
     shard_pieces,
     take,
     take_unfolded,
@@ -92,13 +92,13 @@ def test_a_product_of_a_varying_size_is_taken_apart() -> None:
     apart = unfold_part(part, where, 2, unfolding)
     assert apart.tolist() == [[2, 5], [8, 11], [14, 17]]
     assert fold(apart, unfolding).tolist() == part.tolist()
-    assert part_of(flat, Shards(where, unfolding), 2).tolist() == part.tolist()
+    assert shard_of(flat, Shards(where, unfolding), 2).tolist() == part.tolist()
     assert take_unfolded(flat, ((1, DIVISIONS["one rank has it all"]),), 0, unfolding).shape == (0,)
 
 
 def test_part_of_takes_what_a_layout_says() -> None:
-    assert part_of(WHOLE, Shards(), 1) is WHOLE
-    assert part_of(WHOLE, Shards(((0, DIVISIONS["uneven"]),)), 2).tolist() == WHOLE[4:].tolist()
+    assert shard_of(WHOLE, Shards(), 1) is WHOLE
+    assert shard_of(WHOLE, Shards(((0, DIVISIONS["uneven"]),)), 2).tolist() == WHOLE[4:].tolist()
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class Stored:
     read_bytes: Callable[[int], None]
 
     def read(self, part: torch.Tensor, dims: SplitDims, rank: int) -> None:
-        """Fill a rank's part. The file is opened anew for each piece: what is mapped counts as resident."""
+        """Fill a rank's shard. The file is opened anew for each piece: what is mapped counts as resident."""
         rows = max(1, PIECE // max(1, math.prod(self.shape[1:]) * part.element_size()))
         for there, here in shard_pieces(self.shape, dims, rank, rows):
             with safe_open(self.file, framework="pt") as opened:

@@ -44,7 +44,7 @@ class Box:
     first: bool
 
     def of(self, part: torch.Tensor) -> torch.Tensor:
-        """A view of the rank's part."""
+        """A view of the rank's shard."""
         for dim, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
             part = part.narrow(dim, start, size)
         return part

@@ -136,7 +136,7 @@ def chunks(size: int, ranks: int) -> list[tuple[int, int]]:
 
 
 def as_chunks(split: Split, weights: list[Node]) -> Split:
-    """The same axes divided such that each rank's part of every weight is its chunk, where that can be."""
+    """The same axes divided such that each rank's shard of every weight is its chunk, where that can be."""
     other = Split(split.axes)
     sizes = [stop - start for start, stop in chunks(split.units, len(split.rank_intervals))]
     if other.fits(sizes):

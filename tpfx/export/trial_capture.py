@@ -3,7 +3,7 @@
     x.view(b, s, -1, 16)      does, with 2 of 4 heads on a device
     x.view(b, s, 4, 16)       does not
 
-The model is captured again, with weights as large as one rank's part of them, and compared op by op with the
+The model is captured again, with weights as large as one rank's shard of them, and compared op by op with the
 plan: the same ops, with the same arguments, on values of the size that the plan gives that rank.
 """
 
@@ -107,7 +107,7 @@ def _different_ranks(regions: Sequence[Region]) -> list[int]:
 
 @contextmanager
 def _parts_of_weights(model: torch.nn.Module, regions: Sequence[Region], rank: int) -> Iterator[None]:
-    """Weights of the size of a rank's part, in the open members of regions, while this lasts."""
+    """Weights of the size of a rank's shard, in the open members of regions, while this lasts."""
     ranks, before = regions[0].parallel.ranks, []
     ways = {path: region.members[path].way for region in regions for path in region.open}
     try:

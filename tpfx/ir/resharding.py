@@ -19,12 +19,12 @@ def all_reduce(partial_sum: torch.Tensor, partial: Partial) -> NoReturn:
 
 
 def all_gather(part: torch.Tensor, split: Split) -> NoReturn:
-    """The whole value, from every rank's part."""
+    """The whole value, from every rank's shard."""
     raise NotImplementedError("all_gather belongs to a parallel graph, which is not run: localize it")
 
 
 def shard(whole: torch.Tensor, split: Split) -> NoReturn:
-    """Every rank's part of a value that every rank has; no collective."""
+    """Every rank's shard of a value that every rank has; no collective."""
     raise NotImplementedError("shard belongs to a parallel graph, which is not run: localize it")
 
 

@@ -104,7 +104,7 @@ def minus(intervals: Sequence[Interval], others: Sequence[Interval]) -> list[Int
 
 @functools.cache
 def unseen(owned: tuple[Pieces, ...], rank: int) -> Pieces:
-    """Which intervals of a rank's part no earlier rank holds, counted within the part."""
+    """Which intervals of a rank's shard no earlier rank holds, counted within the part."""
     earlier = [interval for pieces in owned[:rank] for interval in pieces]
     found: list[Interval] = []
     offset = 0

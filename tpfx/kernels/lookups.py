@@ -29,7 +29,7 @@ def gather_shard(part: torch.Tensor, dim: int, index: torch.Tensor, owned: Piece
 
 
 def place(ids: torch.Tensor, owned: Pieces, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where ids of a dimension of `size` lie in a rank's part of it, and which belong to other ranks.
+    """Where ids of a dimension of `size` lie in a rank's shard of it, and which belong to other ranks.
 
     An id outside the whole stays outside the part as well, so that the lookup itself reports it.
     """

@@ -16,7 +16,7 @@ c10d = torch.ops._c10d_functional
 
 
 def take(whole: torch.Tensor, dims: SplitDims, rank: int) -> torch.Tensor:
-    """A rank's part of a whole tensor; a view where it is one interval of each dimension."""
+    """A rank's shard of a whole tensor; a view where it is one interval of each dimension."""
     for dim, owned in dims:
         parts = [whole.narrow(dim, start, stop - start) for start, stop in owned[rank]]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim) if parts else whole.narrow(dim, 0, 0)
@@ -26,7 +26,7 @@ def take(whole: torch.Tensor, dims: SplitDims, rank: int) -> torch.Tensor:
 def shard_pieces(
     shape: Sequence[int], dims: SplitDims, rank: int, rows: int
 ) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """The pieces of a rank's part, of so many rows at most: where each lies in the whole, and in the part."""
+    """The pieces of a rank's shard, of so many rows at most: where each lies in the whole, and in the part."""
     owned, sides = dict(dims), []
     for dim, extent in enumerate(shape):
         side, offset = [], 0
@@ -78,7 +78,7 @@ def _paste(whole: torch.Tensor, part: torch.Tensor, dims: Sequence[tuple[int, Pi
 
 
 def unfold_part(part: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
-    """A rank's part with dimensions of a varying size taken apart, the split factors as large as it holds."""
+    """A rank's shard with dimensions of a varying size taken apart, the split factors as large as it holds."""
     own = {dim: sum(stop - start for start, stop in owned[rank]) for dim, owned in dims}
     for dim, sizes in unfolding:
         first = dim + sum(len(others) - 1 for other, others in unfolding if other < dim)
@@ -93,7 +93,7 @@ def whole_shape(shape: Sequence[int], dims: SplitDims) -> list[int]:
 
 
 def local_shape(shape: Sequence[int], dims: SplitDims, rank: int) -> list[int]:
-    """The shape of a rank's part of a tensor."""
+    """The shape of a rank's shard of a tensor."""
     local = list(shape)
     for dim, owned in dims:
         local[dim] = sum(stop - start for start, stop in owned[rank])
@@ -115,7 +115,7 @@ def restride(tensor: torch.Tensor, stride: Sequence[int], offset: Any) -> torch.
     return made.as_strided(tensor.shape, stride, offset)
 
 
-def part_of(whole: torch.Tensor, layout: Shards, rank: int) -> torch.Tensor:
+def shard_of(whole: torch.Tensor, layout: Shards, rank: int) -> torch.Tensor:
     """What a rank should have of a value."""
     if layout.unfolding:
         return take_unfolded(whole, layout.dims, rank, layout.unfolding)

@@ -18,7 +18,7 @@ from ..errors import DeviceCompilerError, TpfxError
 from ..ir.annotations import shards_of, source_of
 from ..ir.nodes import hint_of, is_tensor
 from ..kernels.collectives import broadcast_random, gather_shards
-from ..kernels.slices import part_of
+from ..kernels.slices import shard_of
 from ..runtime.mesh import Mesh
 from ..torch_internals.inductor import compile_by_inductor, linear_for_inductor
 from ..torch_internals.onednn import is_linear_of_onednn
@@ -77,11 +77,11 @@ def _only_reduces(graph: Graph) -> bool:
 
 
 def _input(node: Node, rank: int, device: torch.device) -> Any:
-    """A rank's part of an input: dense, its dimensions in the order in which the whole has them in memory."""
+    """A rank's shard of an input: dense, its dimensions in the order in which the whole has them in memory."""
     value = node.meta["val"]
     if not is_tensor(node):
         return value
-    return torch.empty_like(part_of(value, shards_of(node), rank), device=device)
+    return torch.empty_like(shard_of(value, shards_of(node), rank), device=device)
 
 
 def _for_inductor(module: GraphModule, inputs: Sequence[Any]) -> GraphModule:
@@ -108,7 +108,7 @@ class _Laid:
     Args:
         compiled: the code.
         placeholders: the inputs of the parallel graph.
-        inputs: a rank's parts of them, as fakes.
+        inputs: a rank's shards of them, as fakes.
     """
 
     def __init__(self, compiled: Forward, placeholders: Sequence[Node], inputs: Sequence[Any]) -> None:

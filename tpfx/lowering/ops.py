@@ -93,7 +93,7 @@ def _whole_count(dims: Iterable[Dim]) -> int:
 
 
 def _extreme(local: Rank, node: Node) -> Node:
-    """A maximum or minimum of a rank's part; of nothing, the value that loses against every other."""
+    """A maximum or minimum of a rank's shard; of nothing, the value that loses against every other."""
     args, split = local.args(node), split_of(node)
     value, operand = args["self"], next(iter(tensor_nodes(node)))
     losing = _losing(operand.meta["val"].dtype, node.target is aten.amax.default)
@@ -161,7 +161,7 @@ def _slice(local: Rank, node: Node) -> Node:
 
 
 def _slice_backward(local: Rank, node: Node) -> Node:
-    """The slice in its place in this rank's part of the whole."""
+    """The slice in its place in this rank's shard of the whole."""
     args, split, dims = arguments(node), split_of(node), dims_of(node)
     at = args["dim"] % len(dims)
     own = dict(local.args(node))

@@ -100,7 +100,7 @@ def _dense(node: Node) -> bool:
 
 
 def emit_gather(local: Rank, node: Node) -> Node:
-    """Bring every rank's part to every rank."""
+    """Bring every rank's shard to every rank."""
     where, shape, unfolding = gathering(node)
     value = local.of(_moved(node)[0])
     return local.call(gather_shards, value, where, shape, local.rank, local.ranks, local.group, unfolding)
@@ -115,7 +115,7 @@ def gathering(node: Node) -> tuple[SplitDims, list[int], Unfolding]:
 
 
 def emit_shard(local: Rank, node: Node) -> Node:
-    """A rank's part of what it has whole."""
+    """A rank's shard of what it has whole."""
     value, split = _moved(node)
     dims, unfolding = unfold(dims_of(value), split)
     where = concrete(dims, split).dims

@@ -94,7 +94,7 @@ def _emit(local: Rank, node: Node) -> Any:
 
 
 def _nothing_to_add(local: Rank, node: Node) -> Any:
-    """add(x, zero): x, where this rank's part of a whole value is nothing."""
+    """add(x, zero): x, where this rank's shard of a whole value is nothing."""
     if (
         node.target is not torch.ops.aten.add.Tensor
         or not isinstance(layout_of(node), Partial)

@@ -25,7 +25,7 @@ def register_rule(
 ) -> None:
     """Say what an op does with dimensions, so that it may be split.
 
-    Without a rule an op runs whole on every device. With one it is called with each rank's parts, so it must
+    Without a rule an op runs whole on every device. With one it is called with each rank's shards, so it must
     compute from the shapes that it is given. Register rules before `compile`; a later one replaces an earlier
     one of the same op. `check_rule` tests a rule by running it.
 

@@ -64,12 +64,12 @@ class ThreadGroup(distributed.ProcessGroup):  # type: ignore[misc]
         return self._meet(CollectiveCall("all_gather", [input], [output]))
 
     def reduce_scatter_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any) -> Any:
-        """Reduce, and keep this rank's part of dim 0."""
+        """Reduce, and keep this rank's shard of dim 0."""
         reduction = distributed.REDUCTIONS[opts.reduceOp.op]
         return self._meet(CollectiveCall("reduce_scatter", inputs, outputs, reduction))
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any) -> Any:
-        """Reduce, and keep this rank's part of dim 0."""
+        """Reduce, and keep this rank's shard of dim 0."""
         return self.reduce_scatter_single_coalesced([output], [input], opts)
 
     def all_to_all_single(

@@ -3,7 +3,7 @@
 torch._foreach_mul_(gradients, 0.5)                 # one call a rank, on the lists of its parts
 torch.nn.utils.clip_grad_norm_(parameters, 1.0)     # norms of parts, then the norm of those
 
-What a rank's part shares with an earlier rank's (a KV head that both need) counts once.
+What a rank's shard shares with an earlier rank's (a KV head that both need) counts once.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from ..ir.nodes import is_tensor
 from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import origin_of
 from ..kernels.collectives import combine_partials
-from ..kernels.slices import part_of
+from ..kernels.slices import shard_of
 from ..runtime.thread_runtime import Runtime
 from .findings import Finding, Findings
 from .reference_run import LocalRecorder, Reference, ValueRecorder, clone_value, drawing_from
@@ -133,7 +133,7 @@ def _input(node: Node, arg: Any, rank: int) -> Any:
     layout = shards_of(node)
     if not layout:
         return clone_value(arg)
-    return part_of(arg, layout, rank).clone(memory_format=torch.contiguous_format)
+    return shard_of(arg, layout, rank).clone(memory_format=torch.contiguous_format)
 
 
 def _compare_rewrite(
@@ -198,7 +198,7 @@ def _differences(
     elif isinstance(whole, (tuple, list)):
         return  # its items are nodes of their own
     for rank, value in held.items():
-        part = part_of(whole, shards_of(node), rank) if is_tensor(node) else whole
+        part = shard_of(whole, shards_of(node), rank) if is_tensor(node) else whole
         text = reference.difference(node, value, part)
         if text is not None:
             yield (rank,), text

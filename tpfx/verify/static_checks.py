@@ -23,7 +23,7 @@ from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import origin_of, represents
 from ..ir.resharding import MESSAGES, all_reduce
 from ..kernels.collectives import broadcast_random, gather_shards
-from ..kernels.slices import part_of
+from ..kernels.slices import shard_of
 from ..lowering.rank_graph import gathering
 from ..rules.table import is_random
 from ..torch_internals.fake import UNKNOWN_TO_FAKES, FakeTensorMode
@@ -199,7 +199,7 @@ class _Shapes(Interpreter):
         self.rank, self.findings = rank, findings
 
     def input(self, node: Node) -> Any:
-        """A rank's part of an input of the graph."""
+        """A rank's shard of an input of the graph."""
         planned = self.findings.nodes[str(origin_of(node))]
         return self._part(planned) if is_tensor(planned) else number_of(planned.meta["val"])
 
@@ -232,7 +232,7 @@ class _Shapes(Interpreter):
     def _part(self, planned: Node) -> torch.Tensor:
         value = planned.meta["val"]
         whole = torch.empty([hint_of(extent) for extent in value.shape], dtype=value.dtype)
-        return part_of(whole, shards_of(planned), self.rank)
+        return shard_of(whole, shards_of(planned), self.rank)
 
 
 def number_of(value: Any) -> Any:
