@@ -26,7 +26,7 @@ def take(whole: torch.Tensor, dims: SplitDims, rank: int) -> torch.Tensor:
 def shard_pieces(
     shape: Sequence[int], dims: SplitDims, rank: int, rows: int
 ) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """The pieces of a rank's shard, of so many rows at most: where each lies in the whole, and in the part."""
+    """The pieces of a rank's shard, of so many rows at most: where each lies in the whole and in it."""
     owned, sides = dict(dims), []
     for dim, extent in enumerate(shape):
         side, offset = [], 0
@@ -78,7 +78,7 @@ def _paste(whole: torch.Tensor, part: torch.Tensor, dims: Sequence[tuple[int, Pi
 
 
 def unfold_part(part: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
-    """A rank's shard with dimensions of a varying size taken apart, the split factors as large as it holds."""
+    """A rank's shard with dimensions of a varying size taken apart, split factors as large as it holds."""
     own = {dim: sum(stop - start for start, stop in owned[rank]) for dim, owned in dims}
     for dim, sizes in unfolding:
         first = dim + sum(len(others) - 1 for other, others in unfolding if other < dim)

@@ -77,7 +77,7 @@ def _only_reduces(graph: Graph) -> bool:
 
 
 def _input(node: Node, rank: int, device: torch.device) -> Any:
-    """A rank's shard of an input: dense, its dimensions in the order in which the whole has them in memory."""
+    """A rank's shard of an input: dense, its dimensions in the order in memory of those of the whole."""
     value = node.meta["val"]
     if not is_tensor(node):
         return value
