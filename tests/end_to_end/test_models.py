@@ -48,7 +48,7 @@ def generate(model: torch.nn.Module, **options: int) -> torch.Tensor:
     return model.generate(inputs(model)["input_ids"], max_new_tokens=8, do_sample=False, **options)
 
 
-# What they have on 4 devices, another model in the list has too.
+# What they have on 3 or 4 devices, another model in the list has too.
 MUCH_ALIKE = ("opt", "phi3", "gpt_neox", "gptj", "qwen3")
 
 
@@ -65,7 +65,7 @@ def cases() -> Iterator[Any]:
     """Layers follow each other on 2 devices; on more, one layer has all there is to see."""
     for name in MODELS:
         for devices, layers in ((2, 2), (3, 1), (3, 2), (4, 1), (4, 2)):
-            slow = devices > 2 and (layers == 2 or (devices == 4 and name in MUCH_ALIKE))
+            slow = devices > 2 and (layers == 2 or name in MUCH_ALIKE)
             yield pytest.param(name, devices, layers, marks=[pytest.mark.slow] if slow else [])
 
 
@@ -107,8 +107,22 @@ def _check_bytes(name: str, devices: int, report: tpfx.Report) -> None:
 
 # Positions from tables and rotary ones, expert layers, ALiBi, one key and value for all packed heads: what
 # asks for a size of 1 in its own way.
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "mixtral", "falcon"])
-@pytest.mark.parametrize("batches", [(1, 3, 4), (4, 1, 3)], ids=str)
+ASKING = ("llama", "gpt2", "bloom", "mixtral", "falcon")
+
+
+@pytest.mark.parametrize(
+    ("name", "batches"),
+    [
+        *((name, (1, 3, 4)) for name in ASKING),
+        *((name, (4, 1, 3)) for name in ("llama", "falcon")),
+        *(
+            pytest.param(name, (4, 1, 3), marks=pytest.mark.slow)
+            for name in ASKING
+            if name not in ("llama", "falcon")
+        ),
+    ],
+    ids=str,
+)
 def test_few_graphs_serve_every_batch_and_length(name: str, batches: tuple[int, ...]) -> None:
     model, plain = tpfx.compile(one_layer(name), CPUS), one_layer(name)
     graphs = []
