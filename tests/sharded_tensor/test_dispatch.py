@@ -102,3 +102,8 @@ def test_an_error_of_the_op_is_the_ops_own() -> None:
         sharded(torch.ones(SHAPE), HEADS).transpose(0, 5)
     with pytest.raises(tpfx.ShardingError, match="make a new tensor instead"):
         sharded(torch.ones(SHAPE), HEADS).unsqueeze_(0)
+
+
+def test_what_follows_a_shape_is_handed_on() -> None:
+    x = sharded(torch.randn(SHAPE), PLACEMENTS["replicated"])
+    assert x.new_full((2, 3), 7.0).tolist() == [[7.0] * 3] * 2

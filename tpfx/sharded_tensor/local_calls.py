@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..ir.axes import find
+from ..ir.nodes import parameters
 from ..ir.op_dims import Call
 from ..ir.shards import SplitDims, count_below
 from ..kernels.slices import local_shape
@@ -47,8 +48,13 @@ def local_call(
         return None
     if rule.shape is not None:
         target: Any = call.node.target
+        names = [name for name, _ in parameters(target)][: len(call.node.args)]
+        if rule.shape not in names:
+            return None
+        at, given = names.index(rule.shape), call.node.args
         shapes = [local_shape(call.results[0].shape, result, rank) for rank in ranks]
-        return Local(_BY_SHAPE.get(target, target), tuple((shape,) for shape in shapes))
+        rows = tuple((*given[1:at], shape, *given[at + 1 :]) for shape in shapes)
+        return Local(_BY_SHAPE.get(target, target), rows)
     if rule.pad_empty_shards or rule.contiguous:
         return None
     if rule.lower is None or rule.lower in _ONLY_WHERE_CONTRACTED:
