@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def generate(model: torch.nn.Module, **options: int) -> torch.Tensor:
     return model.generate(inputs(model)["input_ids"], max_new_tokens=8, do_sample=False, **options)
 
 
-# What they have on 3 or 4 devices, another model in the list has too.
+# What they have on 3 or 4 devices, or from one layer to the next, another model in the list has too.
 MUCH_ALIKE = ("opt", "phi3", "gpt_neox", "gptj", "qwen3")
 
 
@@ -64,9 +65,9 @@ def reference(name: str, layers: int, known: dict[tuple[str, int], Unsharded]) -
 def cases() -> Iterator[Any]:
     """Layers follow each other on 2 devices; on more, one layer has all there is to see."""
     for name in MODELS:
-        for devices, layers in ((2, 2), (3, 1), (3, 2), (4, 1), (4, 2)):
-            slow = devices > 2 and (layers == 2 or name in MUCH_ALIKE)
-            yield pytest.param(name, devices, layers, marks=[pytest.mark.slow] if slow else [])
+        default = [(2, 1)] if name in MUCH_ALIKE else [(2, 2), (3, 1), (4, 1)]
+        for one in product((2, 3, 4), (1, 2)):
+            yield pytest.param(name, *one, marks=[] if one in default else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize(("name", "devices", "layers"), list(cases()))
@@ -179,36 +180,24 @@ def generate_from(model: torch.nn.Module, ids: torch.Tensor, max_new_tokens: int
     )
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_sampling_is_seeded_alike(name: str) -> None:
-    model, plain = tpfx.compile(one_layer(name), CPUS), one_layer(name)
-    ids = inputs(plain)["input_ids"]
-    texts = []
-    for each in (plain, model):
-        torch.manual_seed(7)
-        texts.append(each.generate(ids, max_new_tokens=8, do_sample=True, top_k=20))
-    assert torch.equal(*texts)
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
-def test_left_padding(name: str) -> None:
+def test_sampling_left_padding_and_a_static_cache(name: str) -> None:
     model, plain = tpfx.compile(one_layer(name), CPUS), one_layer(name)
     ids = inputs(plain)["input_ids"]
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
-    texts = [
-        each.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False) for each in (plain, model)
-    ]
-    assert torch.equal(*texts)
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_static_cache(name: str) -> None:
-    model, plain = tpfx.compile(one_layer(name), CPUS), one_layer(name)
-    ids = inputs(plain)["input_ids"]
-    options = {"max_new_tokens": 8, "do_sample": False, "cache_implementation": "static"}
-    assert torch.equal(model.generate(ids, **options), plain.generate(ids, **options))
-    assert not [c for c in tpfx.report(model).collectives if c.kind == "all_gather"]
+    ways: dict[str, dict[str, Any]] = {
+        "sampled": {"do_sample": True, "top_k": 20},
+        "padded": {"do_sample": False, "attention_mask": mask},
+        "static": {"do_sample": False, "cache_implementation": "static"},
+    }
+    for way, options in ways.items():
+        texts = []
+        for each in (plain, model):
+            torch.manual_seed(7)
+            texts.append(each.generate(ids, max_new_tokens=8, **options))
+        assert torch.equal(*texts), way
+    assert not [c for c in tpfx.report(model).collectives if c.kind == "all_gather"]  # of the static cache
 
 
 def test_keys_and_values_stay_split() -> None:

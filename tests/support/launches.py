@@ -66,7 +66,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Launched:
 GENERATING = """
 import os, sys, time, torch, torch.distributed.checkpoint as dcp, tpfx
 from tests.support.models import tiny, inputs
-model = tiny("llama")
+model = tiny("llama", num_hidden_layers=1)
 with torch.no_grad():
     for weight in model.parameters():
         weight.zero_()
