@@ -18,8 +18,10 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 WORKERS ?= 2
 ARGS ?=
+# Releases of torch and transformers that `make matrix` takes together, each pair in an environment of its own.
+MATRIX ?= 2.11-5.17 2.12-5.20 2.13-5.23 2.14-5.24
 
-.PHONY: help venv test zoo fuzz lint format demo clean
+.PHONY: help venv test zoo fuzz matrix package lint format demo clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +36,16 @@ zoo: $(VENV)/.test ## split 120 architectures over 2 and 3 devices and compare (
 
 fuzz: $(VENV)/.test ## split 2,000 random programs and compare (long)
 	$(BIN)/python -m pytest tests/end_to_end/test_fuzz.py -m slow --numprocesses $(WORKERS) --dist worksteal -rP $(ARGS)
+
+matrix: $(MATRIX:%=.venv-%/.test) ## run the tests with each supported release of torch (MATRIX=2.11-5.17; long)
+	failed=; for releases in $(MATRIX); do \
+		echo "torch-transformers $$releases"; \
+		.venv-$$releases/bin/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal $(ARGS) \
+			|| failed="$$failed $$releases"; \
+	done; [ -z "$$failed" ] || { echo "failed with torch-transformers$$failed"; exit 1; }
+
+package: ## install from the sdist, the wheel and the directory, outside the repository, and use it
+	$(PYTHON) .ci/package.py
 
 lint: $(VENV)/.test ## check style and types, change nothing
 	$(BIN)/ruff check
@@ -60,6 +72,15 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing tpfx and its test tools into $(VENV); the first time takes a minute or two."
 	$(PIP) torch
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+.venv-%/.test: pyproject.toml constraints.txt
+	@echo "Installing tpfx with torch-transformers $* into $(@D); a CUDA build of torch takes 6 GB."
+	$(PYTHON) -m venv $(@D)
+	sed -E '/^(torch|transformers)==/d' constraints.txt > $(@D)/constraints.txt
+	printf '%s.*\n' 'torch==$(word 1,$(subst -, ,$*))' 'transformers==$(word 2,$(subst -, ,$*))' >> $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt torch
+	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --editable '.[test]'
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python

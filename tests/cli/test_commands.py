@@ -338,3 +338,14 @@ def test_a_topology_is_measured(run, tmp_path):
     assert 1e-6 < found.latency < 1
     assert 1e6 < found.bandwidth < 1e13
     assert 1e8 < found.flops < 1e15
+
+
+def test_the_versions_are_printed(run) -> None:
+    assert run("--version") == (0, f"tpfx {tpfx.__version__}, torch {torch.__version__}\n", "")
+
+
+def test_without_transformers_the_extra_is_named(run, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.models.auto.configuration_auto", None)
+    status, output, errors = run("plan", "llama", "-n", 2)
+    assert (status, output) == (2, "")
+    assert "pip install 'tpfx[transformers]'" in errors and errors.count("\n") == 1

@@ -10,7 +10,7 @@ from tpfx.torch_internals import distributed, onednn
 OPS = torch.ops._c10d_functional
 
 # The method that torch calls for each functional collective. If a test below misses a call, torch has renamed
-# the method: rename it in tpfx/runtime/process_groups.py too.
+# the method: rename it in tpfx/runtime/process_groups.py too, and add what it was called to FORMER_NAMES.
 METHODS = {
     "all_reduce": "allreduce",
     "all_reduce_coalesced": "allreduce_coalesced",
@@ -40,6 +40,7 @@ def recording(name: str) -> object:
 
 for _name in METHODS.values():
     setattr(Recorder, _name, recording(_name))
+distributed.by_former_names(Recorder)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,16 @@ def test_functional_collectives_call_a_python_group(op: str, arguments: tuple[ob
     finally:
         distributed.unregister_group("tpfx:test")
     assert [name for name, _ in group.calls] == [METHODS[op]]
+
+
+def test_a_group_is_called_by_the_names_of_each_release() -> None:
+    """Whichever of the two this release calls, it is the same method."""
+    for name, former in distributed.FORMER_NAMES.items():
+        if name in METHODS.values():
+            assert getattr(Recorder, former) is getattr(Recorder, name)
+        assert hasattr(torch.distributed.ProcessGroup, former) or hasattr(
+            torch.distributed.ProcessGroup, name
+        )
 
 
 def test_no_process_group_is_initialised() -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import gc
 import sys
+from typing import Annotated
 
+import torch
 import typer
 
 from ..errors import InputError, TpfxError
+from ..version import __version__
 from .dump import dump
 from .explain import diff, explain
 from .export import export
@@ -31,8 +34,18 @@ app.command()(export)
 app.add_typer(topology)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"tpfx {__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def tpfx() -> None:
+def tpfx(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the versions.")
+    ] = False,
+) -> None:
     """Split PyTorch models over several devices, and see how before doing so.
 
     No command here needs devices, and only verify runs a model: MODEL is a config.json, the name of an

@@ -102,8 +102,13 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 
 def read_config(model: str, settings: Mapping[str, Any]) -> Any:
     """The config of a directory or of a model type, with some of its fields changed."""
-    with explained(f"cannot read a config of {model}"):
+    try:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    except ImportError as missing:
+        raise InputError(
+            f"{model} is read with transformers, which cannot be imported ({missing}): "
+            "pip install 'tpfx[transformers]'; a function, as package.module:function, needs none"
+        ) from missing
     fields = _fields(model)
     kind = fields.pop("model_type", None)
     if kind not in CONFIG_MAPPING:

@@ -22,6 +22,7 @@ from .thread_collectives import CollectiveCall
 Dispatch = Callable[[Sequence[Callable[[], None]]], object]
 
 
+@distributed.by_former_names
 class ThreadGroup(distributed.ProcessGroup):  # type: ignore[misc]
     """The process group of one rank thread; its collectives meet those of the other ranks of its process.
 

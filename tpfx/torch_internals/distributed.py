@@ -7,7 +7,7 @@ there by name and not somewhere inside a model.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,25 @@ REDUCTIONS: dict[Any, str] = {
     dist.ReduceOp.MIN: "min",
     dist.ReduceOp.MAX: "max",
 }
+
+# What torch calls a group's collectives, and what it called them before 2.12.
+FORMER_NAMES = {
+    "all_gather_single": "_allgather_base",
+    "all_gather_single_coalesced": "allgather_into_tensor_coalesced",
+    "reduce_scatter_single": "_reduce_scatter_base",
+    "reduce_scatter_single_coalesced": "reduce_scatter_tensor_coalesced",
+    "all_to_all_single": "alltoall_base",
+}
+
+_Group = TypeVar("_Group", bound=type)
+
+
+def by_former_names(group: _Group) -> _Group:
+    """Have a Python process group called by the names of every release of torch that is supported."""
+    for name, former in FORMER_NAMES.items():
+        if name in vars(group):
+            setattr(group, former, vars(group)[name])
+    return group
 
 
 def register_group(name: str, group: dist.ProcessGroup) -> None:
