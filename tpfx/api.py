@@ -28,7 +28,6 @@ from .runtime.data_parallel import average_gradients
 from .runtime.mesh import DeviceSpec
 from .sharded_tensor.model_weights import (
     check_weights,
-    load_into_place,
     read_weights,
     restore_weights,
     save_whole,
@@ -207,9 +206,7 @@ def _entry(model: torch.nn.Module) -> Entry | None:
 def _install(model: torch.nn.Module, entry: Entry) -> None:
     """Lead what concerns all weights at once through the entry."""
     model.forward = model._tpfx_entry = entry  # type: ignore[assignment]
-    for module in model.modules():
-        module._apply = functools.partial(entry.convert, module)  # type: ignore[method-assign]
-        module.register_load_state_dict_pre_hook(load_into_place)
+    entry.prepare_modules()
     save = getattr(model, "save_pretrained", None)
     if save is not None:
         vars(model)["save_pretrained"] = functools.wraps(save)(functools.partial(save_whole, model, save))

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from tpfx.torch_internals import distributed, onednn
+from tpfx.torch_internals import distributed, inductor
 
 OPS = torch.ops._c10d_functional
 
@@ -155,7 +155,7 @@ def test_the_linear_of_onednn_is_linear(rows: tuple[int, ...], inner: int, outer
     x, weight = torch.randn(*rows, inner), torch.randn(outer, inner)
     for left in (x, torch.randn(inner, *rows).movedim(0, -1), x[:1].expand(*rows, inner)):
         for right in (weight, torch.randn(inner, outer).t(), torch.randn(outer, 2 * inner)[:, :inner]):
-            call = onednn.linear_of_onednn(left, right)
+            call = inductor.linear_of_onednn(left, right)
             if call is None:
                 pytest.skip("torch was built without oneDNN")
             torch.testing.assert_close(call[0](*call[1:]), torch.nn.functional.linear(left, right))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tpfx.torch_internals import dynamo, fx, onednn, parameter_slots
+from tpfx.torch_internals import dynamo, fx, inductor, parameter_slots
 
 ROOM = Path(dynamo.__file__).parent
 aten = torch.ops.aten
@@ -61,11 +61,11 @@ def test_kinds_of_ops() -> None:
 
 
 def test_the_linear_of_onednn_is_known_again() -> None:
-    call = onednn.linear_of_onednn(torch.ones(2, 3), torch.ones(4, 3))
+    call = inductor.linear_of_onednn(torch.ones(2, 3), torch.ones(4, 3))
     if call is None:
         pytest.skip("torch was built without oneDNN")
-    assert onednn.is_linear_of_onednn(call[0])
-    assert not onednn.is_linear_of_onednn(aten.linear.default)
+    assert inductor.is_linear_of_onednn(call[0])
+    assert not inductor.is_linear_of_onednn(aten.linear.default)
 
 
 def test_slots_are_the_places_of_parameters_and_buffers() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tpfx.sharded_tensor.storage import Fake
 from tpfx.sharded_tensor.tensor import ShardedTensor
 from tpfx.torch_internals import wrapper_subclass
+from tpfx.torch_internals.module_changes import CHANGES
 
 
 class Plain(Tensor):
@@ -101,3 +102,13 @@ def test_foreach_is_allowed_for_a_kind_of_tensor() -> None:
     assert all(kinds.count(type(tensor)) == 1 for kinds in (first, second))
     assert again() and _has_foreach_support([tensor], cpu)  # it had changed nothing
     assert undo() and not any(type(tensor) in kinds for kinds in (first, second))
+
+
+def test_requires_grad_of_a_weight_is_noted() -> None:
+    watched = torch.ones(2).as_subclass(wrapper_subclass.Watched)
+    for name, noted in ((None, 0), ("weight", 1)):
+        watched.qualified_name = name
+        before = CHANGES.number()
+        watched.requires_grad = True
+        assert watched.requires_grad and CHANGES.number() == before + noted
+        assert not watched.requires_grad_(False).requires_grad and CHANGES.number() == before + 2 * noted

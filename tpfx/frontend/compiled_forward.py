@@ -6,8 +6,7 @@ import copy
 import functools
 import inspect
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -16,20 +15,15 @@ import torch
 from ..capture.inputs import Inputs, call_of, is_text, varying_sizes
 from ..errors import InputError, ModelError
 from ..runtime.processes import bytes_of_tensors, require_same
+from ..sharded_tensor.model_weights import adopt_weights, load_into_place
 from ..sharded_tensor.tensor import ShardedTensor, gather_tree
-from ..torch_internals.batch_guards import CAN_OPEN_BATCHES, open_batches
-from ..torch_internals.dynamo import (
-    NOT_CAPTURED,
-    BackendCompilerFailed,
-    Settings,
-    dynamic_sizes,
-    fresh,
-    mark_dynamic_sizes,
-    twin,
-)
-from ..torch_internals.dynamo_cache import compile_with, forget_graphs, forget_sizes, sizes_now
-from .aot_compiler import LayoutsChosen, compile_for_any_batch, compile_graph, plan_graph
+from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
+from .aot_compiler import LayoutsChosen, plan_graph
+from .graphs import Graphs
+from .model_state import UNSEEN, ModelState
 from .session import Session
+
+KEPT_STATES = 4  # of one model: with and without a hook, with weights frozen and not
 
 
 class Entry:
@@ -43,37 +37,30 @@ class Entry:
 
     def __init__(self, model: torch.nn.Module, forward: Callable[..., Any], session: Session) -> None:
         functools.update_wrapper(self, forward)
-        self._backends: list[Backend] = []  # those of all graphs that Dynamo has now
-        weakref.finalize(self, _forget, self._backends).atexit = False
         self.model, self.forward, self.session = model, forward, session
         self._device = session.mesh.devices[session.mesh.owned[0]]
-        self._compile()
+        self._state = UNSEEN  # a copy is made of a model before its parts are there
+        self._by_state: dict[Hashable, Graphs] = {}
         self._calls = 0
 
-    def _compile(self) -> None:
-        """Graphs are captured anew from now on: another backend object keeps Dynamo from earlier ones.
+    def _look_again(self) -> None:
+        """The model may have been changed: use the graphs that were captured of it as it is now."""
+        adopt_weights(self.model, self.session.mesh)
+        self.prepare_modules()
+        self._state = ModelState.of(self.model)
+        key = self._state.key
+        graphs = self._by_state.pop(key, None)
+        self._graphs = Graphs(self.model, self.forward, self.session) if graphs is None else graphs
+        self._by_state[key] = self._graphs  # in the order in which they were used
+        if len(self._by_state) > KEPT_STATES:
+            del self._by_state[next(iter(self._by_state))]
 
-        Steps of one token, of which a generation is made, have graphs of their own, which do for any
-        number of rows; until one of them cannot be captured so.
-        """
-        _forget(self._backends)
-        forward, session = fresh(self.forward), self.session
-        self._compiled = self._captured(forward, compile_graph)
-        step = self._captured(twin(forward), compile_for_any_batch, fullgraph=True)
-        self._step: Callable[..., Any] | None = step if CAN_OPEN_BATCHES else None
-        session.batch_by_batch = None if CAN_OPEN_BATCHES else "this release of torch does not leave 1 open"
-
-    def _captured(
-        self, forward: Callable[..., Any], compiler: Callable[..., Any], fullgraph: bool = False
-    ) -> Callable[..., Any]:
-        """A forward whose graphs a compiler of this session compiles."""
-        backend = Backend(compiler, self.session)
-        self._backends.append(backend)
-        return compile_with(forward, backend, fullgraph, {"guard_filter_fn": _keep_guards})
-
-    @functools.cached_property
-    def _settings(self) -> Settings:
-        return Settings(self.model)
+    def prepare_modules(self) -> None:
+        """Lead through this what `to`, `half` and `load_state_dict` do to any part of the model."""
+        for module in self.model.modules():
+            if "_apply" not in vars(module):
+                module._apply = functools.partial(self.convert, module)  # type: ignore[method-assign]
+                module.register_load_state_dict_pre_hook(load_into_place)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `forward` returns, in plain tensors."""
@@ -83,28 +70,12 @@ class Entry:
         if self.session.mesh.group is not None:
             self._require_same_inputs(tensors)
         runs, is_step = self.session.runs, _mark_dynamic(tensors)
-        with self._settings:
-            if is_step and self._step is not None:
-                result = self._call_step(self._step, args, kwargs)
-            else:
-                result = _call(self._compiled, args, kwargs)
+        if not self._state.holds():
+            self._look_again()
+        result = self._graphs.call(is_step, args, kwargs)
         if self.session.runs == runs:
             self._note_whole_call()
         return gather_tree(result)
-
-    def _call_step(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call of one token a row."""
-        runs = self.session.runs
-        try:
-            with open_batches():
-                return step(*args, **kwargs)
-        except NOT_CAPTURED as problem:
-            if self.session.runs > runs:
-                raise
-            cause = getattr(problem, "inner_exception", problem)
-            self.session.batch_by_batch = str(cause).strip().partition("\n")[0] or type(cause).__name__
-        self._step = None
-        return _call(self._compiled, args, kwargs)
 
     def plan(self, given: Inputs) -> None:
         """Choose a placement for the parameters that a call with these inputs uses; runs nothing."""
@@ -116,12 +87,11 @@ class Entry:
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
-            with torch.no_grad(), self._settings:
-                _call(self._captured(fresh(self.forward), plan_graph), args, kwargs)
+            with torch.no_grad():
+                Graphs(self.model, self.forward, self.session, plan_graph).call(False, args, kwargs)
         except LayoutsChosen:
             pass
         finally:
-            _forget([self._backends.pop()])
             for module in training:
                 module.training = True
 
@@ -151,8 +121,6 @@ class Entry:
                 changed.append((value, after.dtype))
         for value, dtype in changed:
             value.data = value.detach().to(dtype)
-        if changed:  # the graphs were made for other dtypes
-            self._compile()
         return module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
@@ -221,55 +189,6 @@ def _tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _tensors(item, f"{where}[{key!r}]")
-
-
-def _call(compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call, and raise what a pass raised as it is: Dynamo wraps it."""
-    try:
-        return compiled(*args, **kwargs)
-    except BackendCompilerFailed as failure:
-        problem = failure.inner_exception
-    raise problem
-
-
-class Backend:
-    """What Dynamo calls with a graph. Dynamo keeps it, so it must not keep a session."""
-
-    def __init__(self, compiler: Callable[..., Any], session: Session) -> None:
-        self.compiler, self.session = compiler, weakref.ref(session)
-        self.sizes: list[Callable[[], Any]] = []
-
-    def __call__(self, module: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        """What runs the graph on the session's devices."""
-        session = self.session()
-        assert session is not None, "the compiled forward that is called now has the session"
-        self.sizes.append(sizes_now())
-        compiled: Callable[..., Any] = self.compiler(session, module, example_inputs)
-        return compiled
-
-
-def _forget(backends: list[Backend]) -> None:
-    """Have Dynamo let go of the graphs of some backends."""
-    known = {id(backend) for backend in backends}
-    forget_graphs(lambda backend, _: id(backend) in known)
-    forget_sizes([sizes for backend in backends for sizes in backend.sizes])
-    backends.clear()
-
-
-def _keep_guards(entries: Sequence[Any]) -> list[bool]:
-    """Most guards on weights can go: tpfx never changes what a graph relies on, and they cost 1 us a weight.
-
-    Those on their types and ties stay (0.1 us): they notice a weight that has been replaced by a plain one.
-    """
-    kept = ("TYPE_MATCH", "DUPLICATE_INPUT")
-    return [entry.guard_type in kept or not _of_weight(entry) for entry in entries]
-
-
-def _of_weight(entry: Any) -> bool:
-    if "._parameters[" not in entry.name and "._buffers[" not in entry.name:
-        return False
-    value = getattr(entry, "value", None)
-    return isinstance(value, ShardedTensor) and value.qualified_name is not None
 
 
 def _mark_dynamic(inputs: Sequence[torch.Tensor]) -> bool:

@@ -20,8 +20,7 @@ from ..ir.nodes import hint_of, is_tensor
 from ..kernels.collectives import broadcast_random, gather_shards
 from ..kernels.slices import shard_of
 from ..runtime.mesh import Mesh
-from ..torch_internals.inductor import compile_by_inductor, linear_for_inductor
-from ..torch_internals.onednn import is_linear_of_onednn
+from ..torch_internals.inductor import compile_by_inductor, is_linear_of_onednn, linear_for_inductor
 
 DEVICE_COMPILERS = ("eager", "inductor")
 

@@ -18,7 +18,7 @@ from ..ir.shards import Pieces, count_below, pieces
 from ..kernels.lookups import embedding_backward_shard, embedding_shard, gather_shard, scatter_shard
 from ..rules.lowering_names import Lowering
 from ..rules.views import bounds
-from ..torch_internals.onednn import linear_of_onednn
+from ..torch_internals.inductor import linear_of_onednn
 from .rank_graph import Rank, emit_shape, split_of
 from .shard_calls import call_on_shards, size_or_unit
 

@@ -76,6 +76,23 @@ def shard_weights(
     return slots
 
 
+def adopt_weights(model: torch.nn.Module, mesh: Mesh) -> None:
+    """Split those too that a compiled model was given later; what cannot be divided stays as it is."""
+    made: dict[int, torch.Tensor] = {}
+    for slot in slots_of(model):
+        value = slot.value
+        if isinstance(value, ShardedTensor):
+            value.qualified_name = value.qualified_name or slot.name
+        elif id(value) in made or _divisible(value):
+            if id(value) not in made:
+                made[id(value)] = _take_place(value, sharded_weight(value, slot.name, mesh))
+            slot.table[slot.key] = made[id(value)]
+
+
+def _divisible(value: torch.Tensor) -> bool:
+    return not (is_lazy(value) or value.is_meta or is_traceable_wrapper_subclass(value))
+
+
 def _take_place(value: torch.Tensor, sharded: ShardedTensor) -> ShardedTensor:
     """Make the very object that a weight is the sharded one, so that whoever has it, has the sharded one: an
     optimizer, a list of parameters. Where something refers to it weakly that cannot be."""

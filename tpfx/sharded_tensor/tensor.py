@@ -23,8 +23,14 @@ from ..ir.shards import Shards
 from ..kernels.slices import local_shape, take
 from ..runtime.mesh import Mesh
 from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
+from ..torch_internals.module_changes import CHANGES
 from ..torch_internals.pytree import tree_map_only
-from ..torch_internals.wrapper_subclass import make_wrapper_subclass, set_data, without_torch_function
+from ..torch_internals.wrapper_subclass import (
+    Watched,
+    make_wrapper_subclass,
+    set_data,
+    without_torch_function,
+)
 from .storage import (
     Cell,
     Fake,
@@ -39,7 +45,7 @@ from .storage import (
 )
 
 
-class ShardedTensor(torch.Tensor):
+class ShardedTensor(Watched):
     """A tensor whose shards lie on the devices of a mesh.
 
     Attributes:
@@ -83,8 +89,7 @@ class ShardedTensor(torch.Tensor):
         )
         if mesh is not None:
             self.mesh = mesh
-        self.last_held = held
-        self.qualified_name = None
+        self.last_held, self.qualified_name = held, None
         self.probe = like if mesh is None else probe_of(device, like.dtype)
         return self
 
@@ -247,24 +252,28 @@ class ShardedTensor(torch.Tensor):
 
     @data.setter
     def data(self, value: torch.Tensor) -> None:
-        if value.shape != self.shape:
-            raise ShardingError(
-                f"cannot put data of shape {list(value.shape)} into {self!r}: its shape is fixed; "
-                "change the model before it is compiled"
-            )
         with torch.no_grad():
+            if value.shape != self.shape:
+                whole = value.full() if isinstance(value, ShardedTensor) else value.detach().clone()
+                self._become(ShardedTensor.unsharded(self.mesh, whole))
+                return
             if value.dtype != self.dtype:
                 self._become(self.detach().to(value.dtype))
             self.detach().copy_(value)
 
     def _become(self, other: torch.Tensor) -> None:
-        """Take over another dtype, and the memory that goes with it."""
-        if not isinstance(other, ShardedTensor) or isinstance(other.held, ViewOf):
+        """Take over another shape or dtype, and the memory that goes with it."""
+        if (
+            isinstance(self.held, ViewOf)
+            or not isinstance(other, ShardedTensor)
+            or isinstance(other.held, ViewOf)
+        ):
             raise ShardingError(
-                f"cannot change the dtype of {self!r} to {other.dtype}: change that of its base"
+                f"cannot make {self!r} one of {list(other.shape)}, {other.dtype}: change its base"
             )
         set_data(self, other)
         self.last_held, self.probe = other.held, other.probe
+        CHANGES.note()
 
     def numpy(self, *, force: bool = False) -> Any:
         """The whole tensor as an array, of its own memory."""

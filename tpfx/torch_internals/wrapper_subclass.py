@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.optim import optimizer as _optimizer
@@ -10,6 +10,7 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
 
 from .effects import Effect, Undo
+from .module_changes import CHANGES
 
 # A tensor of a subclass, without memory: `(cls, shape, strides=, dtype=, device=, requires_grad=)`.
 make_wrapper_subclass: Any = torch.Tensor._make_wrapper_subclass
@@ -19,6 +20,31 @@ without_torch_function: Any = torch._C._disabled_torch_function_impl
 
 # `tensor.data = other`, which a subclass may have overridden: `other`'s sizes, dtype and memory.
 set_data: Any = vars(torch._C.TensorBase)["data"].__set__
+
+
+_REQUIRES_GRAD: Any = vars(torch._C.TensorBase)["requires_grad"]
+
+
+class Watched(torch.Tensor):
+    """A tensor of which it is noted when `requires_grad` is set, if it is a weight: if it has a name."""
+
+    qualified_name: str | None
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether autograd shall find a gradient."""
+        return _REQUIRES_GRAD.__get__(self)  # type: ignore[no-any-return]
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        _REQUIRES_GRAD.__set__(self, wanted)
+        if self.qualified_name is not None:
+            CHANGES.note()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """The same tensor, with `requires_grad` as told."""
+        self.requires_grad = requires_grad
+        return self
 
 
 def allow_foreach(kind: type[torch.Tensor]) -> Effect:

@@ -1,0 +1,123 @@
+"""The graphs of a model in one state, captured and compiled by Dynamo as calls need them.
+
+graphs = Graphs(model, forward, session)
+graphs.call(False, args, kwargs)       # what forward returns; captures first, if no graph fits
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..sharded_tensor.tensor import ShardedTensor
+from ..torch_internals.batch_guards import CAN_OPEN_BATCHES, open_batches
+from ..torch_internals.dynamo import NOT_CAPTURED, BackendCompilerFailed, Settings, fresh, twin
+from ..torch_internals.dynamo_cache import compile_with, forget_graphs, forget_sizes, sizes_now
+from .aot_compiler import compile_for_any_batch, compile_graph
+from .session import Session
+
+
+class Graphs:
+    """The graphs of a model in one state, as Dynamo captures them; it forgets them with this object.
+
+    Steps of one token, of which a generation is made, have graphs of their own, which do for any number of
+    rows; until one of them cannot be captured so.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        forward: Callable[..., Any],
+        session: Session,
+        compiler: Callable[..., Any] = compile_graph,
+    ) -> None:
+        self.session = session
+        self._backends: list[Backend] = []  # another backend object keeps Dynamo from earlier graphs
+        weakref.finalize(self, _forget, self._backends).atexit = False
+        self._settings = Settings(model)
+        forward = fresh(forward)
+        self._compiled = self._captured(forward, compiler)
+        step = self._captured(twin(forward), compile_for_any_batch, fullgraph=True)
+        self._step: Callable[..., Any] | None = step if CAN_OPEN_BATCHES else None
+        session.batch_by_batch = None if CAN_OPEN_BATCHES else "this release of torch does not leave 1 open"
+
+    def _captured(
+        self, forward: Callable[..., Any], compiler: Callable[..., Any], fullgraph: bool = False
+    ) -> Callable[..., Any]:
+        """A forward whose graphs a compiler of this session compiles."""
+        backend = Backend(compiler, self.session)
+        self._backends.append(backend)
+        return compile_with(forward, backend, fullgraph, {"guard_filter_fn": _keep_guards})
+
+    def call(self, is_step: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `forward` returns, with what is split in it split."""
+        with self._settings:
+            if is_step and self._step is not None:
+                return self._call_step(self._step, args, kwargs)
+            return _call(self._compiled, args, kwargs)
+
+    def _call_step(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of one token a row."""
+        runs = self.session.runs
+        try:
+            with open_batches():
+                return step(*args, **kwargs)
+        except NOT_CAPTURED as problem:
+            if self.session.runs > runs:
+                raise
+            cause = getattr(problem, "inner_exception", problem)
+            self.session.batch_by_batch = str(cause).strip().partition("\n")[0] or type(cause).__name__
+        self._step = None
+        return _call(self._compiled, args, kwargs)
+
+
+def _call(compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call, and raise what a pass raised as it is: Dynamo wraps it."""
+    try:
+        return compiled(*args, **kwargs)
+    except BackendCompilerFailed as failure:
+        problem = failure.inner_exception
+    raise problem
+
+
+class Backend:
+    """What Dynamo calls with a graph. Dynamo keeps it, so it must not keep a session."""
+
+    def __init__(self, compiler: Callable[..., Any], session: Session) -> None:
+        self.compiler, self.session = compiler, weakref.ref(session)
+        self.sizes: list[Callable[[], Any]] = []
+
+    def __call__(self, module: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """What runs the graph on the session's devices."""
+        session = self.session()
+        assert session is not None, "the compiled forward that is called now has the session"
+        self.sizes.append(sizes_now())
+        compiled: Callable[..., Any] = self.compiler(session, module, example_inputs)
+        return compiled
+
+
+def _forget(backends: list[Backend]) -> None:
+    """Have Dynamo let go of the graphs of some backends."""
+    known = {id(backend) for backend in backends}
+    forget_graphs(lambda backend, _: id(backend) in known)
+    forget_sizes([sizes for backend in backends for sizes in backend.sizes])
+    backends.clear()
+
+
+def _keep_guards(entries: Sequence[Any]) -> list[bool]:
+    """Most guards on weights can go: tpfx never changes what a graph relies on, and they cost 1 us a weight.
+
+    Those on their types and ties stay (0.1 us): they notice a weight that has been replaced by a plain one.
+    """
+    kept = ("TYPE_MATCH", "DUPLICATE_INPUT")
+    return [entry.guard_type in kept or not _of_weight(entry) for entry in entries]
+
+
+def _of_weight(entry: Any) -> bool:
+    if "._parameters[" not in entry.name and "._buffers[" not in entry.name:
+        return False
+    value = getattr(entry, "value", None)
+    return isinstance(value, ShardedTensor) and value.qualified_name is not None

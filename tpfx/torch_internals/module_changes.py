@@ -1,0 +1,77 @@
+"""Whether modules of this process may have changed: their hooks, parameters and submodules.
+
+seen = CHANGES.number()                          # it only grows; 0.2 µs
+if CHANGES.number() != seen: ...                 # something was registered since, in some module
+tables = list(hook_tables(model))                # [(place, the table of hooks)]: those that are not empty
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn.modules import module as _module
+from torch.utils.hooks import RemovableHandle
+
+from .effects import Effect, Undo
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+
+
+class Changes:
+    """How often something was changed that compiled graphs rely on and do not ask about at each call."""
+
+    def __init__(self) -> None:
+        self.noted = 0
+
+    def note(self, *_: Any) -> None:
+        """Something has changed: a parameter or submodule was registered, or a weight is another one."""
+        self.noted += 1
+
+    def number(self) -> int:
+        """Another number than before, if something has been noted or any hook registered since."""
+        return self.noted + RemovableHandle.next_id
+
+
+CHANGES = Changes()
+
+
+def _note_registrations() -> Undo:
+    handles = [
+        register(CHANGES.note)
+        for register in (
+            _module.register_module_parameter_registration_hook,
+            _module.register_module_module_registration_hook,
+        )
+    ]
+
+    def undo() -> bool:
+        for handle in handles:
+            handle.remove()
+        return True
+
+    return undo
+
+
+# Buffers are left out: models register them in `forward`, where Dynamo would trace what is called then.
+CHANGE_EFFECTS = (Effect("registrations of parameters and submodules are noted", _note_registrations),)
+
+
+def hook_tables(model: torch.nn.Module) -> Iterator[tuple[object, dict[int, Any]]]:
+    """The hooks that run inside of a model's `forward`, those of all modules too; its own run around it.
+
+    Yields:
+        The position of a module and the name of its table, and that: hooks by their ids, one at least.
+    """
+    for name in _GLOBAL_HOOKS:
+        table = vars(_module)[name]
+        if table:
+            yield name, table
+    for at, module in enumerate(model.modules()):
+        attributes = vars(module) if at else {}
+        for name in _HOOKS:
+            table = attributes.get(name)
+            if table:
+                yield (at, name), table
