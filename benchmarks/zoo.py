@@ -8,7 +8,7 @@
     python -m benchmarks.zoo --json zoo.json
 
 One line each: the largest error relative to the output's scale, how much of the weight matrices is split, the
-messages, ops that ran whole for want of a rule, graphs, and seconds. Exits with 1 where anything differs,
+collectives, ops that ran whole for want of a rule, graphs, and seconds. Exits with 1 where anything differs,
 fails or hangs.
 """
 
@@ -254,7 +254,7 @@ def line(outcome: Outcome) -> str:
         f"error {outcome.error:.0e}",
         words,
         f"{outcome.split:4.0%} split",
-        _counts(outcome.collectives) or "no messages",
+        _counts(outcome.collectives) or "no collectives",
         f"{outcome.graphs} graphs",
         f"{outcome.seconds:.0f} s",
     ]

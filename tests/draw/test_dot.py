@@ -9,7 +9,7 @@ from tpfx.draw.dot import dot
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_graph_is_well_formed_and_shows_layers_and_messages(plans, name):
+def test_a_graph_is_well_formed_and_shows_layers_and_collectives(plans, name):
     text = dot(*plans(name))
     assert f'label="{FRAMES[name]}"' in text
     assert text.count("{") == text.count("}")

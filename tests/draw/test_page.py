@@ -20,14 +20,16 @@ def test_numbers_are_those_of_the_plan(plans, name):
     for drawn, graph in zip(found["graphs"], saved["graphs"], strict=True):
         assert (drawn["optimal"], drawn["cost"]) == (graph["optimal"], graph["cost"])
         assert graph["estimate"].items() <= drawn["estimate"].items()
-        messages = graph["collectives"]
+        collectives = graph["collectives"]
         for one in drawn["collectives"]:
-            alike = [m["bytes"] for m in messages if (m["kind"], m["phase"]) == (one["kind"], one["phase"])]
+            alike = [
+                m["bytes"] for m in collectives if (m["kind"], m["phase"]) == (one["kind"], one["phase"])
+            ]
             assert (one["count"], one["bytes"]) == (len(alike), sum(alike))
-        assert sum(one["count"] for one in drawn["collectives"]) == len(messages)
-        inside = [item["message"] for item, _ in leaves(drawn["items"]) if "message" in item]
-        inside = Counter((message["kind"], message["bytes"]) for message in inside)
-        assert inside == Counter((m["kind"], m["bytes"]) for m in messages if m["kind"] != "gather")
+        assert sum(one["count"] for one in drawn["collectives"]) == len(collectives)
+        inside = [item["collective"] for item, _ in leaves(drawn["items"]) if "collective" in item]
+        inside = Counter((one["kind"], one["bytes"]) for one in inside)
+        assert inside == Counter((m["kind"], m["bytes"]) for m in collectives if m["kind"] != "gather")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -98,9 +100,9 @@ def test_the_numbers_on_show_are_those_of_the_plan(opened, plans, name):
         assert numbers(tab, "#devices [data-kind=kept]") == graph.estimate.kept
         assert numbers(tab, "#devices [data-kind=activations]") == graph.estimate.activations
         assert numbers(tab, "#figures [data-kind=total]") == [plan.total_bytes]
-        assert numbers(tab, "#figures [data-kind=messages]") == [sum(m.bytes for m in graph.collectives)]
-        on_arrows = numbers(tab, ".tree > li > .arrow .pill, .tree > .message .pill")
-        assert sum(on_arrows) == sum(message.bytes for message in graph.collectives)
+        assert numbers(tab, "#figures [data-kind=collectives]") == [sum(m.bytes for m in graph.collectives)]
+        on_arrows = numbers(tab, ".tree > li > .arrow .pill, .tree > .collective .pill")
+        assert sum(on_arrows) == sum(one.bytes for one in graph.collectives)
         optimal = tab.get_attribute("#figures [data-kind=optimal]", "data-optimal")
         assert optimal == str(graph.optimal).lower()
     assert errors == []

@@ -55,7 +55,7 @@ def _count(report: tpfx.Report, devices: int) -> None:
         if choice is not None and choice.kind in ("split", "pending"):
             COUNTS[f"{choice.kind} ops"] += 1
     for one in report.collectives:
-        COUNTS[f"messages: {one.kind}"] += 1
+        COUNTS[f"collectives: {one.kind}"] += 1
 
 
 def fuzz(examples: int, seed: int) -> None:

@@ -1,5 +1,5 @@
-"""Whole models, end to end: split over 2, 3 and 4 devices they say what they said unsharded, with the fewest
-messages."""
+"""Whole models, end to end: split over 2, 3 and 4 devices they say what they said unsharded, with
+the fewest collectives."""
 
 from __future__ import annotations
 
@@ -80,19 +80,19 @@ def test_says_the_same(
         logits = model(**inputs(model)).logits
     assert type(logits) is torch.Tensor
     torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=0)
-    _check_messages(name, layers, tpfx.report(model))
+    _check_collectives(name, layers, tpfx.report(model))
     _check_bytes(name, devices, tpfx.report(model))
 
     assert torch.equal(generate(model), expected.greedy)
     assert torch.equal(generate(model, num_beams=3), expected.beams)
     report = tpfx.report(model)
-    _check_messages(name, layers, report)
+    _check_collectives(name, layers, report)
     assert report.graphs <= 1 + 3
     assert not report.whole_ops
     assert report.optimal
 
 
-def _check_messages(name: str, layers: int, report: tpfx.Report) -> None:
+def _check_collectives(name: str, layers: int, report: tpfx.Report) -> None:
     """One all-reduce for the embedding, and one or two a layer; the logits are gathered, nothing else is."""
     a_layer = 1 if name in PARALLEL_RESIDUAL else 2
     counts = Counter(collective.kind for collective in report.collectives)

@@ -366,7 +366,7 @@ def test_a_number_that_varies_is_no_reason_to_run_whole() -> None:
         x = torch.randn(4, 64)
         torch.testing.assert_close(model(x, scale), plain(x, scale))
         assert tpfx.report(model).graphs == count
-        assert [message.kind for message in tpfx.report(model).collectives][:1] == ["all_reduce"]
+        assert [one.kind for one in tpfx.report(model).collectives][:1] == ["all_reduce"]
 
 
 def test_a_call_that_dynamo_leaves_out_is_in_the_report() -> None:

@@ -57,8 +57,8 @@ def test_what_is_gathered_for_the_caller_is_on_the_edge_to_the_output() -> None:
     graph, output = digraph(parallel), parallel.graph.output_node()
     ((operand, _, found),) = graph.in_edges(output, data=True)
     assert found == {"collective": "gather", "bytes": 8 * 256 * 4}
-    (message,) = parallel.collectives()
-    assert (message.kind, message.bytes, message.node) == ("gather", found["bytes"], operand.name)
+    (collective,) = parallel.collectives()
+    assert (collective.kind, collective.bytes, collective.node) == ("gather", found["bytes"], operand.name)
 
 
 def test_collectives_and_phases_are_those_of_the_plan() -> None:
@@ -73,10 +73,10 @@ def test_collectives_and_phases_are_those_of_the_plan() -> None:
         for node, one in graph.nodes(data=True)
         if one["collective"]
     }
-    messages = [one for one in parallel.collectives() if one.kind != "gather"]
+    collectives = [one for one in parallel.collectives() if one.kind != "gather"]
     names: dict[Node, str] = {node: node.name for node in graph}
     values = {name: next(iter(graph.predecessors(node))).name for node, name in names.items() if node.args}
     assert {(values[name], kind, size, phase) for name, kind, size, phase in found} == {
-        (one.node, one.kind, one.bytes, one.phase) for one in messages
+        (one.node, one.kind, one.bytes, one.phase) for one in collectives
     }
     assert {phase for *_, phase in found} == {"forward", "backward"}

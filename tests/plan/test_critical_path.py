@@ -51,8 +51,8 @@ def test_of_two_branches_the_longer_one_counts() -> None:
 
 def test_a_gather_for_the_caller_counts() -> None:
     parallel = planned(nn.Linear(64, 256, bias=False))
-    (message,) = parallel.collectives()
-    assert message.kind == "gather"
+    (collective,) = parallel.collectives()
+    assert collective.kind == "gather"
     path = critical_path(timed(parallel, TOPOLOGY))
     assert path.seconds == 1000 + X + WEIGHT / 2 + HIDDEN / 2 + 1 + HIDDEN / 2
     assert path.nodes[-1].op == "output"

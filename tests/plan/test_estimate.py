@@ -15,7 +15,7 @@ from tpfx.planning.topology import Topology
 LAYERS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 16
 
 
-def test_what_it_says_of_memory_and_messages(model: Any, plans: dict[int, Plan]) -> None:
+def test_what_it_says_of_memory_and_collectives(model: Any, plans: dict[int, Plan]) -> None:
     plan = plans[2]
     total = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
     assert plan.total_bytes == total
@@ -30,7 +30,7 @@ def test_what_it_says_of_memory_and_messages(model: Any, plans: dict[int, Plan])
     assert prefill.estimate.tokens == batch * length
     assert decode.estimate.tokens == batch
     for graph in plan.graphs:
-        kinds = [message.kind for message in graph.collectives]
+        kinds = [one.kind for one in graph.collectives]
         assert kinds == ["all_reduce"] * (2 * LAYERS + 1) + ["gather"]
         assert graph.optimal
         assert 0 < graph.estimate.messages < graph.estimate.seconds

@@ -1,4 +1,4 @@
-"""Why an op is split as it is: the ways, what each costs, and what forces a message."""
+"""Why an op is split as it is: the ways, what each costs, and what forces a collective."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def test_the_chosen_way_is_the_cheapest(model: Any, captured: Any) -> None:
         assert told.ways[0].chosen
         assert [way.chosen for way in told.ways].count(True) == 1
         assert told.ways[0].cost == pytest.approx(parallel.solution.cost)
-        assert told.ways[0].messages == {"all_reduce": 2 * LAYERS + 1, "gather": 1}
+        assert told.ways[0].collectives == {"all_reduce": 2 * LAYERS + 1, "gather": 1}
         assert len(told.ways) > 1
-    (message,) = explainer.explain("layers.0.self_attn.o_proj").forced
-    assert message == "all_reduce (6 KiB) for layers.0.add: its other operands are no partial sums"
+    (reason,) = explainer.explain("layers.0.self_attn.o_proj").forced
+    assert reason == "all_reduce (6 KiB) for layers.0.add: its other operands are no partial sums"
     assert "(chosen)" in str(told)
     with pytest.raises(InputError, match=r"no op layers\.0\.ad; did you mean layers\.0\.add"):
         explainer.explain("layers.0.ad")

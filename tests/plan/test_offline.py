@@ -90,7 +90,7 @@ def test_what_is_backward_is_known_after_the_partition() -> None:
     assert returned[0].name not in plan.backward
     tangents = [node.name for node in plan.graph.find_nodes(op="placeholder") if "tangents" in node.name]
     assert set(tangents) <= plan.backward
-    phases = [message.phase for message in plan.collectives() if message.kind == "all_reduce"]
+    phases = [one.phase for one in plan.collectives() if one.kind == "all_reduce"]
     assert phases == ["forward", "forward", "backward"]  # rows of both pairs; columns of the second
     (inference,) = plan_graphs(capture(model, EXAMPLE), 2)
     assert inference.backward == frozenset()
@@ -118,7 +118,7 @@ def test_an_explanation_of_training_is_of_the_graph_that_is_planned() -> None:
     chosen = Explainer(captured, plan).explain("0.weight").ways[0]
     assert chosen.chosen
     assert chosen.cost == pytest.approx(plan.solution.cost)
-    assert chosen.messages == Counter(message.kind for message in plan.collectives())
+    assert chosen.collectives == Counter(one.kind for one in plan.collectives())
 
 
 def test_fewer_than_one_device_is_refused() -> None:
@@ -148,6 +148,6 @@ def test_a_large_model_is_planned_without_its_weights() -> None:
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert grown < size / 8, f"planning took {grown} bytes for {size} bytes of weights"
     # Two all-reduces a layer, one for the embedding; the logits are gathered for the caller.
-    kinds = [message.kind for message in plan.collectives()]
+    kinds = [one.kind for one in plan.collectives()]
     assert (kinds.count("all_reduce"), kinds.count("gather"), len(kinds)) == (9, 1, 10)
     assert "f32" not in dump_text(plan).partition("# layers.0")[0].partition("rotary_emb.inv_freq")[0]

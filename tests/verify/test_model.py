@@ -43,7 +43,7 @@ def test_a_net_with_buffers_dropout_and_a_graph_break(train: bool) -> None:
     outcome = verify(model, 2, (x,), train=train)
     assert outcome.right, outcome
     assert outcome.graphs == 2
-    assert outcome.messages > 0
+    assert outcome.collectives > 0
     assert str(outcome).startswith("on 2 devices: 2 graphs, ") and str(outcome).endswith(": right")
     assert model.training and torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
@@ -90,7 +90,7 @@ def test_a_graph_that_is_run_for_several_layers() -> None:
     x = torch.randn(3, 64)
     one, three = verify(Layers(1), 2, (x,)), verify(Layers(3), 2, (x,))
     assert one.right and three.right
-    assert (three.graphs, three.nodes, three.messages) == (one.graphs, 3 * one.nodes, 3 * one.messages)
+    assert (three.graphs, three.nodes, three.collectives) == (one.graphs, 3 * one.nodes, 3 * one.collectives)
 
 
 class Cache(nn.Module):

@@ -27,14 +27,14 @@ class Step:
         frame: the layers that it belongs to, "layers.0–125 ×126", or empty.
         lines: what else there is to say of it.
         weights: places of its weights in `Weights`.
-        messages: what is sent in it or right after it, as text.
+        collectives: what is sent in it or right after it, as text.
     """
 
     name: str
     frame: str = ""
     lines: list[str] = field(default_factory=list)
     weights: list[int] = field(default_factory=list)
-    messages: list[str] = field(default_factory=list)
+    collectives: list[str] = field(default_factory=list)
 
 
 def steps(graph: Blocks, plan: GraphPlan) -> list[Step]:
@@ -45,8 +45,8 @@ def steps(graph: Blocks, plan: GraphPlan) -> list[Step]:
             found += _chain(_shown(item).parts, _title(item))
         else:
             _add(found, item, "")
-    gathered = [message for message in plan.collectives if message.kind == "gather"]
-    found[-1].messages += _told((message.kind, message.bytes) for message in gathered)
+    gathered = [collective for collective in plan.collectives if collective.kind == "gather"]
+    found[-1].collectives += _told((collective.kind, collective.bytes) for collective in gathered)
     return [*found, Step("results", lines=[row.name for row in graph.results])]
 
 
@@ -82,15 +82,15 @@ def _add(found: list[Step], part: Part, frame: str) -> None:
     """Put a part at the end of a chain: a module is a step, ops in a row are one."""
     if isinstance(part, Module):
         lines = list(_roles(part))
-        messages = _told(op.message for op in lines_in([part], OpLine) if op.message is not None)
+        collectives = _told(op.collective for op in lines_in([part], OpLine) if op.collective is not None)
         weights = [weight.index for weight in lines_in([part], WeightLine)]
-        found.append(Step(part.name + ("" if frame else _pass(part)), frame, lines, weights, messages))
+        found.append(Step(part.name + ("" if frame else _pass(part)), frame, lines, weights, collectives))
         return
-    if isinstance(part, OpLine) and part.message is not None and found and found[-1].frame == frame:
-        found[-1].messages += _told([part.message])
+    if isinstance(part, OpLine) and part.collective is not None and found and found[-1].frame == frame:
+        found[-1].collectives += _told([part.collective])
         return
     last = found[-1] if found else None
-    if last is None or last.name or last.frame != frame or last.messages:
+    if last is None or last.name or last.frame != frame or last.collectives:
         last = Step("", frame)
         found.append(last)
     if isinstance(part, WeightLine):
@@ -99,9 +99,9 @@ def _add(found: list[Step], part: Part, frame: str) -> None:
         last.lines.append(part.call.partition("(")[0].rpartition(".")[2])
 
 
-def _told(messages: Iterable[tuple[str, int]]) -> list[str]:
-    """Messages as text, equal ones together: 2 all_reduce 128 MiB"""
-    counts = Counter(messages)
+def _told(collectives: Iterable[tuple[str, int]]) -> list[str]:
+    """Collectives as text, equal ones together: 2 all_reduce 128 MiB"""
+    counts = Counter(collectives)
     return [f"{'' if n == 1 else f'{n} '}{kind} {bytes_text(size)}" for (kind, size), n in counts.items()]
 
 

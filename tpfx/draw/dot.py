@@ -11,9 +11,7 @@ from ..ir.parallel_graph import ParallelGraph
 from ..plan.plan import Plan
 from .chain import Step, steps
 from .module_tree import Weights, blocks
-from .svg import (
-    wrapped,
-)
+from .svg import wrapped
 
 
 def dot(plan: Plan, parallels: Sequence[ParallelGraph]) -> str:
@@ -48,8 +46,8 @@ def _dot_lines(chain: Sequence[Step], prefix: str, weights: Weights) -> Iterator
             ]
         yield from nodes
     for (at, step), (after, _) in pairwise(numbered):
-        sent = _quoted("\n".join(step.messages))
-        label = f" [label={sent}]" if step.messages else ""
+        sent = _quoted("\n".join(step.collectives))
+        label = f" [label={sent}]" if step.collectives else ""
         yield f"{prefix}{at} -> {prefix}{after}{label};"
 
 

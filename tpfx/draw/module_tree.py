@@ -29,7 +29,7 @@ from ..ir.axes import Concat, Dim, find, segments
 from ..ir.nodes import bytes_of
 from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import layer_of, source_line
-from ..ir.resharding import MESSAGES
+from ..ir.resharding import COLLECTIVES
 from ..plan.plan import Plan, WeightPlan
 from .layers import Group, Home, groups, homes, sequences
 
@@ -44,7 +44,7 @@ class OpLine:
     notes: tuple[str, ...]
     source: str
     backward: bool
-    message: tuple[str, int] | None  # kind and bytes
+    collective: tuple[str, int] | None  # kind and bytes
 
 
 @dataclass(frozen=True)
@@ -218,11 +218,13 @@ class _Graph:
 
     def op(self, node: Node) -> OpLine:
         """The line of an op."""
-        row, message = self.lines.op(node), None
-        if node.target in MESSAGES:
-            message = MESSAGES[node.target], bytes_of(node.meta["val"])
+        row, collective = self.lines.op(node), None
+        if node.target in COLLECTIVES:
+            collective = COLLECTIVES[node.target], bytes_of(node.meta["val"])
         backward = node.name in self.parallel.backward
-        return OpLine(row.name, row.type, row.expression, row.comments, source_line(node), backward, message)
+        return OpLine(
+            row.name, row.type, row.expression, row.comments, source_line(node), backward, collective
+        )
 
     def weight(self, node: Node) -> WeightLine:
         """The line of a weight."""

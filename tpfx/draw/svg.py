@@ -26,12 +26,12 @@ text { font: 12px system-ui, "Segoe UI", "Liberation Sans", sans-serif; fill: #1
 .paper { fill: #f7f6f3; } .box { fill: #fff; stroke: #d5d0c6; } .frame { fill: none; stroke: #b3ada2; }
 .name { font: 600 13px ui-monospace, Menlo, Consolas, "Liberation Mono", monospace; }
 .title { font-size: 20px; font-weight: 600; } .quiet { fill: #66625b; }
-.message { fill: #a63d12; font-weight: 600; }
+.collective { fill: #a63d12; font-weight: 600; }
 .arrow { stroke: #8b867c; fill: none; } .all { fill: #d5d0c6; }
 @media (prefers-color-scheme: dark) {
 text { fill: #ebe9e4; } .paper { fill: #131417; }
 .box { fill: #1b1d21; stroke: #3a3e45; } .frame { stroke: #5c6068; }
-.quiet { fill: #a5a199; } .message { fill: #ffa578; } .arrow { stroke: #8b8f97; } .all { fill: #3a3e45; }
+.quiet { fill: #a5a199; } .collective { fill: #ffa578; } .arrow { stroke: #8b8f97; } .all { fill: #3a3e45; }
 }
 """
 
@@ -81,7 +81,7 @@ class _Column:
             for step in inside:
                 self.box(step)
                 if step is not chain[-1]:
-                    self.arrow(step.messages)
+                    self.arrow(step.collectives)
             if frame:
                 self.around(frame, top, self.y - GAP)
 
@@ -123,14 +123,16 @@ class _Column:
             )
             yield f'<path d="{path}" fill="{colour(rank)}"><title>device {rank}</title></path>'
 
-    def arrow(self, messages: Sequence[str]) -> None:
+    def arrow(self, collectives: Sequence[str]) -> None:
         """The way to the next box, with what is sent on it."""
         middle, end = self.x + 28, self.y + GAP
         self.parts.append(
             f'<path class="arrow" d="M{middle} {self.y}V{end - 2}m-4 -5l4 5l4 -5" stroke-width="1.5"/>'
         )
-        if messages:
-            self.parts.append(_text(middle + 14, self.y + GAP // 2 + 4, " · ".join(messages), "message"))
+        if collectives:
+            self.parts.append(
+                _text(middle + 14, self.y + GAP // 2 + 4, " · ".join(collectives), "collective")
+            )
         self.y = end
 
 

@@ -26,7 +26,7 @@ from ..ir.layout import Interval, Layout, Partial, Split, carries
 from ..ir.nodes import arguments, bytes_of, is_getitem, is_tensor, is_view, size_of
 from ..ir.op_dims import Bound
 from ..ir.provenance import op_name
-from ..ir.resharding import MESSAGES
+from ..ir.resharding import COLLECTIVES
 from ..rules.bind import rule_of
 from ..rules.table import is_random
 from ..rules.views import FULL
@@ -100,7 +100,7 @@ class Lines:
 
     def _comments(self, node: Node) -> Iterator[str]:
         choice, bound = choice_of(node), bound_of(node)
-        if node.target in MESSAGES:
+        if node.target in COLLECTIVES:
             yield bytes_text(bytes_of(node.meta["val"]))
         elif choice is None or bound is None:
             return

@@ -194,9 +194,9 @@ class Dump(GraphText):
     def summary(self) -> Iterator[str]:
         """What there is to say of the whole: its collectives, names left out, ops that run whole, sizes."""
         parallel = self.parallel
-        messages = parallel.collectives()
-        counts = Counter(message.kind for message in messages)
-        sums = {kind: sum(m.bytes for m in messages if m.kind == kind) for kind in counts}
+        collectives = parallel.collectives()
+        counts = Counter(one.kind for one in collectives)
+        sums = {kind: sum(one.bytes for one in collectives if one.kind == kind) for kind in counts}
         sent = ", ".join(f"{counts[kind]} {kind} ({bytes_text(sums[kind])})" for kind in counts)
         proven = "proven cheapest" if parallel.solution.optimal else "not proven cheapest"
         what = "forward and backward" if parallel.backward else "forward"

@@ -18,10 +18,10 @@ from ..ir.annotations import dims_of, source_of
 from ..ir.axes import Dim, axes
 from ..ir.layout import Split
 from ..ir.provenance import module_path
-from ..ir.resharding import MESSAGES, shard, to_partial
+from ..ir.resharding import COLLECTIVES, shard, to_partial
 from ..ir.shards import concrete
 
-CONVERSIONS = (*MESSAGES, shard, to_partial)
+CONVERSIONS = (*COLLECTIVES, shard, to_partial)
 # What splitting a weight along a dimension means: the weight's part, and what goes in and out.
 _WAYS: dict[Any, tuple[str, str]] = {
     torch.nn.Linear: ("column", "row"),

@@ -87,7 +87,7 @@ class Report:
         console = Console(width=100, force_terminal=False, force_jupyter=False, color_system=None)
         with console.capture() as capture:
             console.print(self._bytes_table())
-            console.print(self._message_table())
+            console.print(self._collectives_table())
         return capture.get().rstrip()
 
     def _bytes_table(self) -> Table:
@@ -100,7 +100,7 @@ class Report:
         table.add_row("", "unsharded", bytes_text(self.total_bytes), "100.0%")
         return table
 
-    def _message_table(self) -> Table:
+    def _collectives_table(self) -> Table:
         plan = "proven cheapest" if self.optimal else "not proven cheapest"
         plan += {True: ", from the plan", False: ", not in the plan", None: ""}[self.planned]
         plan += "" if self.device_compiler == "eager" else f", run by {self.device_compiler}"

@@ -19,7 +19,7 @@ from .annotations import is_gathered_for_caller, layout_of
 from .nodes import bytes_of, is_tensor, result_tensors
 from .parallel_graph import ParallelGraph
 from .provenance import module_path, op_name
-from .resharding import MESSAGES
+from .resharding import COLLECTIVES
 
 _KINDS = {"placeholder": "input", "get_attr": "constant", "output": "results"}
 
@@ -58,5 +58,5 @@ def _attributes(node: Node, is_backward: bool) -> dict[str, Any]:
         "bytes": sum(map(bytes_of, result_tensors(node))),
         "module": module_path(node),
         "phase": "backward" if is_backward else "forward",
-        "collective": MESSAGES.get(target),
+        "collective": COLLECTIVES.get(target),
     }

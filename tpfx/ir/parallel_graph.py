@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 
 from .annotations import is_gathered_for_caller
 from .nodes import bytes_of
-from .resharding import MESSAGES
+from .resharding import COLLECTIVES
 from .splits import Splits
 
 
@@ -71,10 +71,10 @@ class ParallelGraph:
         """The collectives of the graph, in order."""
         found = []
         for node in self.graph.nodes:
-            if node.target in MESSAGES:
+            if node.target in COLLECTIVES:
                 phase = "backward" if node.name in self.backward else "forward"
                 size, value = bytes_of(node.meta["val"]), node.args[0]
-                found.append(Collective(MESSAGES[node.target], size, value.name, phase))
+                found.append(Collective(COLLECTIVES[node.target], size, value.name, phase))
         for node in self.outputs():
             if is_gathered_for_caller(node):
                 found.append(Collective("gather", bytes_of(node.meta["val"]), node.name))

@@ -30,7 +30,7 @@ def shard(whole: torch.Tensor, split: Split) -> NoReturn:
 
 def to_partial(whole: torch.Tensor) -> NoReturn:
     """A whole value as partial sums: rank 0 has the value, the others zero; no collective."""
-    raise NotImplementedError("pend belongs to a parallel graph, which is not run: localize it")
+    raise NotImplementedError("to_partial belongs to a parallel graph, which is not run: localize it")
 
 
-MESSAGES = {all_reduce: "all_reduce", all_gather: "all_gather"}
+COLLECTIVES = {all_reduce: "all_reduce", all_gather: "all_gather"}

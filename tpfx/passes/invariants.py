@@ -284,16 +284,16 @@ def _misplaced_gradients(graph: Graph, ranks: int) -> Iterator[Violation]:
 
 def _out_of_step(graphs: tuple[Graph, ...], ranks: int) -> Iterator[Violation]:
     parallel, *own = graphs
-    planned = [message for _, message in _planned(parallel)]
+    planned = [signature for _, signature in _planned(parallel)]
     for graph in own:
         issued = [*_issued(graph), (graph.output_node(), ())]
-        for (node, message), expected in zip(issued, [*planned, ()], strict=False):
-            if message != expected:
+        for (node, signature), expected in zip(issued, [*planned, ()], strict=False):
+            if signature != expected:
                 yield node, f"comes where {expected or 'the end'} is planned"
                 break
 
 
-def _planned(parallel: Graph) -> Iterator[tuple[Node, Message]]:
+def _planned(parallel: Graph) -> Iterator[tuple[Node, Signature]]:
     """The collectives of a parallel graph, in order."""
     for node in parallel.nodes:
         if node.target is all_reduce:
@@ -304,7 +304,7 @@ def _planned(parallel: Graph) -> Iterator[tuple[Node, Message]]:
             yield node, ("draw", node.name)
 
 
-def _issued(graph: Graph) -> Iterator[tuple[Node, Message]]:
+def _issued(graph: Graph) -> Iterator[tuple[Node, Signature]]:
     """The collectives of a rank's graph, in order, by the nodes of the parallel graph that they are for."""
     for node in graph.nodes:
         if node.op != "call_function":
@@ -319,7 +319,7 @@ def _issued(graph: Graph) -> Iterator[tuple[Node, Message]]:
             yield node, (str(node.target), origin_of(node))
 
 
-Message = tuple[Any, ...]  # a collective: what it is, what it is of, and how it reduces
+Signature = tuple[Any, ...]  # of a collective: what it is, what it is of, and how it reduces
 _REDUCTIONS = (c10d.all_reduce.default, c10d.all_reduce_.default)
 _BROADCASTS = {gather_shards: "all_gather", broadcast_random: "draw"}
 

@@ -58,8 +58,8 @@ def _graphs(left: list[GraphPlan], right: list[GraphPlan], at: int) -> Iterator[
         before, after = getattr(one, what), getattr(other, what)
         if before != after:
             yield f"{where}: {what}: {before} → {after}"
-    if _messages(one) != _messages(other):
-        yield f"{where}: collectives: {_messages(one)} → {_messages(other)}"
+    if _collectives(one) != _collectives(other):
+        yield f"{where}: collectives: {_collectives(one)} → {_collectives(other)}"
     if one.estimate.seconds != other.estimate.seconds:
         times = seconds_text(one.estimate.seconds), seconds_text(other.estimate.seconds)
         yield f"{where}: time: {times[0]} → {times[1]}"
@@ -69,7 +69,7 @@ def _graphs(left: list[GraphPlan], right: list[GraphPlan], at: int) -> Iterator[
             yield f"{where}: {op.name}: {op.choice} → {after[op.name].choice}"
 
 
-def _messages(graph: GraphPlan) -> str:
-    counts = Counter(message.kind for message in graph.collectives)
-    sent = sum(message.bytes for message in graph.collectives)
+def _collectives(graph: GraphPlan) -> str:
+    counts = Counter(one.kind for one in graph.collectives)
+    sent = sum(one.bytes for one in graph.collectives)
     return f"{', '.join(f'{count} {kind}' for kind, count in counts.items()) or 'none'} ({bytes_text(sent)})"

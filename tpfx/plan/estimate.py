@@ -15,7 +15,7 @@ from torch.fx import Node
 from ..ir.annotations import bound_of, choice_of, dims_of, is_gathered_for_caller, layout_of, source_of
 from ..ir.nodes import bytes_of, elements, hint_of, is_getitem, is_tensor, is_view, tensor_nodes
 from ..ir.parallel_graph import ParallelGraph
-from ..ir.resharding import MESSAGES, shard
+from ..ir.resharding import COLLECTIVES, shard
 from ..planning.cost import CostModel
 from ..planning.topology import Topology
 
@@ -131,8 +131,8 @@ class Run:
 
     def slowest(self, node: Node) -> float:
         """Seconds of an op on the rank that takes longest for it, or of a collective."""
-        if node.target in MESSAGES:
-            return self.sent(MESSAGES[node.target], bytes_of(node.meta["val"]))
+        if node.target in COLLECTIVES:
+            return self.sent(COLLECTIVES[node.target], bytes_of(node.meta["val"]))
         return max(self.seconds(node, rank) for rank in range(self.parallel.ranks))
 
 

@@ -30,7 +30,7 @@ from ..ir.layout import Partial, Split, carries
 from ..ir.nodes import bytes_of
 from ..ir.parallel_graph import ParallelGraph, Solution
 from ..ir.provenance import source_line
-from ..ir.resharding import MESSAGES
+from ..ir.resharding import COLLECTIVES
 from ..passes.choose import Problem, State, returned_whole
 from ..passes.context import Context
 from ..passes.pipeline import infer_structures
@@ -53,13 +53,13 @@ class Way:
         text: what it is.
         chosen: whether it is the one in the plan.
         cost: seconds that the cheapest plan costs in which it is so.
-        messages: the collectives of that plan: kind and count.
+        collectives: those of that plan: kind and count.
     """
 
     text: str
     chosen: bool
     cost: float
-    messages: dict[str, int]
+    collectives: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Explanation:
         for way in self.ways:
             more = way.cost - least
             cost = seconds_text(least) if way.cost == least else f"+ {seconds_text(more)}"
-            sent = ", ".join(f"{count} {kind}" for kind, count in way.messages.items()) or "none"
+            sent = ", ".join(f"{count} {kind}" for kind, count in way.collectives.items()) or "none"
             table.add_row(f"{way.text}{'  (chosen)' if way.chosen else ''}", cost, sent)
         place = [f"  at {self.source}"] if self.source else []
         head = [self.line, *place, *(f"  {why}" for why in self.forced)]
@@ -162,7 +162,7 @@ class Explainer:
             taken = self._base.assignment[index] in members
             solution = self._base if taken else self._solved(Factor((index,), fixed))
             if solution is not None:
-                yield Way(text, taken, solution.cost, self._messages(solution.assignment))
+                yield Way(text, taken, solution.cost, self._collectives(solution.assignment))
 
     def _solved(self, *fixed: Factor) -> Solution | None:
         """The cheapest plan; None where what is fixed contradicts all else."""
@@ -190,7 +190,7 @@ class Explainer:
         row = any(isinstance(layout, Partial) for layout in state.choice.results)
         return f"split along {self._lines.axes_text(same)}{'; a partial sum' if row else ''}"
 
-    def _messages(self, assignment: Sequence[int]) -> dict[str, int]:
+    def _collectives(self, assignment: Sequence[int]) -> dict[str, int]:
         counts: Counter[str] = Counter()
         for variable, value in zip(self._problem.variables, assignment, strict=True):
             state = variable.states[value]
@@ -203,14 +203,15 @@ class Explainer:
     def _forced(self, node: Node) -> Iterator[str]:
         """For each collective that brings this value to whoever needs it whole, who that is, and why."""
         names = self._lines.names
-        for message in node.users:
-            if message.target not in MESSAGES:
+        for collective in node.users:
+            if collective.target not in COLLECTIVES:
                 continue
-            layout = message.args[1]
-            size = bytes_text(bytes_of(message.meta["val"]))
-            for user in message.users:
+            layout = collective.args[1]
+            size = bytes_text(bytes_of(collective.meta["val"]))
+            for user in collective.users:
                 who = "the caller" if user.op == "output" else names[user]
-                yield f"{MESSAGES[message.target]} ({size}) for {who}: {_reason(user, message, layout)}"
+                kind = COLLECTIVES[collective.target]
+                yield f"{kind} ({size}) for {who}: {_reason(user, collective, layout)}"
 
 
 def _reason(user: Node, value: Node, layout: Any) -> str:

@@ -125,7 +125,7 @@ def _graph_plan(phase: Phase, parallel: ParallelGraph, topology: Topology) -> Gr
         for node, choice in choices.items()
     ]
     named = {node.name: names[node] for node in nodes if node.op != "output"}
-    messages = [replace(message, node=named[message.node]) for message in parallel.collectives()]
+    collectives = [replace(one, node=named[one.node]) for one in parallel.collectives()]
     solution = parallel.solution
     return GraphPlan(
         phase,
@@ -134,6 +134,6 @@ def _graph_plan(phase: Phase, parallel: ParallelGraph, topology: Topology) -> Gr
         solution.cost,
         units,
         ops,
-        messages,
+        collectives,
         estimate(parallel, topology),
     )

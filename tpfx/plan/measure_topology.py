@@ -2,7 +2,7 @@
 
     measure(["cuda:0", "cuda:1"]).save("here.json")
 
-Messages are those of the ranks' own process group. Each number is the best of several rounds: what the
+Collectives are those of the ranks' own process group. Each number is the best of several rounds: what the
 devices can do, not what they did while something else ran.
 """
 
@@ -33,20 +33,20 @@ def measure(devices: int | Sequence[Any] | None = None, timeout: float = 60.0) -
         DeviceError: there are no such devices.
     """
     mesh = Mesh(parse_devices(devices))
-    with_runtime = Runtime(mesh, timeout)
+    runtime = Runtime(mesh, timeout)
     try:
         first = mesh.devices[0]
         launch = _best(lambda: torch.ones(1, device=first).add_(1), first, 200)
-        short = _message(with_runtime, mesh, _SMALL) if mesh.size > 1 else Topology.latency
-        long = _message(with_runtime, mesh, _LARGE) if mesh.size > 1 else 0.0
+        short = _all_reduce(runtime, mesh, _SMALL) if mesh.size > 1 else Topology.latency
+        long = _all_reduce(runtime, mesh, _LARGE) if mesh.size > 1 else 0.0
     finally:
-        with_runtime.close()
+        runtime.close()
     crossed = 2 * (mesh.size - 1) / mesh.size * 4 * _LARGE
     bandwidth = crossed / max(long - short, 1e-9) if mesh.size > 1 else Topology.bandwidth
     return Topology(short, bandwidth, _flops(first), _memory(first), launch)
 
 
-def _message(runtime: Runtime, mesh: Mesh, elements: int) -> float:
+def _all_reduce(runtime: Runtime, mesh: Mesh, elements: int) -> float:
     """Seconds of an all-reduce of all ranks."""
     values = [torch.zeros(elements, device=device) for device in mesh.devices]
     repeats = 20 if elements == _SMALL else 4

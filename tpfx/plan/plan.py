@@ -239,7 +239,7 @@ def _json_of(plan: Plan) -> dict[str, Any]:
         {
             **plain(graph),
             "ops": [asdict(op) for op in graph.ops],
-            "collectives": [asdict(message) for message in graph.collectives],
+            "collectives": [asdict(one) for one in graph.collectives],
             "estimate": asdict(graph.estimate),
         }
         for graph in plan.graphs
@@ -275,7 +275,7 @@ def _graph_of(found: Mapping[str, Any]) -> GraphPlan:
             **found,
             "units": {int(split): sizes for split, sizes in found["units"].items()},
             "ops": [OpPlan(**op) for op in found["ops"]],
-            "collectives": [Collective(**message) for message in found["collectives"]],
+            "collectives": [Collective(**one) for one in found["collectives"]],
             "estimate": Estimate(**found["estimate"]),
         }
     )

@@ -81,7 +81,7 @@ def _run_table(plan: Plan) -> Table:
     table.add_column("cheapest")
     for graph in plan.graphs:
         sent, tokens, layers = _sent(graph), graph.estimate.tokens, _layers(graph)
-        counts = Counter(message.kind for message in graph.collectives)
+        counts = Counter(one.kind for one in graph.collectives)
         table.add_row(
             graph.phase,
             f"{tokens:,}",
@@ -97,7 +97,7 @@ def _run_table(plan: Plan) -> Table:
 
 
 def _sent(graph: GraphPlan) -> int:
-    return sum(message.bytes for message in graph.collectives)
+    return sum(one.bytes for one in graph.collectives)
 
 
 def _share(graph: GraphPlan) -> float:
@@ -109,4 +109,4 @@ def _layers(graph: GraphPlan) -> int:
 
 
 def _sent_in_layers(graph: GraphPlan) -> int:
-    return sum(message.bytes for message in graph.collectives if layer_of(message.node))
+    return sum(one.bytes for one in graph.collectives if layer_of(one.node))

@@ -4,7 +4,7 @@
     # on 2 devices: 1 graph, 143 nodes compared, 5 collectives: right
 
 Every graph of one call is planned, written for each rank, checked, and run node by node on the CPU, undivided
-and in the threads of ranks, with the model's own weights; `replay` says how they are compared.
+and in the threads of ranks, with the model's own weights; `compare_runs` says how they are compared.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ from .compare_runs import verify_graphs
 from .findings import Finding
 from .reference_run import clone_value
 
-TIMEOUT = (
-    60.0  # seconds that a rank waits for the others, should the checks have missed that they do not come
-)
+# Seconds that a rank waits for the others, where the checks have missed that they do not come.
+TIMEOUT = 60.0
 
 
 @dataclass
@@ -51,14 +50,14 @@ class Verification:
         devices: how many devices the model was split over.
         graphs: how many graphs were planned; one call may run a graph several times, for several layers.
         nodes: how many nodes were compared in what it ran, and found right.
-        messages: how many collectives the ranks carry out in it.
+        collectives: how many collectives the ranks carry out in it.
         findings: what is wrong, in the order of the graphs; of differing values only the first of each graph.
     """
 
     devices: int
     graphs: int = 0
     nodes: int = 0
-    messages: int = 0
+    collectives: int = 0
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -67,10 +66,10 @@ class Verification:
         return not self.findings
 
     def __str__(self) -> str:
-        counts = ((self.graphs, "graph"), (self.nodes, "node"), (self.messages, "collective"))
-        graphs, nodes, messages = (f"{count} {what}{'s' * (count != 1)}" for count, what in counts)
+        counts = ((self.graphs, "graph"), (self.nodes, "node"), (self.collectives, "collective"))
+        graphs, nodes, collectives = (f"{count} {what}{'s' * (count != 1)}" for count, what in counts)
         wrong = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
-        summary = f"on {self.devices} devices: {graphs}, {nodes} compared, {messages}: "
+        summary = f"on {self.devices} devices: {graphs}, {nodes} compared, {collectives}: "
         return "\n".join([summary + ("right" if self.right else wrong), *map(str, self.findings)])
 
 
@@ -201,7 +200,7 @@ class _Graph:
             replayed = verify_graphs(self.captured, self.parallel, self.modules, args, self.verifier.runtime)
         outcome = self.verifier.outcome
         outcome.nodes += replayed.nodes
-        outcome.messages += len(self.parallel.collectives())
+        outcome.collectives += len(self.parallel.collectives())
         outcome.findings += [one for one in replayed.findings if one not in outcome.findings]
         return replayed.results
 

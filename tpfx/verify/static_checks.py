@@ -21,7 +21,7 @@ from ..ir.layout import Partial
 from ..ir.nodes import hint_of, is_tensor
 from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import origin_of, represents
-from ..ir.resharding import MESSAGES, all_reduce
+from ..ir.resharding import COLLECTIVES, all_reduce
 from ..kernels.collectives import broadcast_random, gather_shards
 from ..kernels.slices import shard_of
 from ..lowering.rank_graph import gathering
@@ -36,7 +36,7 @@ c10d = torch.ops._c10d_functional
 def check_graphs(parallel: ParallelGraph, modules: Sequence[GraphModule], findings: Findings) -> None:
     """Note what is wrong with the graphs of ranks 0, 1, …"""
     for rank, module in enumerate(modules):
-        _check_messages(parallel, rank, module.graph, findings)
+        _check_collectives(parallel, rank, module.graph, findings)
         _check_operands(rank, module.graph, findings)
         _check_shapes(rank, module, findings)
 
@@ -45,8 +45,8 @@ def check_graphs(parallel: ParallelGraph, modules: Sequence[GraphModule], findin
 
 
 @dataclass(frozen=True)
-class Message:
-    """One collective: of the value of which node of the parallel graph, and what about it must be as planned.
+class Signature:
+    """What a collective is, of the value of which node of the parallel graph, and what else is planned of it.
 
     A rank's value may stand for several nodes: then there are several `values`.
     """
@@ -56,31 +56,31 @@ class Message:
     detail: Any
 
 
-def _planned(parallel: ParallelGraph) -> Iterator[tuple[Node, Message]]:
+def _planned(parallel: ParallelGraph) -> Iterator[tuple[Node, Signature]]:
     """The collectives of a parallel graph, in order, as rank 0 carries them out."""
     for node in parallel.graph.nodes:
-        if node.target in MESSAGES:
+        if node.target in COLLECTIVES:
             reduces = node.target is all_reduce
             detail = node.args[1].op if reduces else gathering(node)
-            yield node, Message(MESSAGES[node.target], (node.args[0].name,), detail)
+            yield node, Signature(COLLECTIVES[node.target], (node.args[0].name,), detail)
         elif is_random(node):
-            yield node, Message("draw", (node.name,), node.target)
+            yield node, Signature("draw", (node.name,), node.target)
 
 
-def _sent(graph: Graph) -> Iterator[tuple[Node, Message]]:
+def _issued(graph: Graph) -> Iterator[tuple[Node, Signature]]:
     """The collectives of a rank's graph, in order."""
     for node in graph.nodes:
         args = node.args
         if node.target in (c10d.all_reduce.default, c10d.all_reduce_.default):
-            yield node, Message("all_reduce", _moved(node), args[1])
+            yield node, Signature("all_reduce", _moved(node), args[1])
         elif node.target is gather_shards:
-            yield node, Message("all_gather", _moved(node), (args[1], list(args[2]), args[6]))
+            yield node, Signature("all_gather", _moved(node), (args[1], list(args[2]), args[6]))
         elif node.target is broadcast_random:
-            yield node, Message("draw", (origin_of(node) or "",), args[2])
+            yield node, Signature("draw", (origin_of(node) or "",), args[2])
         elif (
             getattr(node.target, "namespace", "") == c10d.name and node.target is not c10d.wait_tensor.default
         ):
-            yield node, Message(node.target._schema.name.partition("::")[2], _moved(node), None)
+            yield node, Signature(node.target._schema.name.partition("::")[2], _moved(node), None)
 
 
 def _moved(node: Node) -> tuple[str, ...]:
@@ -91,31 +91,33 @@ def _moved(node: Node) -> tuple[str, ...]:
     return represents(value)
 
 
-def _check_messages(parallel: ParallelGraph, rank: int, graph: Graph, findings: Findings) -> None:
+def _check_collectives(parallel: ParallelGraph, rank: int, graph: Graph, findings: Findings) -> None:
     """Each planned collective once, in the planned order, and nothing else."""
     planned = list(_planned(parallel))
-    position = {(message.kind, message.values[0]): at for at, (_, message) in enumerate(planned)}
+    position = {(signature.kind, signature.values[0]): at for at, (_, signature) in enumerate(planned)}
     done: list[int] = []
-    for call, message in _sent(graph):
-        known = [position[key] for value in message.values if (key := (message.kind, value)) in position]
+    for call, signature in _issued(graph):
+        known = [position[key] for value in signature.values if (key := (signature.kind, value)) in position]
         if not known:
-            about = next((findings.nodes[value] for value in message.values if value in findings.nodes), None)
+            about = next(
+                (findings.nodes[value] for value in signature.values if value in findings.nodes), None
+            )
             about = about or parallel.graph.output_node()
-            findings.add("collective", about, f"{_unplanned(about, message.kind)} ({call.name})", rank)
+            findings.add("collective", about, f"{_unplanned(about, signature.kind)} ({call.name})", rank)
             continue
         node, expected = planned[known[0]]
         if known[0] in done:
-            findings.add("collective", node, f"its {message.kind} is carried out twice", rank)
+            findings.add("collective", node, f"its {signature.kind} is carried out twice", rank)
         elif done and known[0] < max(done):
             later = findings.name(planned[max(done)][0])
-            findings.add("collective", node, f"its {message.kind} comes after that of {later}", rank)
-        if message.detail != expected.detail:
-            text = f"{message.kind} of {message.detail} where {expected.detail} is planned"
+            findings.add("collective", node, f"its {signature.kind} comes after that of {later}", rank)
+        if signature.detail != expected.detail:
+            text = f"{signature.kind} of {signature.detail} where {expected.detail} is planned"
             findings.add("collective", node, text, rank)
         done.append(known[0])
-    for at, (node, message) in enumerate(planned):
+    for at, (node, signature) in enumerate(planned):
         if at not in done:
-            findings.add("collective", node, f"its {message.kind} is missing", rank)
+            findings.add("collective", node, f"its {signature.kind} is missing", rank)
 
 
 def _unplanned(node: Node, kind: str) -> str:
@@ -201,7 +203,7 @@ class _Shapes(Interpreter):
     def input(self, node: Node) -> Any:
         """A rank's shard of an input of the graph."""
         planned = self.findings.nodes[str(origin_of(node))]
-        return self._part(planned) if is_tensor(planned) else number_of(planned.meta["val"])
+        return self._shard(planned) if is_tensor(planned) else number_of(planned.meta["val"])
 
     def run_node(self, n: Node) -> Any:
         """Run one node, and look at the shape that comes out."""
@@ -223,13 +225,13 @@ class _Shapes(Interpreter):
         return result
 
     def _compare(self, planned: Node, result: Any) -> None:
-        expected = self._part(planned)
+        expected = self._shard(planned)
         if not isinstance(result, torch.Tensor) or result.shape != expected.shape:
             text = f"{shape_text(result)} where its layout says {shape_text(expected)}"
             self.findings.add("shape", planned, text, self.rank)
             raise _Stop
 
-    def _part(self, planned: Node) -> torch.Tensor:
+    def _shard(self, planned: Node) -> torch.Tensor:
         value = planned.meta["val"]
         whole = torch.empty([hint_of(extent) for extent in value.shape], dtype=value.dtype)
         return shard_of(whole, shards_of(planned), self.rank)

@@ -84,11 +84,11 @@ def _numbers(graph: GraphPlan) -> dict[str, Any]:
     }
 
 
-def _counted(messages: Sequence[Collective]) -> list[dict[str, Any]]:
-    counts = Counter((message.kind, message.phase) for message in messages)
+def _counted(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
+    counts = Counter((collective.kind, collective.phase) for collective in collectives)
     sizes: Counter[tuple[str, str]] = Counter()
-    for message in messages:
-        sizes[message.kind, message.phase] += message.bytes
+    for collective in collectives:
+        sizes[collective.kind, collective.phase] += collective.bytes
     return [
         {"kind": kind, "phase": phase, "count": count, "bytes": sizes[kind, phase]}
         for (kind, phase), count in counts.items()
@@ -140,8 +140,8 @@ def _member(member: Member) -> dict[str, Any]:
 
 def _op(op: OpLine) -> dict[str, Any]:
     found = {key: value for key, value in asdict(op).items() if value}
-    if op.message is not None:
-        found["message"] = {"kind": op.message[0], "bytes": op.message[1]}
+    if op.collective is not None:
+        found["collective"] = {"kind": op.collective[0], "bytes": op.collective[1]}
     return {"notes": (), **found}
 
 

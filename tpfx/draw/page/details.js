@@ -4,9 +4,9 @@ const details = document.getElementById('details');
 
 const REASONS = [
   [/^column, /, () => 'Column parallel: each device has some of the output features (n), and computes these alone. Nothing is sent.'],
-  [/^row, /, () => 'Row parallel: each device has some of the features that are summed over (k). Each gets an addend of the whole result, marked +; an all_reduce sums them, now or later.'],
-  [/^split (.*)/, (found) => `Each device computes its part, divided along axis ${found[1]}. Nothing is sent.`],
-  [/^pending/, () => 'Works on addends: the sum over the devices is still to come, so nothing is sent here.'],
+  [/^row, /, () => 'Row parallel: each device has some of the features that are summed over (k). Each gets a partial sum of the whole result, marked +; an all_reduce adds them up, now or later.'],
+  [/^split (.*)/, (found) => `Each device computes its shard, divided along axis ${found[1]}. Nothing is sent.`],
+  [/^pending/, () => 'Works on partial sums: the sum over the devices is still to come, so nothing is sent here.'],
   [/^whole: random/, () => 'Runs whole: random numbers are drawn once and shared, so that they are those of the unsharded model.'],
   [/^whole: no rule/, () => 'Runs whole on every device: there is no rule for this op.'],
   [/^\d+(\+\d+)+$/, (found) => `Not divided evenly: the devices have ${found[0].replaceAll('+', ', ')} units, in this order.`],
@@ -14,15 +14,15 @@ const REASONS = [
   [/^gathered/, () => 'Split over the devices, and put together for the caller.'],
 ];
 
-const MESSAGES = {
-  all_reduce: 'Every device has an addend. They are summed, and every device gets the sum.',
-  all_gather: 'Every device sends its part, and every device gets the whole.',
-  gather: 'The parts of a result are put together for the caller.',
+const COLLECTIVES = {
+  all_reduce: 'Every device has a partial sum. They are added up, and every device gets the sum.',
+  all_gather: 'Every device sends its shard, and every device gets the whole.',
+  gather: 'The shards of a result are put together for the caller.',
 };
 
 const MOVES = {
-  shard: 'Each device takes its part of a value that it has whole. Nothing is sent.',
-  pend: 'A value that every device has becomes an addend: one device keeps it, the others take zero. Nothing is sent.',
+  shard: 'Each device takes its shard of a value that it has whole. Nothing is sent.',
+  pend: 'A value that every device has becomes a partial sum: one device keeps it, the others take zero. Nothing is sent.',
 };
 
 function explain(one) {
@@ -54,10 +54,10 @@ function introduction() {
   const words = (text) => make('p', {}, text);
   return [
     make('h2', {}, 'How to read this'),
-    words('Blocks run from top to bottom; layers that are alike are one block. A pill on an arrow is a message between the devices: its kind, and the size of the whole value.'),
+    words('Blocks run from top to bottom; layers that are alike are one block. A pill on an arrow is a collective: its kind, and the size of the whole value.'),
     make('div', { class: 'legend' }, ...Array.from({ length: Math.min(plan.devices, 16) }, (_, rank) => make('span', {}, swatch(rank), `device ${rank}`))),
-    words('A bar is a weight, from its first row or column to its last: a colour is the part that one device holds. A hatched bar is a weight that every device holds whole.'),
-    make('table', { class: 'keys' }, make('tbody', {}, ...[['4096/8', 'a dimension divided in 8 parts'], ['f32[…]+', 'every device has an addend'],
+    words('A bar is a weight, from its first row or column to its last: a colour is the shard that one device holds. A hatched bar is a weight that every device holds whole.'),
+    make('table', { class: 'keys' }, make('tbody', {}, ...[['4096/8', 'a dimension divided in 8'], ['f32[…]+', 'every device has a partial sum'],
       ['/', 'search'], ['↑ ↓ ← →', 'move, unfold, fold'], ['Enter', 'explain'], ['Esc', 'close']]
       .map(([key, text]) => make('tr', {}, make('td', {}, make('kbd', {}, key)), make('td', {}, text))))),
   ];
@@ -67,7 +67,7 @@ function explanation(one) {
   switch (one.kind) {
     case 'weight': return weightExplanation(one);
     case 'op':
-    case 'message': return opExplanation(one);
+    case 'collective': return opExplanation(one);
     case 'row': return [...heading(one, 'value'), field('Type', code(one.item.row.type)), ...reasons(one.item.row.notes, one.item.row.type)];
     case 'rows': return [...heading(one, 'of this graph'), make('p', {}, counted(one.item.list.length, 'line'))];
     default: return blockExplanation(one);
@@ -94,10 +94,10 @@ function code(text) {
 function opExplanation(one) {
   const { item, member } = one;
   const type = fill(item.type, member);
-  const parts = [...heading(one, item.message ? 'message' : item.backward ? 'op of the backward pass' : 'op')];
-  if (item.message) {
-    parts.push(make('p', { class: 'figure' }, messagePill(item.message.kind, 1, item.message.bytes)), make('p', {}, MESSAGES[item.message.kind]),
-      make('p', { class: 'muted' }, `${item.message.bytes.toLocaleString('en')} bytes: the size of the whole value.`));
+  const parts = [...heading(one, item.collective ? 'collective' : item.backward ? 'op of the backward pass' : 'op')];
+  if (item.collective) {
+    parts.push(make('p', { class: 'figure' }, collectivePill(item.collective.kind, 1, item.collective.bytes)), make('p', {}, COLLECTIVES[item.collective.kind]),
+      make('p', { class: 'muted' }, `${item.collective.bytes.toLocaleString('en')} bytes: the size of the whole value.`));
   } else {
     if (item.notes.length) parts.push(make('p', { class: 'figure' }, ...chips(item.notes)));
     parts.push(...reasons(item.notes, type, opWord(item)));
@@ -115,8 +115,8 @@ function reasons(notes, type, word = '') {
   const found = (notes || []).flatMap((note) => REASONS.filter(([pattern]) => pattern.test(note)).map(([pattern, text]) => text(note.match(pattern))));
   if (!found.length && word) {
     if (MOVES[word]) found.push(MOVES[word]);
-    else if (/\/\d/.test(type)) found.push('Each device works on its own part of the value. Nothing is sent.');
-    else if (/\]\+/.test(type)) found.push('Each device works on its addend. Nothing is sent.');
+    else if (/\/\d/.test(type)) found.push('Each device works on its own shard of the value. Nothing is sent.');
+    else if (/\]\+/.test(type)) found.push('Each device works on its partial sum. Nothing is sent.');
     else found.push('Every device computes all of it: that costs less than to divide it and to send.');
   }
   return found.map((text) => make('p', {}, text));
@@ -125,8 +125,8 @@ function reasons(notes, type, word = '') {
 function typeWords(type) {
   const found = [];
   const parts = type.match(/([\w*() +]+)\/(\d+)/);
-  if (parts) found.push(make('p', { class: 'muted' }, `${parts[1].trim()}/${parts[2]}: divided in ${parts[2]} parts.`));
-  if (/\]\+/.test(type)) found.push(make('p', { class: 'muted' }, '+: every device has an addend of the whole.'));
+  if (parts) found.push(make('p', { class: 'muted' }, `${parts[1].trim()}/${parts[2]}: divided in ${parts[2]}.`));
+  if (/\]\+/.test(type)) found.push(make('p', { class: 'muted' }, '+: every device has a partial sum of the whole.'));
   return found;
 }
 
@@ -182,12 +182,12 @@ function axesWords(weight) {
 
 function heldTable(weight) {
   const rows = weight.held.map((bytes, rank) => make('tr', {}, make('th', { scope: 'row' }, swatch(rank), `${rank}`),
-    weight.axes ? make('td', {}, code(partText(weight, rank))) : null,
+    weight.axes ? make('td', {}, code(shardText(weight, rank))) : null,
     make('td', { class: 'number', 'data-bytes': bytes }, bytesText(bytes)), make('td', { class: 'number muted' }, percent(bytes, weight.bytes))));
   return make('table', { class: 'held' }, make('tbody', {}, ...rows));
 }
 
-function partText(weight, rank) {
+function shardText(weight, rank) {
   if (weight.shards === null) return rank ? 'none' : 'all';
   return weight.shards.map(([dim, owned]) => `${dim}: ${intervalsText(owned[rank])}`).join('; ') || 'all';
 }
@@ -199,16 +199,16 @@ function intervalsText(intervals) {
 }
 
 function blockExplanation(one) {
-  const { weights, ops, messages } = totals(one.item);
+  const { weights, ops, collectives } = totals(one.item);
   const several = one.kind === 'stack' && one.item.members.length > 1;
   const what = several ? `${one.item.members.length} layers` : one.kind === 'ops' ? 'ops in a row' : 'module';
   const parts = [...heading(one, what)];
   if (several && one.item.kinds.length > 1) parts.push(make('p', {}, `They are of ${one.item.kinds.length} kinds; unfold to see each layer.`));
-  if (several && one.item.kinds.length === 1) parts.push(make('p', {}, 'They are alike: weights and ops of each are divided in the same way, and each sends the same messages.'));
+  if (several && one.item.kinds.length === 1) parts.push(make('p', {}, 'They are alike: weights and ops of each are divided in the same way, and each has the same collectives.'));
   const facts = [];
   if (weights.length) facts.push([counted(weights.length, 'weight'), bytesText(bytesOf(one.item))]);
   facts.push([counted(ops, 'op'), '']);
-  messages.forEach(({ count, bytes }, kind) => facts.push([`${count.toLocaleString('en')} ${kind}`, bytesText(bytes)]));
+  collectives.forEach(({ count, bytes }, kind) => facts.push([`${count.toLocaleString('en')} ${kind}`, bytesText(bytes)]));
   parts.push(make('table', { class: 'facts' }, make('tbody', {}, ...facts.map(([name, size]) => make('tr', {}, make('td', {}, name), make('td', { class: 'number' }, size))))));
   const products = (one.item.parts || []).filter((part) => part.call && /^(column|row), /.test(part.notes[0]));
   products.forEach((part) => parts.push(field('Product', make('p', {}, linked(fill(part.name, one.member)), ' ', ...chips(part.notes)), ...reasons(part.notes, part.type))));

@@ -20,9 +20,9 @@ function drawHead(graph) {
   document.getElementById('figures').replaceChildren(
     figure('Weights', bytesText(plan.total_bytes), 'unsharded', { 'data-bytes': plan.total_bytes, 'data-kind': 'total' }),
     figure('Most on a device', bytesText(most), `${percent(most, plan.total_bytes)} of the whole`, { 'data-bytes': most, 'data-kind': 'most' }),
-    figure('Messages', count.toLocaleString('en'), count ? `${bytesText(sent)}: ${[...kinds].map(([kind, each]) => `${each} ${kind}`).join(', ')}` : 'nothing is sent',
-      { 'data-bytes': sent, 'data-count': count, 'data-kind': 'messages' }),
-    figure('Time, predicted', secondsText(seconds), `${counted(tokens, 'token')}, ${seconds ? Math.round((100 * messages) / seconds) : 0} % in messages`,
+    figure('Collectives', count.toLocaleString('en'), count ? `${bytesText(sent)}: ${[...kinds].map(([kind, each]) => `${each} ${kind}`).join(', ')}` : 'nothing is sent',
+      { 'data-bytes': sent, 'data-count': count, 'data-kind': 'collectives' }),
+    figure('Time, predicted', secondsText(seconds), `${counted(tokens, 'token')}, ${seconds ? Math.round((100 * messages) / seconds) : 0} % in collectives`,
       { 'data-seconds': seconds, 'data-kind': 'seconds' }),
     figure('This choice is', graph.optimal ? 'proven cheapest' : 'not proven', `of all splits of ${counted(graph.ops, 'op')}`, { 'data-optimal': graph.optimal, 'data-kind': 'optimal' }),
   );

@@ -1,4 +1,4 @@
-// The plan as a tree of nodes: what is in what, by what name, and how many bytes and messages it has.
+// The plan as a tree of nodes: what is in what, by what name, and how many bytes and collectives it has.
 
 const plan = JSON.parse(document.getElementById('plan').textContent);
 
@@ -45,7 +45,7 @@ function kindOf(item) {
   if (item.row) return 'row';
   if (item.ops) return 'ops';
   if (item.weight !== undefined) return 'weight';
-  return item.message ? 'message' : 'op';
+  return item.collective ? 'collective' : 'op';
 }
 
 function node(item, member, parent) {
@@ -105,7 +105,7 @@ function childrenOf(parent) {
   return made;
 }
 
-// Some ops in a row, `least` or more, are one line; messages and modules stand alone.
+// Some ops in a row, `least` or more, are one line; collectives and modules stand alone.
 const foldedParts = new WeakMap();
 function folded(parts, least = 3) {
   if (foldedParts.has(parts)) return foldedParts.get(parts);
@@ -124,15 +124,15 @@ function folded(parts, least = 3) {
   return found;
 }
 
-// What is inside an item: weights (by index, as often as they occur), ops, and messages of each kind.
+// What is inside an item: weights (by index, as often as they occur), ops, and collectives of each kind.
 const totalsOf = new WeakMap();
 function totals(item) {
   if (totalsOf.has(item)) return totalsOf.get(item);
-  const sum = { weights: [], ops: 0, backward: 0, messages: new Map() };
+  const sum = { weights: [], ops: 0, backward: 0, collectives: new Map() };
   const kind = kindOf(item);
   if (kind === 'weight') sum.weights.push(item.weight);
   else if (kind === 'op') { sum.ops = 1; sum.backward = item.backward ? 1 : 0; }
-  else if (kind === 'message') addMessage(sum.messages, item.message.kind, 1, item.message.bytes);
+  else if (kind === 'collective') addCollective(sum.collectives, item.collective.kind, 1, item.collective.bytes);
   else if (kind === 'stack') item.members.forEach((one) => addTotals(sum, item.kinds[one.kind]));
   else (item.parts || item.ops || []).forEach((part) => addTotals(sum, part));
   totalsOf.set(item, sum);
@@ -144,12 +144,12 @@ function addTotals(sum, item) {
   sum.weights.push(...inside.weights);
   sum.ops += inside.ops;
   sum.backward += inside.backward;
-  inside.messages.forEach(({ count, bytes }, kind) => addMessage(sum.messages, kind, count, bytes));
+  inside.collectives.forEach(({ count, bytes }, kind) => addCollective(sum.collectives, kind, count, bytes));
 }
 
-function addMessage(messages, kind, count, bytes) {
-  const found = messages.get(kind) || { count: 0, bytes: 0 };
-  messages.set(kind, { count: found.count + count, bytes: found.bytes + bytes });
+function addCollective(collectives, kind, count, bytes) {
+  const found = collectives.get(kind) || { count: 0, bytes: 0 };
+  collectives.set(kind, { count: found.count + count, bytes: found.bytes + bytes });
 }
 
 function bytesOf(item) {

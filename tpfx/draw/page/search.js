@@ -37,7 +37,7 @@ function collect(item, member, path, way) {
 function nameIndex() {
   if (names) return names;
   names = new Map();
-  const order = { row: 0, weight: 1, message: 1, op: 1 };
+  const order = { row: 0, weight: 1, collective: 1, op: 1 };
   for (const entry of entriesOf()) {
     if (entry.kind in order && !(entry.kind === 'row' && entry.block.item.rows === 'results')) names.set(entry.name, entry);
   }
@@ -53,7 +53,7 @@ function usersOf(one) {
 
 function matches(text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-  const order = { weight: 0, stack: 1, module: 1, message: 2, op: 3, row: 4, rows: 4 };
+  const order = { weight: 0, stack: 1, module: 1, collective: 2, op: 3, row: 4, rows: 4 };
   const score = (entry) => {
     const name = (entry.full || entry.name).toLowerCase();
     const whole = [entry.name.toLowerCase(), name].includes(words.join(' ')) ? 0 : name.endsWith(words[words.length - 1]) ? 1 : 2;

@@ -1,4 +1,4 @@
-// The tree: one row a node, arrows with messages between blocks, unfolded where somebody asks.
+// The tree: one row a node, arrows with collectives between blocks, unfolded where somebody asks.
 
 let tree = null;
 let current = null; // the node whose explanation is open
@@ -27,7 +27,7 @@ function drawNode(one, level, arrow, extra = []) {
   one.element = item;
   item.node = one;
   item.append(make('div', { class: 'row' }, make('span', { class: `caret${opens ? '' : ' none'}`, 'aria-hidden': 'true' }), ...cells(one)));
-  const talks = one.kind !== 'message' && totals(one.item).messages.size > 0;
+  const talks = one.kind !== 'collective' && totals(one.item).collectives.size > 0;
   if (arrow || talks) item.append(drawArrow(one, extra, arrow));
   return item;
 }
@@ -42,7 +42,7 @@ function cells(one) {
     case 'stack':
     case 'module': return blockCells(one);
     case 'weight': return weightCells(one);
-    case 'message': return [messagePill(one.item.message.kind, 1, one.item.message.bytes), make('code', { class: 'type' }, fill(one.item.type, one.member))];
+    case 'collective': return [collectivePill(one.item.collective.kind, 1, one.item.collective.bytes), make('code', { class: 'type' }, fill(one.item.type, one.member))];
     case 'ops': return [make('span', { class: 'name' }, nameOf(one)), make('span', { class: 'muted clip' }, one.item.ops.map(opWord).join(' · '))];
     case 'op': return opCells(one);
     case 'row': return [make('span', { class: 'name' }, one.item.row.name), make('code', { class: 'type' }, one.item.row.type), ...chips(one.item.row.notes)];
@@ -95,15 +95,15 @@ function chip(note) {
   return make('span', { class: `chip ${note.split(/[,: ]/)[0]}` }, note);
 }
 
-function messagePill(kind, count, bytes) {
+function collectivePill(kind, count, bytes) {
   const text = `${count > 1 ? `${count.toLocaleString('en')} ` : ''}${kind}`;
   return make('span', { class: `pill ${kind}`, 'data-bytes': bytes, title: `${bytes.toLocaleString('en')} bytes` }, text, make('b', {}, bytesText(bytes)));
 }
 
 function drawArrow(one, extra, goesOn) {
-  const pills = [...totals(one.item).messages].map(([kind, { count, bytes }]) => messagePill(kind, count, bytes));
-  const outside = extra.map(({ kind, count, bytes }) => messagePill(kind, count, bytes));
-  const inner = make('span', { class: 'inner' }, ...(one.kind === 'message' ? [] : pills));
+  const pills = [...totals(one.item).collectives].map(([kind, { count, bytes }]) => collectivePill(kind, count, bytes));
+  const outside = extra.map(({ kind, count, bytes }) => collectivePill(kind, count, bytes));
+  const inner = make('span', { class: 'inner' }, ...(one.kind === 'collective' ? [] : pills));
   return make('div', { class: goesOn ? 'arrow' : 'arrow end' }, make('span', { class: 'line', 'aria-hidden': 'true' }), inner, ...outside);
 }
 
@@ -134,7 +134,7 @@ function drawChildren(one) {
   const group = make('ul', { role: 'group' });
   if (one.kind === 'stack' && one.item.members.length > 1) group.append(stepper(one));
   children.forEach((child, at) => {
-    const block = (each) => each && ['module', 'stack', 'message'].includes(each.kind);
+    const block = (each) => each && ['module', 'stack', 'collective'].includes(each.kind);
     const next = children[at + 1];
     group.append(drawNode(child, level, next !== undefined && child.kind !== 'weight' && (block(child) || block(next))));
   });
