@@ -3,11 +3,13 @@
 import json
 import re
 from collections import Counter
+from importlib.resources import files
 
 import pytest
 
 from tests.support.drawn import CASES, filled, leaves
 from tpfx.draw.page import contents, embedded, page
+from tpfx.ir.resharding import COLLECTIVES, shard, to_partial
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -65,6 +67,24 @@ def test_a_page_needs_nothing_else(plans):
     assert "<!--put" not in text
     addresses = set(re.findall(r"https?://[^\s'\"]+", text))
     assert addresses == {"http://www.w3.org/2000/svg"}  # the name of a format
+
+
+def test_the_page_has_words_for_every_note_and_every_conversion(plans):
+    """Of ops; the notes are those of the dump, the conversions those of `ir.resharding`."""
+    script = (files("tpfx.draw.page") / "details.js").read_text()
+    patterns = re.findall(r"^  \[/(.+)/, \(", script, re.MULTILINE)
+    notes = {
+        note
+        for name in CASES
+        for graph in contents(*plans(name))["graphs"]
+        for item, _ in leaves(graph["items"])
+        if "call" in item and "collective" not in item
+        for note in item["notes"]
+    }
+    assert "partial sum" in notes
+    assert [note for note in notes if not any(re.search(pattern, note) for pattern in patterns)] == []
+    told = set(re.findall(r"^  (\w+): '", script, re.MULTILINE))
+    assert told == {*COLLECTIVES.values(), "gather", shard.__name__, to_partial.__name__}
 
 
 # In a browser.

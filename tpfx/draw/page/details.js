@@ -6,7 +6,7 @@ const REASONS = [
   [/^column, /, () => 'Column parallel: each device has some of the output features (n), and computes these alone. Nothing is sent.'],
   [/^row, /, () => 'Row parallel: each device has some of the features that are summed over (k). Each gets a partial sum of the whole result, marked +; an all_reduce adds them up, now or later.'],
   [/^split (.*)/, (found) => `Each device computes its shard, divided along axis ${found[1]}. Nothing is sent.`],
-  [/^pending/, () => 'Works on partial sums: the sum over the devices is still to come, so nothing is sent here.'],
+  [/^partial sum/, () => 'Works on partial sums: the sum over the devices is still to come, so nothing is sent here.'],
   [/^whole: random/, () => 'Runs whole: random numbers are drawn once and shared, so that they are those of the unsharded model.'],
   [/^whole: no rule/, () => 'Runs whole on every device: there is no rule for this op.'],
   [/^\d+(\+\d+)+$/, (found) => `Not divided evenly: the devices have ${found[0].replaceAll('+', ', ')} units, in this order.`],
@@ -22,7 +22,7 @@ const COLLECTIVES = {
 
 const MOVES = {
   shard: 'Each device takes its shard of a value that it has whole. Nothing is sent.',
-  pend: 'A value that every device has becomes a partial sum: one device keeps it, the others take zero. Nothing is sent.',
+  to_partial: 'A value that every device has becomes a partial sum: one device keeps it, the others take zero. Nothing is sent.',
 };
 
 function explain(one) {
