@@ -117,8 +117,8 @@ def load(
         model: with parameters on the meta device, as `accelerate.init_empty_weights()` makes it. Those that
             have contents keep them.
         checkpoint: a safetensors file, or a folder with model.safetensors or model.safetensors.index.json.
-        devices: as `compile` takes them; likewise `plan`, `topology`,
-            `device_compiler`, `timeout` and `group`.
+        devices: as `compile` takes them; likewise `plan`, `topology`, `device_compiler`, `timeout` and
+            `group`.
         example_inputs: as `compile` takes them; needed unless the model brings its own.
         progress: whether a bar on stderr shows the bytes read; None where stderr is a terminal.
 

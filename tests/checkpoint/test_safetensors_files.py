@@ -45,9 +45,9 @@ def test_each_rank_reads_its_slices(
     read = []
     original = Stored.read
 
-    def counted(self: Stored, part: torch.Tensor, *given: Any) -> None:
-        original(self, part, *given)
-        read.append(part.nbytes)
+    def counted(self: Stored, shard: torch.Tensor, *given: Any) -> None:
+        original(self, shard, *given)
+        read.append(shard.nbytes)
 
     monkeypatch.setattr(Stored, "read", counted)
     model = tpfx.load(hollow(reference.config), tmp_path, ["cpu"] * devices)
@@ -223,9 +223,9 @@ def test_slices_of_a_file_are_parts_of_the_whole(
         for rank in (0, 1):
             for dtype in (torch.float32, torch.float64):
                 expected = take(whole, dims, rank).to(dtype)
-                part = torch.full_like(expected, 9.0)
-                stored.read(part, dims, rank)
-                assert torch.equal(part, expected)
+                shard = torch.full_like(expected, 9.0)
+                stored.read(shard, dims, rank)
+                assert torch.equal(shard, expected)
 
 
 def test_numbers_and_vectors_of_a_file(tmp_path: Path) -> None:

@@ -30,16 +30,16 @@ def test_boxes_cover_every_part_and_are_first_once(how: str) -> None:
     seen: Counter[float] = Counter()
     boxes = boxes_of(tensor.shape, tensor.placement or Shards(), range(1 if tensor.shards is None else 2))
     for box in boxes:
-        part = tensor.full() if tensor.shards is None else tensor.shards[box.holder]
+        shard = tensor.full() if tensor.shards is None else tensor.shards[box.holder]
         where = tuple(slice(start, start + size) for start, size in zip(box.offsets, box.sizes, strict=True))
-        assert torch.equal(box.of(part), tensor.full()[where])
+        assert torch.equal(box.of(shard), tensor.full()[where])
         if box.first:
-            seen.update(box.of(part).flatten().tolist())
+            seen.update(box.of(shard).flatten().tolist())
     assert seen == Counter(tensor.full().flatten().tolist())
     held = [0, 0]
     for box in boxes:
         held[box.holder] += math.prod(box.sizes)
-    assert tensor.shards is None or held == [part.numel() for part in tensor.shards]
+    assert tensor.shards is None or held == [shard.numel() for shard in tensor.shards]
 
 
 @pytest.mark.parametrize("before", PLACEMENTS)
@@ -49,8 +49,8 @@ def test_from_any_placement_to_any_other(before: str, after: str, tmp_path: Path
     dcp.save({"a": tensor, "b": torch.ones(2)}, checkpoint_id=tmp_path)
     dcp.load({"a": other, "b": torch.zeros(2)}, checkpoint_id=tmp_path)
     assert torch.equal(other.full(), tensor.full())
-    for rank, part in enumerate(other.shards or ()):
-        assert torch.equal(part, sharded(tensor.full(), PLACEMENTS[after]).shards[rank])
+    for rank, shard in enumerate(other.shards or ()):
+        assert torch.equal(shard, sharded(tensor.full(), PLACEMENTS[after]).shards[rank])
 
 
 def test_importing_tpfx_does_not_import_it() -> None:

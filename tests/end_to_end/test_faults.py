@@ -118,7 +118,7 @@ def test_a_result_that_cannot_be_gathered_is_named(monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patch, pytest.raises(ConnectionError, match="gone") as caught:
             patch.setattr("tpfx.execution.program.whole_of", broken_link)
             model(torch.ones(2, 4))
-        assert "on rank 0 (cpu), in node linear_default: gathering its parts" in notes(caught)
+        assert "on rank 0 (cpu), in node linear_default: gathering its shards" in notes(caught)
         torch.testing.assert_close(model(torch.ones(2, 4)), expected)
 
 

@@ -56,7 +56,7 @@ def reasons(plan: Exported) -> dict[str, str]:
     [(2, ["llama", "qwen3"]), pytest.param(3, ["llama", "phi3"], marks=pytest.mark.slow)],
 )
 def test_transformers_and_torch_compute_the_same(devices: int, names: list[str], tmp_path: Path) -> None:
-    """Logits and gradients, those of norms of heads too; with uneven parts, and modules whole in between."""
+    """Logits and gradients, those of norms of heads too; with uneven shards, and modules whole in between."""
     for name in names:
         tiny(name).save_pretrained(tmp_path / name)
         (tmp_path / name / "hf-tp-plan.json").write_text(exported(name, devices).json)
@@ -236,14 +236,14 @@ def test_views_that_follow() -> None:
 def test_views_that_do_not_follow_and_do_not_fail() -> None:
     """With half of the width, 4 heads of 16 would be half of the length: wrong numbers of the right shape."""
     plan = of_module(Heads(lambda x: x.view(x.shape[0], -1, 4, 16)), 2, 8, 64, symbolic=False)
-    assert "[2, 4, 4, 16] with parts, and [2, 8, 2, 16] is planned" in reasons(plan)["q"]
+    assert "[2, 4, 4, 16] with shards, and [2, 8, 2, 16] is planned" in reasons(plan)["q"]
     assert plan.plan["q"] == "ColwiseParallel(output_layouts=Replicate())"
     assert plan.plan["o"] == "RowwiseParallel(input_layouts=Replicate())"
 
 
 @pytest.mark.slow
 def test_scales_that_depend_on_the_width() -> None:
-    assert "other arguments with parts" in reasons(of_module(Mlp(Scaled()), 4, 64))["up"]
+    assert "other arguments with shards" in reasons(of_module(Mlp(Scaled()), 4, 64))["up"]
 
 
 @pytest.mark.slow
@@ -290,7 +290,7 @@ def test_what_is_tied_to_something_left_out() -> None:
 
 @pytest.mark.slow
 def test_layers_that_are_not_alike() -> None:
-    """One `*` stands for both layers, so that neither works in parts."""
+    """One `*` stands for both layers, so that neither works on shards."""
     plan = of_module(Block([nn.GELU(), Scaled()]), 4, 64)
     assert set(reasons(plan)) == {"*.up", "*.down"}
     assert "RowwiseParallel()" not in plan.plan.values()

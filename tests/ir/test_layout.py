@@ -46,11 +46,11 @@ def divided(draw: Any) -> tuple[list[Dim], Split, int]:
         split.divide([stop - start for start, stop in zip([0, *cuts], [*cuts, 6], strict=True)])
         return dims, split, len(sizes)
     split = Split((outer, inner))
-    parts = draw(
+    sizes = draw(
         st.sampled_from([(12,), (6, 6), (4, 2, 6), (6, 1, 5), (2, 3, 1, 5, 1), (12, 0), (0, 6, 6, 0)])
     )
-    split.divide(parts)
-    return dims, split, len(parts)
+    split.divide(sizes)
+    return dims, split, len(sizes)
 
 
 def whole_of(dims: list[Dim]) -> torch.Tensor:
@@ -63,11 +63,11 @@ def test_parts_join_to_the_whole(drawn: tuple[list[Dim], Split, int]) -> None:
     dims, split, ranks = drawn
     assume(splittable(dims, split))
     whole, where = whole_of(dims), concrete(dims, split).dims
-    parts = [take(whole, where, rank) for rank in range(ranks)]
-    assert torch.equal(join_shards(parts, where, whole.shape), whole)
-    for rank, part in enumerate(parts):
-        assert list(part.shape) == local_shape(whole.shape, where, rank)
-        assert list(part.shape) == [local_size(dim, split, rank) for dim in dims]
+    shards = [take(whole, where, rank) for rank in range(ranks)]
+    assert torch.equal(join_shards(shards, where, whole.shape), whole)
+    for rank, shard in enumerate(shards):
+        assert list(shard.shape) == local_shape(whole.shape, where, rank)
+        assert list(shard.shape) == [local_size(dim, split, rank) for dim in dims]
 
 
 @given(divided())
@@ -162,8 +162,8 @@ def test_no_split_dimension_is_the_whole() -> None:
 
 def test_part_of_one_interval_is_a_view() -> None:
     whole = torch.arange(12).reshape(4, 3)
-    part = take(whole, ((0, (((0, 1),), ((1, 4),))),), 1)
-    assert part.data_ptr() == whole[1:].data_ptr()
+    shard = take(whole, ((0, (((0, 1),), ((1, 4),))),), 1)
+    assert shard.data_ptr() == whole[1:].data_ptr()
 
 
 def test_symbolic_dimension_is_unfolded() -> None:
@@ -175,5 +175,5 @@ def test_symbolic_dimension_is_unfolded() -> None:
     split.divide((1, 3))
     assert splittable([dim], split)
     flat, unfolding = unfold([dim], split)
-    part = take_unfolded(torch.arange(8), concrete(flat, split).dims, 1, unfolding)
-    assert part.tolist() == [1, 2, 3, 5, 6, 7]
+    shard = take_unfolded(torch.arange(8), concrete(flat, split).dims, 1, unfolding)
+    assert shard.tolist() == [1, 2, 3, 5, 6, 7]

@@ -47,8 +47,8 @@ def test_shards_of_a_dimension_of_a_varying_size() -> None:
     where, unfolding = ((1, DIVISIONS["packed"]),), ((0, (-1, 6)),)
 
     def call(rank: int, group: str) -> torch.Tensor:
-        part = take_unfolded(whole, where, rank, unfolding)
-        return gather_shards(part, where, [-1, 6, 2], rank, 3, group, unfolding)
+        shard = take_unfolded(whole, where, rank, unfolding)
+        return gather_shards(shard, where, [-1, 6, 2], rank, 3, group, unfolding)
 
     assert [found.tolist() for found in on_ranks(call)] == [whole.tolist()] * 3
 

@@ -77,17 +77,17 @@ def shards(value: torch.Tensor, dims: Dims, layout: Layout) -> list[torch.Tensor
     return [take(value, where, rank) for rank in range(3)]
 
 
-def together(parts: list[torch.Tensor], dims: Dims, layout: Layout, shape: torch.Size) -> torch.Tensor:
+def together(made: list[torch.Tensor], dims: Dims, layout: Layout, shape: torch.Size) -> torch.Tensor:
     """The whole of what the ranks have."""
     if isinstance(layout, Split):
         where = concrete(dims, layout).dims
-        for rank, part in enumerate(parts):
-            assert list(part.shape) == local_shape(shape, where, rank)
-        return join_shards(parts, where, shape)
+        for rank, shard in enumerate(made):
+            assert list(shard.shape) == local_shape(shape, where, rank)
+        return join_shards(made, where, shape)
     if isinstance(layout, Partial):
-        return combine_partials(parts, layout.op)
-    assert all(torch.equal(part, parts[0]) for part in parts)
-    return parts[0]
+        return combine_partials(made, layout.op)
+    assert all(torch.equal(one, made[0]) for one in made)
+    return made[0]
 
 
 def kind_of(choice: Choice) -> str:
@@ -116,7 +116,7 @@ def test_ranks_together_give_what_the_op_gives(name: str) -> None:
     for rank in range(3):
         local = localize(graph, rank, 3, "none", rank == 0)
         written.append(calls(local))
-        results.append(Interpreter(torch.nn.Module(), graph=local).run(*(parts[rank] for parts in held)))
+        results.append(Interpreter(torch.nn.Module(), graph=local).run(*(own[rank] for own in held)))
     assert written[0] == list(case.writes)
     expected = case.op(*case.args)
     expected = [expected] if isinstance(expected, torch.Tensor) else expected

@@ -49,7 +49,7 @@ CASES = {
         wait_tensor_1 = wait_tensor(all_reduce_)
         return cos, wait_tensor_1
     """,
-    "a lookup in a rank's part of a vocabulary": """
+    "a lookup in a rank's shard of a vocabulary": """
         i: i64[2, 5]                  # input -> *
         w: f64[33, 8] = parameter     # input -> 0
         y = embedding(w, i)           # split 0 * -> +
@@ -60,7 +60,7 @@ CASES = {
         wait_tensor = wait_tensor(all_reduce_)
         return wait_tensor
     """,
-    "a lookup of a rank's part of each row": """
+    "a lookup of a rank's shard of each row": """
         i: i64[2, 5]                  # input -> *
         w: f64[33, 8] = parameter     # input -> 1
         y = embedding(w, i)           # split 1 * -> 1
@@ -143,7 +143,7 @@ CASES = {
         wait_tensor = wait_tensor(all_reduce_)
         return wait_tensor
     """,
-    "sizes of a rank's part": """
+    "sizes of a rank's shard": """
         x: f64[3, 8]                  # input -> *
         w: f64[12, 8] = parameter     # input -> 0
         y = linear(x, w)              # split * 0 -> 0
@@ -156,7 +156,7 @@ CASES = {
         cos = cos(reshape)
         return cos
     """,
-    "a slice of a rank's part": """
+    "a slice of a rank's shard": """
         x: f64[3, 8]                  # input -> *
         w: f64[12, 8] = parameter     # input -> 0
         y = linear(x, w)              # split * 0 -> 0

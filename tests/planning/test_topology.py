@@ -13,7 +13,7 @@ from tpfx.planning.topology import TOPOLOGIES, Topology, topology_of
 SLOW = Topology(latency=1.0, bandwidth=10.0, flops=1000.0, memory=100.0, launch=0.25)
 
 
-def test_a_ring_sends_each_byte_once_or_twice_but_for_its_own_part() -> None:
+def test_a_ring_sends_each_byte_once_or_twice_but_for_its_own_shard() -> None:
     assert SLOW.all_reduce(40, 4) == 1 + 2 * 30 / 10
     assert SLOW.gather(40, 4) == 1 + 30 / 10
     assert (

@@ -19,16 +19,16 @@ def test_an_operand_that_lies_so_already_is_not_touched() -> None:
 def test_a_replicated_operand_is_cut_where_it_lies() -> None:
     x, y = sharded(torch.randn(SHAPE), ROWS), sharded(torch.randn(SHAPE), PLACEMENTS["replicated"])
     assert y.shards is not None
-    for part, whole, rows in zip(
+    for shard, whole, rows in zip(
         shard_argument(y, x, ROWS.dims), y.shards, (slice(0, 3), slice(3, 4)), strict=True
     ):
-        assert torch.equal(part, whole[rows]) and part.data_ptr() == whole[rows].data_ptr()
+        assert torch.equal(shard, whole[rows]) and shard.data_ptr() == whole[rows].data_ptr()
 
 
 def test_an_operand_that_lies_otherwise_is_gathered_and_cut() -> None:
     x, y = sharded(torch.randn(SHAPE), ROWS), sharded(torch.randn(SHAPE), PLACEMENTS["packed"])
-    parts = shard_argument(y, x, ROWS.dims)
-    assert torch.equal(torch.cat(list(parts)), y.full())
+    shards = shard_argument(y, x, ROWS.dims)
+    assert torch.equal(torch.cat(list(shards)), y.full())
 
 
 def test_what_every_rank_needs_whole() -> None:

@@ -91,8 +91,8 @@ def test_unread_contents_are_not_copied_when_they_are_sharded(tmp_path: Path) ->
     alias.distribute(ROWS)  # type: ignore[attr-defined]
     held = tensor.held
     assert isinstance(held, Sharded) and isinstance(held.unread, Unread) and held.unread.original is original
-    assert [part.shape for part in held.parts] == [(3, 6, 3), (1, 6, 3)]
-    assert all(part.device.type == "cpu" for part in held.parts)
+    assert [shard.shape for shard in held.shards] == [(3, 6, 3), (1, 6, 3)]
+    assert all(shard.device.type == "cpu" for shard in held.shards)
     copied = copy.deepcopy(tensor)
     assert isinstance(copied.held, Sharded) and copied.held.unread is held.unread
 

@@ -43,8 +43,8 @@ def agree(tensor: ShardedTensor) -> None:
     if tensor.shards is None:
         return
     assert tensor.placement is not None
-    for rank, part in enumerate(tensor.shards):
-        assert torch.equal(part, take(tensor.full(), tensor.placement.dims, rank))
+    for rank, shard in enumerate(tensor.shards):
+        assert torch.equal(shard, take(tensor.full(), tensor.placement.dims, rank))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

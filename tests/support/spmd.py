@@ -82,7 +82,7 @@ def compiled(
 
 
 def replicated(name: str, replicas: int, layers: int) -> dict[str, Any]:
-    """Losses, averaged over the replicas, each of which trains on its part of the batch; and the weights."""
+    """Losses, averaged over the replicas, each of which trains on its shard of the batch; and the weights."""
     model, batch = build(name, layers)
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (replicas, dist.get_world_size() // replicas), mesh_dim_names=("dp", "tp"))

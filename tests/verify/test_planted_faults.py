@@ -219,8 +219,8 @@ def test_a_wrong_index_offset(llama: Case) -> None:
     assert "the ranks' partial sums do not give it" in found[0].text
 
 
-def test_a_gather_of_other_parts() -> None:
-    """On one rank: it would put the parts together in another way than the others."""
+def test_a_gather_of_other_shards() -> None:
+    """On one rank: it would put the shards together in another way than the others."""
     model = nn.Sequential(nn.Linear(64, 256), nn.Softmax(-1), nn.Linear(256, 64))
     slow = case_of(model, (torch.randn(3, 64),), topology=Topology(bandwidth=1e7))
     (node,) = (node for node in slow.modules[1].graph.nodes if node.target is gather_shards)

@@ -31,20 +31,20 @@ PIECE = 1 << 22  # bytes that are read at a time
 
 @dataclass
 class Stored:
-    """A tensor in a file, of which any part can be read by itself."""
+    """A tensor in a file, of which any slice can be read by itself."""
 
     file: Path
     key: str
     shape: tuple[int, ...]
     read_bytes: Callable[[int], None]
 
-    def read(self, part: torch.Tensor, dims: SplitDims, rank: int) -> None:
+    def read(self, shard: torch.Tensor, dims: SplitDims, rank: int) -> None:
         """Fill a rank's shard. The file is opened anew for each piece: what is mapped counts as resident."""
-        rows = max(1, PIECE // max(1, math.prod(self.shape[1:]) * part.element_size()))
+        rows = max(1, PIECE // max(1, math.prod(self.shape[1:]) * shard.element_size()))
         for there, here in shard_pieces(self.shape, dims, rank, rows):
             with safe_open(self.file, framework="pt") as opened:
-                part[here] = opened.get_slice(self.key)[there] if there else opened.get_tensor(self.key)
-            self.read_bytes(part[here].nbytes)
+                shard[here] = opened.get_slice(self.key)[there] if there else opened.get_tensor(self.key)
+            self.read_bytes(shard[here].nbytes)
 
 
 class Checkpoint:

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of a tensor that lies in one piece in the part of a rank.
+    """A rectangle of a tensor that lies in one piece in a rank's shard.
 
     Attributes:
-        holder: which of the parts of this process.
+        holder: which of the shards of this process.
         offsets, sizes: of the whole tensor.
-        starts: where it begins in the part.
+        starts: where it begins in the shard.
         first: whether no earlier rank has it.
     """
 
@@ -43,11 +43,11 @@ class Box:
     starts: tuple[int, ...]
     first: bool
 
-    def of(self, part: torch.Tensor) -> torch.Tensor:
+    def of(self, shard: torch.Tensor) -> torch.Tensor:
         """A view of the rank's shard."""
         for dim, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
-            part = part.narrow(dim, start, size)
-        return part
+            shard = shard.narrow(dim, start, size)
+        return shard
 
     @property
     def chunk(self) -> ChunkStorageMetadata:
@@ -93,7 +93,7 @@ def _held_before(combined: Sequence[tuple[Interval, int, bool]], placement: Shar
 
 def _pieces(owned: tuple[Pieces, ...], rank: int) -> list[tuple[Interval, int, bool]]:
     """A rank's intervals of a dimension, cut where what earlier ranks have begins or ends: each with where it
-    begins in the part, and whether no earlier rank has it."""
+    begins in the shard, and whether no earlier rank has it."""
     fresh = unseen(owned, rank)
     found, offset = [], 0
     for start, stop in owned[rank]:

@@ -15,7 +15,7 @@ from .svg import wrapped
 
 
 def dot(plan: Plan, parallels: Sequence[ParallelGraph]) -> str:
-    """The same for Graphviz: a cluster for each graph, and in it one for layers that are alike."""
+    """A plan for Graphviz: a cluster for each graph, and in it one for layers that are alike."""
     weights = Weights(plan)
     lines = [
         f"digraph {json.dumps(plan.model)} {{",

@@ -2,7 +2,7 @@
 
 strides = Strides(fake, placeholders)      # (6*s0, 6, 1), offset 4, of a view of x: f32[b, s0, 6]
 stride, offset = strides(args)             # (12, 6, 1), 4
-relaid(tensor, stride, offset)             # the same numbers, lying so
+restride(tensor, stride, offset)           # the same numbers, lying so
 """
 
 from __future__ import annotations

@@ -90,15 +90,17 @@ class Program:
             self._note_place(error)
             raise
         del calls
-        for at, arg, parts in written:
-            self.inputs[at].write_back(arg, parts)
+        for at, arg, values in written:
+            self.inputs[at].write_back(arg, values)
         made: list[Any] = []
         try:
             for index, give in enumerate(self.outputs):
                 made.append(give([result[index] for result in results]))
         except Exception as error:  # of processes one may be gone
             rank, name = self.mesh.owned[0], self.names[len(made)]
-            error.add_note(f"on rank {rank} ({self.mesh.devices[rank]}), in node {name}: gathering its parts")
+            error.add_note(
+                f"on rank {rank} ({self.mesh.devices[rank]}), in node {name}: gathering its shards"
+            )
             raise
         for at, (stride, offset) in lie.items():
             made[at] = _restrided(made[at], stride, offset)
@@ -135,7 +137,7 @@ class _Input:
         if isinstance(arg, ShardedTensor):
             held = arg.last_held
             if isinstance(held, Sharded) and (held.placement is self.layout or held.placement == self.layout):
-                return held.parts
+                return held.shards
             return self._reshard(arg)
         if not self.tensor or not isinstance(arg, torch.Tensor):
             return (arg,) * len(self.devices)
@@ -151,13 +153,13 @@ class _Input:
             case Unsharded():
                 arg.distribute(self.layout)
                 return arg.shards or ()
-            case Sharded(parts, placement) if placement == self.layout:
-                return parts
+            case Sharded(shards, placement) if placement == self.layout:
+                return shards
             case Sharded():
-                parts = split_among(arg.gathered(), self.layout, self.mesh)
+                shards = split_among(arg.gathered(), self.layout, self.mesh)
                 if self.source.mutated:
-                    arg.hold(parts, self.layout)
-                return parts
+                    arg.hold(shards, self.layout)
+                return shards
             case ViewOf() | Fake():  # what is written into one is written back
                 return split_among(arg.gathered(), self.layout, self.mesh)
 
@@ -167,14 +169,14 @@ class _Input:
             return split_among(arg, self.layout, self.mesh)
         return [arg.detach().to(device, copy=True) for device in self.devices]
 
-    def write_back(self, arg: Any, parts: Sequence[torch.Tensor]) -> None:
-        """Bring what the ranks wrote to a plain argument."""
+    def write_back(self, arg: Any, values: Sequence[torch.Tensor]) -> None:
+        """Bring what the ranks wrote, each into a value of its own, to a plain argument."""
         if not isinstance(arg, torch.Tensor):
             return
         if isinstance(arg, ShardedTensor) and not isinstance(arg.held, ViewOf):
             return  # the ranks wrote into its shards
         with torch.no_grad():
-            whole = whole_of(parts, self.layout.dims, arg.shape, self.mesh) if self.layout else parts[0]
+            whole = whole_of(values, self.layout.dims, arg.shape, self.mesh) if self.layout else values[0]
             arg.copy_(whole)
 
 

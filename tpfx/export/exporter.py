@@ -6,7 +6,7 @@
     print(exported.source)          a Python file, which also says what could not be expressed
 
 These tools split whole modules and run the code between them as it is. Where that code would not compute the
-right thing with parts, a module is exported with its input and output whole, or not at all; each is in
+right thing with shards, a module is exported with its input and output whole, or not at all; each is in
 `unexpressed`.
 """
 
@@ -142,7 +142,7 @@ class _Writer:
                 plan |= dict.fromkeys(self._written(pattern), STYLES[self.to][style])
             if reason := self.agreed.reason(pattern):
                 unexpressed.append(Unexpressed(pattern, pattern_of(reason), "alone" if style else "whole"))
-        notes = [*self._unshared(), *self._returned_in_parts()]
+        notes = [*self._unshared(), *self._returned_split()]
         tied = self._untied() if self.to == "parallelize-module" else []
         ranks = self.agreed.plans[0].ranks
         return Exported(self.to, ranks, plan | self._not_split(plan), unexpressed, notes, tied)
@@ -169,14 +169,14 @@ class _Writer:
                     notes[f"one all-reduce in tpfx, here one for each of {', '.join(split)}"] = None
         return list(notes)
 
-    def _returned_in_parts(self) -> list[str]:
-        """Results such as keys and values, of which each process gets its own part."""
+    def _returned_split(self) -> list[str]:
+        """Results such as keys and values, of which each process gets its own shard."""
         names: dict[str, None] = {}
         for region in self.agreed.working():
             for node in region.parallel.outputs():
                 if layout_of(node) == region.split and region.active(node) and not must_be_whole(node):
                     names[pattern_of(module_path(node))] = None
-        return [f"{name}: results of the model from here, as keys and values, are in parts" for name in names]
+        return [f"{name}: results of the model from here, as keys and values, are split" for name in names]
 
     def _untied(self) -> list[list[str]]:
         """The names of weights that `parallelize_module` unties, as it replaces each of them."""

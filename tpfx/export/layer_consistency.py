@@ -1,11 +1,11 @@
-"""Which regions work in parts: those that a rehearsal confirms, and that are alike in all layers of a name.
+"""Which regions work on shards: those that a rehearsal confirms, and that are alike in all layers of a name.
 
     agreed = Agreement(model, plans, to)
     agreed.decide(inputs)
     agreed.style("layers.*.mlp.up_proj")      "column", "column alone" where its output is gathered, or None
 
 Names of modules stand for all layers, as `*` does in the plans of other tools: layers that are not split
-alike do not work in parts.
+alike do not work on shards.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Agreement:
     Attributes:
         owners: the modules and their weights.
         alike: for each name with `*`, the modules that it stands for.
-        regions: what the splits of the plans run through; those that do not work in parts are refused.
+        regions: what the splits of the plans run through; those that do not work on shards are refused.
     """
 
     def __init__(self, model: torch.nn.Module, plans: Sequence[ParallelGraph], to: str) -> None:
@@ -48,7 +48,7 @@ class Agreement:
         self._members = {name: member for name, member in split.items() if name not in self._left}
         for region in self.regions:
             if to == "parallelize-module" and not region.refused and _is_uneven(region):
-                region.refused = "parallelize_module takes parts to be of one size, and they are not"
+                region.refused = "parallelize_module takes shards to be of one size, and they are not"
 
     def _leave_tied(self, split: Mapping[str, SplitModule]) -> None:
         """Leave out what shares a weight with a module that is left out."""
@@ -61,11 +61,11 @@ class Agreement:
                     self._left = dict.fromkeys(split.keys() & set(paths), reason) | self._left
 
     def working(self) -> list[Region]:
-        """The regions in which parts are passed on, as far as is known."""
+        """The regions in which shards are passed on, as far as is known."""
         return [region for region in self.regions if region.open and not region.refused]
 
     def decide(self, inputs: Inputs | None) -> None:
-        """Refuse the regions that cannot work in parts; all are rehearsed at once, or else name by name."""
+        """Refuse the regions that cannot work on shards; all are rehearsed at once, or else name by name."""
         self._agree()
         reason = self._rehearse(self.working(), inputs)
         if not reason:

@@ -1,4 +1,4 @@
-"""The modules whose weights a plan splits, and whether the parts are those that other tools cut.
+"""The modules whose weights a plan splits, and whether the shards are those that other tools cut.
 
 Owners.of(model).way("model.layers.0.mlp.up_proj", 0)     "column": a Linear, split along its first dimension
 chunks(64, 3)                                             [(0, 22), (22, 44), (44, 64)]
@@ -22,7 +22,7 @@ from ..ir.resharding import COLLECTIVES, shard, to_partial
 from ..ir.shards import concrete
 
 CONVERSIONS = (*COLLECTIVES, shard, to_partial)
-# What splitting a weight along a dimension means: the weight's part, and what goes in and out.
+# What splitting a weight along a dimension means: the weight's shard, and what goes in and out.
 _WAYS: dict[Any, tuple[str, str]] = {
     torch.nn.Linear: ("column", "row"),
     torch.nn.Embedding: ("vocabulary", "width"),

@@ -1,4 +1,4 @@
-"""Which modules of a plan are split, and which of them pass parts to each other without a collective.
+"""Which modules of a plan are split, and which of them pass shards to each other without a collective.
 
 q_proj, k_proj, v_proj  →  heads, split  →  o_proj        a region: four members, open to each other
 lm_head  →  gathered at once                              a member that is closed: whole in, whole out
@@ -36,8 +36,8 @@ class Region:
         division: the same axes as other tools divide them, whose shards of a weight are `torch.chunk`'s.
         weights: the inputs of the graph that are held in the split.
         members: the modules whose weights these are.
-        open: those of them that take or give parts; the others are whole in and out.
-        summed: modules whose weights every rank applies to its part: their gradients are sums over the ranks.
+        open: those of them that take or give shards; the others are whole in and out.
+        summed: modules whose weights every rank applies to its shard: gradients of these are sums over ranks.
         refused: why the code between the members cannot stay as it is; empty where it can.
     """
 
@@ -51,7 +51,7 @@ class Region:
     refused: str = ""
 
     def active(self, node: Node) -> bool:
-        """Whether an op is carried out in parts, not counting what happens inside of closed members."""
+        """Whether an op is carried out on shards, not counting what happens inside of closed members."""
         choice = choice_of(node)
         if node.target in CONVERSIONS or choice is None:
             return False
@@ -99,7 +99,7 @@ def _split_weights(parallel: ParallelGraph) -> dict[Split, list[Node]]:
 
 
 def _open(region: Region) -> None:
-    """Find the members that take or give parts."""
+    """Find the members that take or give shards."""
     ops = [node for node in region.parallel.graph.nodes if choice_of(node) and node.target not in CONVERSIONS]
     for node in ops:
         member = region.members.get(module_path(node))
@@ -112,7 +112,7 @@ def _open(region: Region) -> None:
 
 
 def _gathered(node: Node, member: SplitModule) -> bool:
-    """Whether the parts that a value is in are put together before anything outside of its module sees it."""
+    """Whether the shards of a value are put together before anything outside of its module sees it."""
     outside = [user for user in node.users if user.op == "output" or module_path(user) != member.module]
     return all(
         user.target is all_gather or (user.op == "output" and is_gathered_for_caller(node))
@@ -129,7 +129,7 @@ def must_be_whole(value: Node) -> bool:
 
 
 def _enters(value: Node, member: SplitModule, split: Split) -> bool:
-    """Whether a value comes into a module in parts."""
+    """Whether a value comes into a module split."""
     inside = value.op == "placeholder" or module_path(value) == member.module
     return layout_of(value) == split and value.target is not shard and not inside
 
@@ -138,7 +138,7 @@ def _refusal(region: Region, owners: Owners) -> str:
     """Why the members of a region cannot be left open to each other; empty where nothing is against it."""
     ops = [node for node in region.parallel.graph.nodes if node.op == "call_function" and region.active(node)]
     if not region.open:
-        return "no module takes or gives its parts" if ops else ""
+        return "no module takes or gives its shards" if ops else ""
     for node in ops:
         choice = choice_of(node)
         assert choice is not None
@@ -198,7 +198,7 @@ def _alone(value: Node, node: Node, region: Region, owners: Owners) -> bool:
     inputs = region.parallel.graph.find_nodes(op="placeholder")
     own = [one for one in inputs if is_weight(one) and id(owners.weights[source_of(one).name]) in inside]
     held_here = all(len(owners.holding(source_of(one).name)) == 1 for one in own)
-    return held_here and behind <= set(own) and all(_for_parts(one, path, region) for one in own)
+    return held_here and behind <= set(own) and all(_for_shards(one, path, region) for one in own)
 
 
 def _weights_behind(value: Node, path: str) -> set[Node] | None:
@@ -211,10 +211,10 @@ def _weights_behind(value: Node, path: str) -> set[Node] | None:
     return None if None in found else {weight for weights in found for weight in weights or ()}
 
 
-def _for_parts(value: Node, path: str, region: Region) -> bool:
-    """Whether a value is used in one module alone, in the end by ops on parts."""
+def _for_shards(value: Node, path: str, region: Region) -> bool:
+    """Whether a value is used in one module alone, in the end by ops on shards."""
     return all(
-        module_path(user) == path and (region.active(user) or _for_parts(user, path, region))
+        module_path(user) == path and (region.active(user) or _for_shards(user, path, region))
         for user in value.users
     )
 

@@ -40,7 +40,7 @@ STYLES: dict[str, dict[str, str]] = {
 
 _SUM_GRADIENTS = '''
 class SumGradients(ParallelStyle):
-    """A weight that every rank applies to its own part: its gradient is the sum of theirs."""
+    """A weight that every rank applies to its own shard: its gradient is the sum of theirs."""
 
     def _apply(self, module, device_mesh):
         def summed(gradient):

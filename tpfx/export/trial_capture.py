@@ -1,4 +1,4 @@
-"""Whether the code of a model computes the right thing where its modules pass parts to each other.
+"""Whether the code of a model computes the right thing where its modules pass shards to each other.
 
     x.view(b, s, -1, 16)      does, with 2 of 4 heads on a device
     x.view(b, s, 4, 16)       does not
@@ -38,7 +38,7 @@ from .sharded_regions import Region, must_be_whole, where
 
 # What has the value that it is given. Whether a copy is needed depends on strides.
 _SAME_VALUE = (*CONVERSIONS, torch.ops.aten.clone.default)
-# What `localize` does for these is no more than calling the op on parts, where no part is empty.
+# What `localize` does for these is no more than calling the op on shards, where no shard is empty.
 _CALLED = (None, Lowering.LINEAR, Lowering.MEAN, Lowering.EXTREME, Lowering.SQUEEZE)
 # And for these, where they work along a dimension that is not split.
 _ALONG = (Lowering.SLICE, Lowering.SELECT, Lowering.SPLIT, Lowering.GATHER, Lowering.SCATTER)
@@ -50,12 +50,12 @@ def rehearse(
     regions: Sequence[Region],
     inputs: Inputs | None,
 ) -> str:
-    """Why the code between the open members of regions does not compute with parts; empty where it does.
+    """Why the code between the open members of regions does not compute with shards; empty where it does.
 
     Args:
         model: the model, on any device; it is left as it was.
         parallels: all of its planned graphs.
-        regions: the regions that are to work in parts, all others being whole.
+        regions: the regions that are to work on shards, all others being whole.
         inputs: what the graphs were captured with.
     """
     symbolic = any(
@@ -63,12 +63,12 @@ def rehearse(
     )
     for rank in _different_ranks(regions):
         try:
-            with _parts_of_weights(model, regions, rank):
+            with _shards_of_weights(model, regions, rank):
                 captured = capture(model, inputs, symbolic=symbolic)
         except TpfxError as error:
             return _failure(error)
         if [_names(one.graph) for one in parallels] != [[s.name for s in one.sources] for one in captured]:
-            return "its code computes other graphs with parts"
+            return "its code computes other graphs with shards"
         for parallel, one in zip(parallels, captured, strict=True):
             normalize(one.module.graph)
             simplify(one.module.graph)
@@ -80,12 +80,12 @@ def rehearse(
 
 
 def _failure(error: TpfxError) -> str:
-    """Why code cannot compute with parts, from where it fails."""
+    """Why code cannot compute with shards, from where it fails."""
     frames = re.findall(r'File "[^"]*?([^"/]+)", line (\d+), in (\w+)\n\s*(.+)', str(error.__cause__))
     if not frames:
-        return f"its code cannot compute with parts: {error}"
+        return f"its code cannot compute with shards: {error}"
     file, line, function, code = frames[-1]
-    return f"its code cannot compute with parts: {file}:{line}, in {function}: {code}"
+    return f"its code cannot compute with shards: {file}:{line}, in {function}: {code}"
 
 
 def _inputs(graph: Graph) -> list[Node]:
@@ -97,7 +97,7 @@ def _names(graph: Graph) -> list[str]:
 
 
 def _different_ranks(regions: Sequence[Region]) -> list[int]:
-    """One of the ranks that hold parts of the same sizes, for each of the sizes that there are."""
+    """One of the ranks that hold shards of the same sizes, for each of the sizes that there are."""
     found: dict[Any, int] = {}
     for rank in range(regions[0].parallel.ranks):
         boxes = [region.division.rank_intervals[rank].values() for region in regions]
@@ -106,7 +106,7 @@ def _different_ranks(regions: Sequence[Region]) -> list[int]:
 
 
 @contextmanager
-def _parts_of_weights(model: torch.nn.Module, regions: Sequence[Region], rank: int) -> Iterator[None]:
+def _shards_of_weights(model: torch.nn.Module, regions: Sequence[Region], rank: int) -> Iterator[None]:
     """Weights of the size of a rank's shard, in the open members of regions, while this lasts."""
     ranks, before = regions[0].parallel.ranks, []
     ways = {path: region.members[path].way for region in regions for path in region.open}
@@ -116,21 +116,21 @@ def _parts_of_weights(model: torch.nn.Module, regions: Sequence[Region], rank: i
             before.append((table, dict(table)))
             for name, weight in table.items():
                 if weight is not None and (name == "weight" or way == "column"):
-                    table[name] = _part(weight, 1 if way == "row" else 0, ranks, rank)
+                    table[name] = _shard(weight, 1 if way == "row" else 0, ranks, rank)
         yield
     finally:
         for table, values in before:
             table.update(values)
 
 
-def _part(weight: torch.nn.Parameter, dim: int, ranks: int, rank: int) -> torch.nn.Parameter:
+def _shard(weight: torch.nn.Parameter, dim: int, ranks: int, rank: int) -> torch.nn.Parameter:
     start, stop = chunks(weight.shape[dim], ranks)[rank]
     shape = [stop - start if at == dim else extent for at, extent in enumerate(weight.shape)]
     return torch.nn.Parameter(torch.empty(shape, dtype=weight.dtype, device="meta"), weight.requires_grad)
 
 
 class _Comparison:
-    """A plan's graph beside the graph of the same code with parts of weights."""
+    """A plan's graph beside the graph of the same code with shards of weights."""
 
     def __init__(self, parallel: ParallelGraph, regions: Sequence[Region], rank: int, alone: bool) -> None:
         self.parallel, self.rank, self.alone = parallel, rank, alone
@@ -147,27 +147,29 @@ class _Comparison:
             if reason:
                 return reason
             self.made[node] = other
-        return "" if len(meant) == len(found) else "its code computes more or less with parts"
+        return "" if len(meant) == len(found) else "its code computes more or less with shards"
 
     def _differs(self, node: Node, other: Node) -> str:
         if node.op != other.op or (node.op == "call_function" and node.target is not other.target):
-            return f"{where(node)}: its code computes something else with parts"
+            return f"{where(node)}: its code computes something else with shards"
         if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.SymInt):
             self._name(node.meta["val"], other.meta["val"])
         if node.op == "output":
             return self._differs_in_results(node, other)
         given = [[self._size(extent) for extent in value.shape] for value in result_tensors(other)]
         if given != self._sizes(node):
-            return f"{where(node)} gives {_text(given)} with parts, and {_text(self._sizes(node))} is planned"
+            return (
+                f"{where(node)} gives {_text(given)} with shards, and {_text(self._sizes(node))} is planned"
+            )
         if node.op == "get_attr":
             same = _same_constant(node, other)
-            return "" if same else f"{where(node)}: a constant depends on the size of parts"
+            return "" if same else f"{where(node)}: a constant depends on the size of shards"
         return self._differs_in_arguments(node, other) if node.op == "call_function" else ""
 
     # Results.
 
     def _region(self, node: Node) -> Region | None:
-        """The region of which a node holds, or works on, parts."""
+        """The region of which a node holds, or works on, shards."""
         choice = choice_of(node)
         held = (*choice.operands, *choice.results) if choice is not None else ()
         for layout in (layout_of(node), *held):
@@ -198,10 +200,10 @@ class _Comparison:
 
     def _differs_in_results(self, output: Node, other: Node) -> str:
         for value in tensor_nodes(output):
-            parts = value.target not in CONVERSIONS and self._region(value) is not None
-            if parts and isinstance(layout_of(value), Split) and (must_be_whole(value) or not self.alone):
-                return f"{where(value)} is a result of the model, in parts"
-        return "" if self._same(output.args, other.args) else "its code returns something else with parts"
+            split = value.target not in CONVERSIONS and self._region(value) is not None
+            if split and isinstance(layout_of(value), Split) and (must_be_whole(value) or not self.alone):
+                return f"{where(value)} is a result of the model, and split"
+        return "" if self._same(output.args, other.args) else "its code returns something else with shards"
 
     # Sizes.
 
@@ -220,15 +222,15 @@ class _Comparison:
         if isinstance(node.meta.get("val"), torch.SymInt):
             return ""  # where it is used, its value counts
         rule, region = rule_of(node), self._region(node)
-        if region is not None and not _called_on_parts(node, region):
+        if region is not None and not _called_on_shards(node, region):
             return f"{where(node)} works along what is split"
         if any(self._converts(value, region) for value in tensor_nodes(node)):
-            return f"{where(node)} needs what is in parts whole, or what is whole in parts"
+            return f"{where(node)} needs whole what is split, or split what is whole"
         found = arguments(other)
         for name, value in arguments(node).items():
             is_shape = rule is not None and region is not None and name == rule.shape
             if not is_shape and not self._same(value, found.get(name)):
-                return f"{where(node)}: its code gives it other arguments with parts"
+                return f"{where(node)}: its code gives it other arguments with shards"
         return ""
 
     def _converts(self, value: Node, region: Region | None) -> bool:
@@ -259,8 +261,8 @@ def _origin(value: Node) -> Node:
     return value
 
 
-def _called_on_parts(node: Node, region: Region) -> bool:
-    """Whether a rank calls the op on its parts with the arguments that the whole would be given."""
+def _called_on_shards(node: Node, region: Region) -> bool:
+    """Whether a rank calls the op on its shards with the arguments that the whole would be given."""
     rule = rule_of(node)
     if rule is None or rule.lower in _CALLED:
         return True

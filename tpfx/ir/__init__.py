@@ -1,4 +1,4 @@
 """The parallel graph: axes, layouts, splits, and what passes know of each node.
 
-Everything to the right reads and writes graphs through these modules.
+The rooms above read and write graphs through these modules.
 """

@@ -10,8 +10,8 @@ True
 '[(a:4 b:16)|(a:4 b:16)|(a:4 b:16)]'
 
 Everything that unification deduces is true of the ops that it was told about, so a deduction that fails
-half-way
-leaves only true facts behind: the op that asked for it treats its dimensions as unknown and needs them whole.
+half-way leaves only true facts behind: the op that asked for it treats its dimensions as unknown and needs
+them whole.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What a rank holds of a value: all of it, a part along an axis, or a partial sum of it.
+"""What a rank holds of a value: all of it, a shard along an axis, or a partial sum of it.
 
 `Replicate`, `Split` and `Partial` are the layouts that passes reason about; a `Split` is made of axes, so one
 object describes every tensor that carries them. `Shards` is the same thing made concrete for one tensor, in
-intervals of
-its dimensions: what a `ShardedTensor` remembers after the graph that made it is gone.
+intervals of its dimensions: what a `ShardedTensor` remembers after the graph that made it is gone.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def all_reduce(partial_sum: torch.Tensor, partial: Partial) -> NoReturn:
     raise NotImplementedError("all_reduce belongs to a parallel graph, which is not run: localize it")
 
 
-def all_gather(part: torch.Tensor, split: Split) -> NoReturn:
+def all_gather(own: torch.Tensor, split: Split) -> NoReturn:
     """The whole value, from every rank's shard."""
     raise NotImplementedError("all_gather belongs to a parallel graph, which is not run: localize it")
 

@@ -25,7 +25,7 @@ SplitDims = tuple[tuple[int, tuple[Pieces, ...]], ...]
 class Shards:
     """A `Split` of one tensor, made concrete: `dims` has the intervals of each dimension by rank.
 
-    Ranks may hold overlapping parts (a KV head that several ranks need). No dims: every rank holds all. With
+    Shards of several ranks may overlap (a KV head that several need). No dims: every rank holds all. With
     an `unfolding`, `dims` are those of the tensor with dimensions of a varying size taken apart: what a graph
     leaves to its backward part, which alone can use it.
     """
@@ -104,7 +104,7 @@ def minus(intervals: Sequence[Interval], others: Sequence[Interval]) -> list[Int
 
 @functools.cache
 def unseen(owned: tuple[Pieces, ...], rank: int) -> Pieces:
-    """Which intervals of a rank's shard no earlier rank holds, counted within the part."""
+    """Which intervals of a rank's shard no earlier rank holds, counted within the shard."""
     earlier = [interval for pieces in owned[:rank] for interval in pieces]
     found: list[Interval] = []
     offset = 0

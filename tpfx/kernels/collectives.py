@@ -12,11 +12,11 @@ import torch
 from ..ir.layout import Unfolding
 from ..ir.shards import SplitDims
 from ..torch_internals.pytree import tree_leaves, tree_map_only
-from .slices import c10d, fold, join_shards, local_shape, unfold_part
+from .slices import c10d, fold, join_shards, local_shape, unfold_shard
 
 
 def gather_shards(
-    part: torch.Tensor,
+    shard: torch.Tensor,
     dims: SplitDims,
     shape: Sequence[int],
     rank: int,
@@ -25,22 +25,22 @@ def gather_shards(
     unfolding: Unfolding,
 ) -> torch.Tensor:
     """The whole tensor on every rank; shards of unequal size are padded for the collective."""
-    part = unfold_part(part, dims, rank, unfolding)
-    shape = [extent if index not in dict(dims) else shape[index] for index, extent in enumerate(part.shape)]
+    shard = unfold_shard(shard, dims, rank, unfolding)
+    shape = [extent if index not in dict(dims) else shape[index] for index, extent in enumerate(shard.shape)]
     shapes = [local_shape(shape, dims, each) for each in range(ranks)]
     counts = [math.prod(each) for each in shapes]
-    flat = part.reshape(-1)
+    flat = shard.reshape(-1)
     flat = (
         torch.nn.functional.pad(flat, (0, max(counts) - flat.shape[0]))
         if flat.shape[0] < max(counts)
         else flat
     )
     gathered = _sent(c10d.all_gather_into_tensor, flat.contiguous(), ranks, group).view(ranks, -1)
-    parts = [
+    shards = [
         gathered[each, :count].view(size)
         for each, (count, size) in enumerate(zip(counts, shapes, strict=True))
     ]
-    return fold(join_shards(parts, dims, shape), unfolding)
+    return fold(join_shards(shards, dims, shape), unfolding)
 
 
 def broadcast_random(draws: bool, group: str, op: Any, named: Mapping[str, Any]) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Lookups and writes by index in the part of a dimension that a rank owns, made of ATen ops."""
+"""Lookups and writes by index in the shard of a dimension that a rank owns, made of ATen ops."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ def embedding_shard(weight: torch.Tensor, ids: torch.Tensor, owned: Pieces, size
     return rows.masked_fill(elsewhere.unsqueeze(-1), 0)
 
 
-def gather_shard(part: torch.Tensor, dim: int, index: torch.Tensor, owned: Pieces, size: int) -> torch.Tensor:
+def gather_shard(
+    shard: torch.Tensor, dim: int, index: torch.Tensor, owned: Pieces, size: int
+) -> torch.Tensor:
     """`gather` along a dimension of which a rank owns some; zero for what other ranks own."""
     if not owned:
-        return part.new_zeros(index.shape)
+        return shard.new_zeros(index.shape)
     here, elsewhere = place(index, owned, size)
-    found: torch.Tensor = aten.gather(part, dim, here.masked_fill(elsewhere, 0))
+    found: torch.Tensor = aten.gather(shard, dim, here.masked_fill(elsewhere, 0))
     return found.masked_fill(elsewhere, 0)
 
 
 def place(ids: torch.Tensor, owned: Pieces, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Where ids of a dimension of `size` lie in a rank's shard of it, and which belong to other ranks.
 
-    An id outside the whole stays outside the part as well, so that the lookup itself reports it.
+    An id outside the whole stays outside the shard as well, so that the lookup itself reports it.
     """
     if len(owned) == 1:
         ((start, stop),) = owned
@@ -45,20 +47,20 @@ def place(ids: torch.Tensor, owned: Pieces, size: int) -> tuple[torch.Tensor, to
 
 
 def scatter_shard(
-    op: Any, part: torch.Tensor, dim: int, index: torch.Tensor, *rest: Any, owned: Pieces, size: int
+    op: Any, shard: torch.Tensor, dim: int, index: torch.Tensor, *rest: Any, owned: Pieces, size: int
 ) -> torch.Tensor:
     """A scatter along a dimension of which a rank owns some: one index more takes what others own."""
-    length = part.shape[dim]
+    length = shard.shape[dim]
     here, elsewhere = place(index, owned, size)
-    room = torch.cat((part, part.narrow(dim, 0, 1) if length else _one(part, dim)), dim)
+    room = torch.cat((shard, shard.narrow(dim, 0, 1) if length else _one(shard, dim)), dim)
     written: torch.Tensor = op(room, dim, here.masked_fill(elsewhere, length), *rest)
     return written.narrow(dim, 0, length)
 
 
-def _one(part: torch.Tensor, dim: int) -> torch.Tensor:
-    shape = list(part.shape)
+def _one(shard: torch.Tensor, dim: int) -> torch.Tensor:
+    shape = list(shard.shape)
     shape[dim] = 1
-    return part.new_zeros(shape)
+    return shard.new_zeros(shape)
 
 
 def embedding_backward_shard(

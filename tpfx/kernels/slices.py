@@ -1,4 +1,4 @@
-"""Parts of tensors: taking a rank's, joining all, and what else a rank's graph calls, made of ATen ops."""
+"""Shards of tensors: taking a rank's, joining all, and what else a rank's graph calls, made of ATen ops."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ c10d = torch.ops._c10d_functional
 def take(whole: torch.Tensor, dims: SplitDims, rank: int) -> torch.Tensor:
     """A rank's shard of a whole tensor; a view where it is one interval of each dimension."""
     for dim, owned in dims:
-        parts = [whole.narrow(dim, start, stop - start) for start, stop in owned[rank]]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim) if parts else whole.narrow(dim, 0, 0)
+        own = [whole.narrow(dim, start, stop - start) for start, stop in owned[rank]]
+        whole = own[0] if len(own) == 1 else torch.cat(own, dim) if own else whole.narrow(dim, 0, 0)
     return whole
 
 
@@ -52,42 +52,42 @@ def _unfold(value: torch.Tensor, unfolding: Unfolding) -> torch.Tensor:
 
 
 def fold(value: torch.Tensor, unfolding: Unfolding) -> torch.Tensor:
-    """The products of dimensions that `unfold_part` took apart."""
+    """The products of dimensions that `unfold_shard` took apart."""
     for dim, sizes in reversed(unfolding):
         value = value.flatten(dim, dim + len(sizes) - 1)
     return value
 
 
-def join_shards(parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int]) -> torch.Tensor:
-    """The whole tensor, from the part of every rank."""
-    whole = parts[0].new_empty(tuple(shape))
-    for rank, part in enumerate(parts):
-        _paste(whole, part, [(dim, owned[rank]) for dim, owned in dims])
+def join_shards(shards: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int]) -> torch.Tensor:
+    """The whole tensor, from the shard of every rank."""
+    whole = shards[0].new_empty(tuple(shape))
+    for rank, shard in enumerate(shards):
+        _paste(whole, shard, [(dim, owned[rank]) for dim, owned in dims])
     return whole
 
 
-def _paste(whole: torch.Tensor, part: torch.Tensor, dims: Sequence[tuple[int, Pieces]]) -> None:
+def _paste(whole: torch.Tensor, shard: torch.Tensor, dims: Sequence[tuple[int, Pieces]]) -> None:
     if not dims:
-        whole.copy_(part)
+        whole.copy_(shard)
         return
     (dim, intervals), *rest = dims
     offset = 0
     for start, stop in intervals:
-        _paste(whole.narrow(dim, start, stop - start), part.narrow(dim, offset, stop - start), rest)
+        _paste(whole.narrow(dim, start, stop - start), shard.narrow(dim, offset, stop - start), rest)
         offset += stop - start
 
 
-def unfold_part(part: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
+def unfold_shard(shard: torch.Tensor, dims: SplitDims, rank: int, unfolding: Unfolding) -> torch.Tensor:
     """A rank's shard with dimensions of a varying size taken apart, split factors as large as it holds."""
     own = {dim: sum(stop - start for start, stop in owned[rank]) for dim, owned in dims}
     for dim, sizes in unfolding:
         first = dim + sum(len(others) - 1 for other, others in unfolding if other < dim)
-        part = part.unflatten(dim, [own.get(first + at, size) for at, size in enumerate(sizes)])
-    return part
+        shard = shard.unflatten(dim, [own.get(first + at, size) for at, size in enumerate(sizes)])
+    return shard
 
 
 def whole_shape(shape: Sequence[int], dims: SplitDims) -> list[int]:
-    """The shape of a whole tensor, from that of a part: somebody holds the end of each split dimension."""
+    """The shape of a whole tensor, from that of a shard: some rank holds the end of each split dimension."""
     ends = {dim: max(stop for pieces in owned for _, stop in pieces) for dim, owned in dims}
     return [ends.get(dim, extent) for dim, extent in enumerate(shape)]
 

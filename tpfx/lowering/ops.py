@@ -55,7 +55,7 @@ def _embedding_backward(local: Rank, node: Node) -> Node:
 
 
 def _gather(local: Rank, node: Node) -> Node:
-    found = _part(local, node)
+    found = _split_dim(local, node)
     if found is None:
         return local.graph.node_copy(node, local.of)
     args, (dim, at, owned) = local.args(node), found
@@ -63,7 +63,7 @@ def _gather(local: Rank, node: Node) -> Node:
 
 
 def _scatter(local: Rank, node: Node) -> Node:
-    found = _part(local, node)
+    found = _split_dim(local, node)
     if found is None:
         return local.graph.node_copy(node, local.of)
     (dim, at, owned), (target, _, index, *rest) = found, local.args(node).values()
@@ -125,7 +125,7 @@ def _squeeze(local: Rank, node: Node) -> Node:
 
 
 def _grouped_mm(local: Rank, node: Node) -> Node:
-    """Rows must be multiples of 16 bytes: a part's that are not are padded with zeros."""
+    """Rows must be multiples of 16 bytes: a shard's that are not are padded with zeros."""
     tokens, weights, split = *list(tensor_nodes(node))[:2], split_of(node)
     if weights.meta["val"].dim() == 2:
         return local.graph.node_copy(node, local.of)
@@ -140,7 +140,7 @@ def _grouped_mm(local: Rank, node: Node) -> Node:
     return local.call(aten.slice.Tensor, result, -1, 0, outer) if more[1] else result
 
 
-def _part(local: Rank, node: Node) -> tuple[Dim, int, Pieces] | None:
+def _split_dim(local: Rank, node: Node) -> tuple[Dim, int, Pieces] | None:
     """The split dimension that an op works along, its index, and what this rank holds; None: it is whole."""
     source = next(iter(tensor_nodes(node)))
     dims, split = dims_of(source), split_of(node)
@@ -149,11 +149,11 @@ def _part(local: Rank, node: Node) -> tuple[Dim, int, Pieces] | None:
 
 
 def _slice(local: Rank, node: Node) -> Node:
-    part = _part(local, node)
+    found = _split_dim(local, node)
     args = arguments(node)
-    if part is None:
+    if found is None:
         return local.graph.node_copy(node, local.of)
-    dim, at, owned = part
+    dim, at, owned = found
     limits = bounds(args["start"], args["end"], find(dim).size)
     assert limits is not None
     start, stop = (count_below(owned, limit) for limit in limits)
@@ -187,10 +187,10 @@ def _convolution(local: Rank, node: Node) -> Any:
 
 
 def _select(local: Rank, node: Node) -> Node:
-    part = _part(local, node)
-    if part is None:
+    found = _split_dim(local, node)
+    if found is None:
         return local.graph.node_copy(node, local.of)
-    dim, at, owned = part
+    dim, at, owned = found
     size = find(dim).size
     assert isinstance(size, int)
     index = count_below(owned, arguments(node)["index"] % size)
@@ -198,10 +198,10 @@ def _select(local: Rank, node: Node) -> Node:
 
 
 def _split(local: Rank, node: Node) -> Node:
-    part = _part(local, node)
-    if part is None:
+    found = _split_dim(local, node)
+    if found is None:
         return local.graph.node_copy(node, local.of)
-    _, at, owned = part
+    _, at, owned = found
     ends = [0]
     for value in node.meta["val"]:
         ends.append(ends[-1] + int(value.shape[at]))
@@ -210,7 +210,7 @@ def _split(local: Rank, node: Node) -> Node:
 
 
 def _group_norm(local: Rank, node: Node) -> Any:
-    """The norm of this rank's groups, or of its part of the batch."""
+    """The norm of this rank's groups, or of its shard of the batch."""
     args, split = arguments(node), split_of(node)
     batch, channels = dims_of(next(iter(tensor_nodes(node))))[:2]
     changed: dict[str, Any] = {}

@@ -157,9 +157,9 @@ def _known(dim: Dim, extent: Any) -> Any:
 
 
 def _emit_extent(local: Rank, dim: Dim, extent: Any, split: Split) -> Any:
-    size, part = find(dim).size, local_size(dim, split, local.rank)
-    if isinstance(part, int):
-        return part
+    size, held = find(dim).size, local_size(dim, split, local.rank)
+    if isinstance(held, int):
+        return held
     inside = [axis for axis in split.axes if axis in axes(dim)]
     whole, box = math.prod(int(axis.size) for axis in inside), split.rank_intervals[local.rank]
     own = math.prod(box[axis][1] - box[axis][0] for axis in inside)

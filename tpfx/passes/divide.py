@@ -54,12 +54,12 @@ def _loads(graph: Graph, ranks: int) -> list[float]:
             and split.rank_intervals
         ):
             for rank in range(ranks):
-                part = 1.0
+                share = 1.0
                 for dim in dims_of(node):
                     size = find(dim).size
                     if isinstance(size, int) and size:
-                        part *= float(local_size(dim, split, rank)) / size
-                loads[rank] += part * bytes_of(node.meta["val"])
+                        share *= float(local_size(dim, split, rank)) / size
+                loads[rank] += share * bytes_of(node.meta["val"])
     return loads
 
 

@@ -44,7 +44,7 @@ def is_transposed_product(node: Node) -> bool:
 
 
 def is_view_by_size(node: Node) -> bool:
-    """Whether a call is a view to other sizes, which asks for strides that parts may not have."""
+    """Whether a call is a view to other sizes, which asks for strides that shards may not have."""
     return node.target in _VIEWS[:2]
 
 

@@ -32,7 +32,7 @@ class Topology:
         return self.latency + 2 * (ranks - 1) / ranks * size / self.bandwidth
 
     def all_gather(self, size: int, ranks: int) -> float:
-        """Seconds until every rank has all of `size` bytes, the parts laid in their places (a copy each)."""
+        """Seconds until every rank has all of `size` bytes, the shards laid in their places (a copy each)."""
         placed = 2 * size / self.memory + ranks * self.launch
         return self.latency + (ranks - 1) / ranks * size / self.bandwidth + placed
 

@@ -145,8 +145,8 @@ def scatter(call: Call) -> Bound:
     return bound
 
 
-def scatter_to_parts(call: Call) -> Bound:
-    """As `scatter`, and each rank writes what falls into its part of the dimension."""
+def scatter_to_shards(call: Call) -> Bound:
+    """As `scatter`, and each rank writes what falls into its shard of the dimension."""
     bound, at = scatter(call), call.dim(call["dim"])
     target = call.dims[0][at]
     if all(axes(target).isdisjoint(axes(dims[at])) for dims in call.dims[1:] if dims):

@@ -12,9 +12,9 @@ def size(call: Call) -> Bound:
 
 
 def fresh(call: Call) -> Bound:
-    """A value made from nothing, the same at every index: each rank makes its part.
+    """A value made from nothing, the same at every index: each rank makes its shard.
 
-    An operand, as that of `new_zeros`, tells a dtype and a device, whatever part of it a rank has.
+    An operand, as that of `new_zeros`, tells a dtype and a device, whatever a rank has of it.
     """
     return Bound(call.dims, [[Dim(size) for size in call.result_sizes()]])
 

@@ -16,10 +16,10 @@ def average_gradients(model: torch.nn.Module, mesh: Mesh) -> None:
     group, size = mesh.replicas, dist.get_world_size(mesh.replicas)
 
     def average(weight: torch.Tensor) -> None:
-        parts: Sequence[Any] = getattr(weight.grad, "shards", None) or (weight.grad,)
-        for part in parts:
-            dist.all_reduce(part, group=group)
-            part.div_(size)
+        shards: Sequence[Any] = getattr(weight.grad, "shards", None) or (weight.grad,)
+        for shard in shards:
+            dist.all_reduce(shard, group=group)
+            shard.div_(size)
 
     for weight in model.parameters():
         if weight.requires_grad:

@@ -48,29 +48,29 @@ class Bridge:
             kind(self, calls)
 
     def _all_reduce(self, calls: list[CollectiveCall]) -> None:
-        for parts in zip(*(call.inputs for call in calls), strict=True):
-            total = self._reduced(list(parts), calls[0].reduction)
-            for part in parts:
-                part.copy_(total)
+        for inputs in zip(*(call.inputs for call in calls), strict=True):
+            total = self._reduced(list(inputs), calls[0].reduction)
+            for each in inputs:
+                each.copy_(total)
 
-    def _reduced(self, parts: list[torch.Tensor], reduction: str) -> torch.Tensor:
+    def _reduced(self, inputs: list[torch.Tensor], reduction: str) -> torch.Tensor:
         """A new tensor: the reduction over all ranks."""
-        total = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
-        reduce(parts, "sum" if reduction == "avg" else reduction, total)
+        total = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
+        reduce(inputs, "sum" if reduction == "avg" else reduction, total)
         dist.all_reduce(total, _OPS[reduction], self.mesh.group)
         return total.div_(self.mesh.size) if reduction == "avg" else total
 
     def _reduce_scatter(self, calls: list[CollectiveCall]) -> None:
-        for at, parts in enumerate(zip(*(call.inputs for call in calls), strict=True)):
-            total = self._reduced(list(parts), calls[0].reduction)
+        for at, inputs in enumerate(zip(*(call.inputs for call in calls), strict=True)):
+            total = self._reduced(list(inputs), calls[0].reduction)
             for rank, call in zip(self.mesh.owned, calls, strict=True):
                 out = call.outputs[at]
                 out.copy_(total.narrow(0, rank * len(out), len(out)))
 
     def _all_gather(self, calls: list[CollectiveCall]) -> None:
-        for at, parts in enumerate(zip(*(call.inputs for call in calls), strict=True)):
-            device = parts[0].device
-            found = from_all(torch.stack([part.to(device) for part in parts]), self.mesh)
+        for at, shards in enumerate(zip(*(call.inputs for call in calls), strict=True)):
+            device = shards[0].device
+            found = from_all(torch.stack([shard.to(device) for shard in shards]), self.mesh)
             for call in calls:
                 call.outputs[at].copy_(found.flatten(0, 1))
 

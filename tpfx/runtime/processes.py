@@ -61,7 +61,7 @@ def world_mesh(timeout: float) -> Mesh:
 def mesh_of(given: DeviceMesh) -> Mesh:
     """The mesh of a DeviceMesh of one dimension, or of the dimension "tp" of one of two.
 
-    Over the other dimension of two, gradients are averaged: each of its ranks has a part of the batch.
+    Over the other dimension of two, gradients are averaged: each of its ranks has a shard of the batch.
 
     Raises:
         DeviceError: it has more dimensions, or none of two is called "tp".
@@ -177,7 +177,7 @@ def from_all(rows: torch.Tensor, mesh: Mesh) -> torch.Tensor:
     dist.all_gather_into_tensor(found, padded.contiguous(), mesh.group)
     if len(found) == mesh.size:
         return found
-    return torch.cat([part[:share] for part, share in zip(found.split(most), mesh.shares, strict=True)])
+    return torch.cat([own[:share] for own, share in zip(found.split(most), mesh.shares, strict=True)])
 
 
 def bytes_of_tensors(tensors: Iterable[torch.Tensor]) -> Iterable[bytes]:

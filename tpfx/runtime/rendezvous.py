@@ -1,8 +1,8 @@
 """Where the rank threads of one process meet for a collective.
 
 meeting = Rendezvous(mesh, timeout=300.0)
-meeting.meet(rank, Call("all_reduce", [x], reduction="sum"))     # in the thread of each rank
-meeting.abort()                                                  # whoever waits gets RankAborted
+meeting.meet(rank, CollectiveCall("all_reduce", [x], reduction="sum"))     # in the thread of each rank
+meeting.abort()                                                            # whoever waits gets RankAborted
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Round:
 
 
 class Rendezvous:
-    """Where the ranks of a mesh meet: collects one Call of each rank, carries them out, lets all go on.
+    """Where the ranks of a mesh meet: it collects a call of each rank, carries them out, and lets all go on.
 
     `timeout` is in seconds. `locate(rank)` may say where a rank is, for the message of a CollectiveTimeout.
     """

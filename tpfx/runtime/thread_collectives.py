@@ -1,7 +1,7 @@
 """The collectives between the rank threads of one process: what a rank calls, and the arithmetic.
 
-    calls = [Call("all_reduce", [x0], reduction="sum"), Call("all_reduce", [x1], reduction="sum")]
-    objection(calls)               # None: the ranks call the same thing
+    calls = [CollectiveCall("all_reduce", [x], reduction="sum") for x in (x0, x1)]
+    mismatch(calls)                # None: the ranks call the same thing
     carry_out(calls, range(2))     # x0 and x1 are now the sum
 
 Reductions go over the ranks in rank order, whoever computes them, so all ranks get the same bits.
@@ -100,38 +100,38 @@ def carry_out(calls: list[CollectiveCall], targets: range) -> None:
     return _COLLECTIVES[calls[0].kind](calls, targets)
 
 
-def reduce(parts: list[Tensor], reduction: str, out: Tensor) -> None:
-    """Reduce in rank order into `out`, which may be parts[0]; narrow floats are added up in float32."""
+def reduce(inputs: list[Tensor], reduction: str, out: Tensor) -> None:
+    """Reduce in rank order into `out`, which may be inputs[0]; narrow floats are added up in float32."""
     wide = out.dtype in _NARROW and reduction in ("sum", "avg", "product")
-    total = parts[0].float() if wide else out
-    if not wide and out is not parts[0]:
-        out.copy_(parts[0])
-    for part in parts[1:]:
-        _combine(total, part.to(total.device), reduction)
+    total = inputs[0].float() if wide else out
+    if not wide and out is not inputs[0]:
+        out.copy_(inputs[0])
+    for each in inputs[1:]:
+        _combine(total, each.to(total.device), reduction)
     if reduction == "avg":
-        total.div_(len(parts))
+        total.div_(len(inputs))
     if total is not out:
         out.copy_(total)
 
 
-def _combine(total: Tensor, part: Tensor, reduction: str) -> None:
+def _combine(total: Tensor, other: Tensor, reduction: str) -> None:
     if reduction in ("sum", "avg"):
-        total.add_(part)
+        total.add_(other)
     elif reduction == "product":
-        total.mul_(part)
+        total.mul_(other)
     elif reduction == "max":
-        torch.maximum(total, part, out=total)
+        torch.maximum(total, other, out=total)
     else:
-        torch.minimum(total, part, out=total)
+        torch.minimum(total, other, out=total)
 
 
 def _all_reduce(calls: list[CollectiveCall], targets: range) -> None:
     whole = len(targets) == len(calls)
-    for parts in zip(*(call.inputs for call in calls), strict=True):
-        mine = list(parts) if whole else [_section(part, targets.start, len(calls)) for part in parts]
+    for inputs in zip(*(call.inputs for call in calls), strict=True):
+        mine = list(inputs) if whole else [_section(each, targets.start, len(calls)) for each in inputs]
         reduce(mine, calls[0].reduction, out=mine[0])
-        for part in mine[1:]:
-            part.copy_(mine[0])
+        for each in mine[1:]:
+            each.copy_(mine[0])
 
 
 def _section(tensor: Tensor, index: int, count: int) -> Tensor:
@@ -151,8 +151,8 @@ def _reduce_scatter(calls: list[CollectiveCall], targets: range) -> None:
     for target in targets:
         for i, out in enumerate(calls[target].outputs):
             rows = out.shape[0]
-            parts = [call.inputs[i].narrow(0, target * rows, rows) for call in calls]
-            reduce(parts, calls[0].reduction, out)
+            inputs = [call.inputs[i].narrow(0, target * rows, rows) for call in calls]
+            reduce(inputs, calls[0].reduction, out)
 
 
 def _all_to_all(calls: list[CollectiveCall], targets: range) -> None:

@@ -60,7 +60,7 @@ def _changes_shape(func: Any) -> bool:
 
 
 def _owner(args: Sequence[Any]) -> ShardedTensor | None:
-    """The tensor whose parts decide how an op is carried out: the first that is split, or else the first."""
+    """The tensor whose shards decide how an op is carried out: the first that is split, or else the first."""
     found: ShardedTensor | None = None
     for arg in args:
         for leaf in arg if isinstance(arg, (list, tuple)) else (arg,):

@@ -1,7 +1,7 @@
-"""Eager ops over lists of tensors, such as those of optimizers, and reductions to one number, part by part.
+"""Eager ops over lists of tensors, such as those of optimizers, and reductions to one number, shard by shard.
 
-torch._foreach_mul_(gradients, 0.5)                 # one call a rank, on the lists of its parts
-torch.nn.utils.clip_grad_norm_(parameters, 1.0)     # norms of parts, then the norm of those
+torch._foreach_mul_(gradients, 0.5)                 # one call a rank, on the lists of its shards
+torch.nn.utils.clip_grad_norm_(parameters, 1.0)     # norms of shards, then the norm of those
 
 What a rank's shard shares with an earlier rank's (a KV head that both need) counts once.
 """
@@ -35,13 +35,13 @@ def over_lists(func: Any) -> bool:
 
 
 def by_list(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], on_wholes: Callable[..., Any]) -> Any:
-    """An op over lists: divided items by their parts, the others by `on_wholes(func, (), kwargs)`."""
+    """An op over lists: divided items by their shards, the others by `on_wholes(func, (), kwargs)`."""
     values = _named(func, args, kwargs)
     first = next(iter(values.values()))
     divided = [at for at, item in enumerate(first) if _divided(item)]
     rest = sorted(set(range(len(first))) - set(divided))
     results: list[Any] = [None] * len(first)
-    for chosen, run in ((divided, _on_parts), (rest, on_wholes)):
+    for chosen, run in ((divided, _on_shards), (rest, on_wholes)):
         if chosen:
             own = {name: _picked(value, chosen, len(first)) for name, value in values.items()}
             made = run(func, (), own) or [None] * len(chosen)
@@ -66,8 +66,8 @@ def _picked(value: Any, chosen: Sequence[int], count: int) -> Any:
     return [value[at] for at in chosen]
 
 
-def _on_parts(func: Any, _: tuple[()], values: Values) -> Any:
-    """Items that lie on the ranks: their parts, by rank."""
+def _on_shards(func: Any, _: tuple[()], values: Values) -> Any:
+    """The op on items that lie on the ranks: a call for each rank, on the list of its shards."""
     owners: list[ShardedTensor] = next(iter(values.values()))
     mesh = owners[0].mesh
     columns = {name: _column(value, owners) for name, value in values.items()}
@@ -81,8 +81,8 @@ def _on_parts(func: Any, _: tuple[()], values: Values) -> Any:
         return None
     pieces = zip(*results, strict=True)
     return [
-        made_of(owner, parts, owner.placement, owner.shape, owner.stride())  # type: ignore[arg-type]
-        for owner, parts in zip(owners, pieces, strict=True)
+        made_of(owner, shards, owner.placement, owner.shape, owner.stride())  # type: ignore[arg-type]
+        for owner, shards in zip(owners, pieces, strict=True)
     ]
 
 
@@ -91,7 +91,7 @@ def _call(func: Any, names: Sequence[str], *values: Any) -> Any:
 
 
 def _column(value: Any, owners: Sequence[ShardedTensor]) -> Column:
-    """An argument as each rank needs it: of a list, the parts of its items."""
+    """An argument as each rank needs it: of a list, the shards of its items."""
     if not isinstance(value, list) or len(value) != len(owners) or not isinstance(value[0], torch.Tensor):
         return replicate_argument(value, owners[0])
     columns = [_shards_for(item, owner) for item, owner in zip(value, owners, strict=True)]
@@ -142,14 +142,14 @@ def by_reduction(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         return None
     if not owner.placement:
         return func(owner.shards[0], *args[1:], **kwargs)
-    parts = own_parts(owner)
-    if parts is None:
+    shards = unseen_shards(owner)
+    if shards is None:
         return None
     if owner.mesh.group is None:
-        parts = [part for part in parts if part.numel()]
+        shards = [shard for shard in shards if shard.numel()]
     elif not _has_a_value_of_nothing(func, args):  # for all processes alike, whatever they have
         return None
-    numbers = on_each(owner.mesh, func, [parts, *([arg] * len(parts) for arg in args[1:])], kwargs)
+    numbers = on_each(owner.mesh, func, [shards, *([arg] * len(shards) for arg in args[1:])], kwargs)
     if not numbers:
         return None
     return joined(from_all(torch.stack([one.to(owner.device) for one in numbers]), owner.mesh), *args[1:])
@@ -171,14 +171,14 @@ def _to_a_number(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> b
     return plain and isinstance(order, (int, float)) and order > 0
 
 
-def own_parts(tensor: ShardedTensor) -> list[torch.Tensor] | None:
+def unseen_shards(tensor: ShardedTensor) -> list[torch.Tensor] | None:
     """Of a split tensor, what each owned rank has that no earlier one does; None if that cannot be said."""
     assert tensor.shards is not None and tensor.placement is not None
     if len(tensor.placement.dims) != 1 or tensor.placement.unfolding:
         return None
     ((dim, owned),) = tensor.placement.dims
     own = zip(tensor.mesh.owned, tensor.shards, strict=True)
-    return [take(part, ((dim, (unseen(owned, rank),)),), 0) for rank, part in own]
+    return [take(shard, ((dim, (unseen(owned, rank),)),), 0) for rank, shard in own]
 
 
 def _norm(norms: torch.Tensor, order: float = 2) -> torch.Tensor:

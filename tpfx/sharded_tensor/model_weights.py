@@ -150,8 +150,8 @@ def _unread_bytes(sharded: ShardedTensor) -> int:
     match sharded.held:
         case Unsharded(Cell(stored=Stored())) as held:
             return held.whole.nbytes
-        case Sharded(parts, _, Unread()):
-            return sum(part.nbytes for part in parts)
+        case Sharded(shards, _, Unread()):
+            return sum(shard.nbytes for shard in shards)
         case _:
             return 0
 
@@ -163,10 +163,10 @@ def _read(sharded: ShardedTensor, mesh: Mesh) -> Callable[[], None]:
             whole = torch.empty(held.whole.shape, dtype=held.whole.dtype, device="cpu")
             stored.read(whole, (), 0)
             return partial(cell.fill, whole)
-        case Sharded(parts, placement, Unread(_, stored)):
-            for rank, part in zip(mesh.owned, parts, strict=True):
-                stored.read(part, placement.dims, rank)
-            return partial(sharded.hold, parts, placement)
+        case Sharded(shards, placement, Unread(_, stored)):
+            for rank, shard in zip(mesh.owned, shards, strict=True):
+                stored.read(shard, placement.dims, rank)
+            return partial(sharded.hold, shards, placement)
         case _:
             return _nothing
 
@@ -227,10 +227,10 @@ def _plain_state(state: Mapping[str, Any], device: torch.device | str | None) ->
 
 
 def _memory_of(value: Any) -> int:
-    """What tells tied weights from others: every alias of a sharded tensor has the same parts."""
+    """What tells tied weights from others: every alias of a sharded tensor has the same shards."""
     match value.held if isinstance(value, ShardedTensor) else None:
-        case Sharded(parts):
-            return id(parts)
+        case Sharded(shards):
+            return id(shards)
         case Unsharded(cell):
             return id(cell)
         case _:

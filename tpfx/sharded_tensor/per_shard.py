@@ -36,9 +36,9 @@ def shard_argument(value: torch.Tensor, owner: ShardedTensor, dims: SplitDims) -
         held = value.held
         if isinstance(held, Sharded) and (value is owner or value.mesh.same_as(mesh)):
             if held.placement.dims == dims:
-                return held.parts
+                return held.shards
             if not held.placement:
-                return [take(part, dims, rank) for rank, part in zip(mesh.owned, held.parts, strict=True)]
+                return [take(shard, dims, rank) for rank, shard in zip(mesh.owned, held.shards, strict=True)]
         value = gathered_for(value, "an operand that lies otherwise")
     return [_on(take(value, dims, rank) if dims else value, mesh.devices[rank]) for rank in mesh.owned]
 
@@ -51,7 +51,7 @@ def replicate_argument(value: Any, owner: ShardedTensor) -> Column:
         if value is owner:
             return own_shards
         whole = value.gathered() if isinstance(value, ShardedTensor) else value
-        return [_on(whole, part.device) for part in own_shards]
+        return [_on(whole, shard.device) for shard in own_shards]
     if isinstance(value, (list, tuple)):
         items = [replicate_argument(item, owner) for item in value]
         return list(zip(*items, strict=True)) or [()] * len(own_shards)
@@ -83,13 +83,13 @@ def _worth_threads(mesh: Mesh, calls: Sequence[partial[Any]]) -> bool:
 
 def made_of(
     owner: ShardedTensor,
-    parts: Sequence[Any],
+    shards: Sequence[Any],
     placement: Shards,
     shape: Sequence[int],
     stride: Sequence[int] | None = None,
 ) -> ShardedTensor:
-    """The result of an op of which these are the parts."""
-    made = ShardedTensor(owner.mesh, parts[0], shape, held=Sharded(tuple(parts), placement), stride=stride)
+    """The result of an op of which these are the shards."""
+    made = ShardedTensor(owner.mesh, shards[0], shape, held=Sharded(tuple(shards), placement), stride=stride)
     copy_dynamic(owner, made)
     return made
 
@@ -129,9 +129,9 @@ def _with_named(func: Callable[..., Any], *args: Any) -> Any:
     return func(*args[:-1], **args[-1])
 
 
-def _looks_at(result: Any, part: torch.Tensor) -> bool:
+def _looks_at(result: Any, shard: torch.Tensor) -> bool:
     """Whether a result is a view of a shard; of nothing, everything is."""
-    return not isinstance(result, torch.Tensor) or result.numel() == 0 or same_memory(result, part)
+    return not isinstance(result, torch.Tensor) or result.numel() == 0 or same_memory(result, shard)
 
 
 def _made_of_bound(func: Any, results: Sequence[Any], owner: ShardedTensor, bound: BoundOp) -> Any:
@@ -141,12 +141,12 @@ def _made_of_bound(func: Any, results: Sequence[Any], owner: ShardedTensor, boun
     made = [
         made_of(
             owner,
-            parts,
+            shards,
             owner.placement if result.placement is None else result.placement,
             result.shape,
             result.stride,
         )
-        for result, parts in zip(bound.results, zip(*rows, strict=True), strict=True)
+        for result, shards in zip(bound.results, zip(*rows, strict=True), strict=True)
     ]
     if isinstance(results[0], torch.Tensor):
         return made[0]

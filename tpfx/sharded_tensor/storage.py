@@ -1,7 +1,7 @@
 """How a ShardedTensor is held: in shards, not yet sharded, as a view that is made anew, or fake.
 
 match tensor.held:
-    case Sharded(parts, placement): ...   # a shard for each rank that this process owns
+    case Sharded(shards, placement): ...   # a shard for each rank that this process owns
     case Unsharded() as held: ...         # `held.whole`, until a graph chooses a placement
     case ViewOf(base, again): ...         # `again(base.gathered())` whenever it is looked at
     case Fake(): ...                      # while Dynamo captures
@@ -19,7 +19,7 @@ import torch
 
 from ..checkpoint.safetensors_files import Stored
 from ..ir.shards import Shards, SplitDims
-from ..kernels.slices import fold, join_shards, local_shape, take, unfold_part, whole_shape
+from ..kernels.slices import fold, join_shards, local_shape, take, unfold_shard, whole_shape
 from ..runtime.mesh import Mesh
 from ..runtime.processes import from_all
 
@@ -45,12 +45,12 @@ class Sharded:
     """A shard for each rank that this process owns, in order.
 
     Attributes:
-        parts: the shards; without contents of their own while they are unread.
+        shards: the shards; without contents of their own while they are unread.
         placement: which intervals of which dimensions each rank has.
         unread: the file that has the contents, until they are read.
     """
 
-    parts: tuple[torch.Tensor, ...]
+    shards: tuple[torch.Tensor, ...]
     placement: Shards
     unread: Unread | None = None
 
@@ -95,8 +95,8 @@ class Unsharded:
             shapes = [
                 (local_shape(whole.shape, layout.dims, rank), mesh.devices[rank]) for rank in mesh.owned
             ]
-            parts = tuple(torch.empty(shape, dtype=whole.dtype, device=device) for shape, device in shapes)
-            self.cell.contents = Sharded(parts, layout, Unread(whole, stored))
+            shards = tuple(torch.empty(shape, dtype=whole.dtype, device=device) for shape, device in shapes)
+            self.cell.contents = Sharded(shards, layout, Unread(whole, stored))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,39 +138,41 @@ def same_memory(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def split_among(whole: torch.Tensor, layout: Shards, mesh: Mesh) -> tuple[torch.Tensor, ...]:
-    """The part of each owned rank, in memory of its own, on its device."""
+    """The shard of each owned rank, in memory of its own, on its device."""
     with torch.inference_mode(False), torch.no_grad():
         return tuple(_own(take(whole, layout.dims, rank), whole, mesh.devices[rank]) for rank in mesh.owned)
 
 
-def folded_whole_of(parts: Sequence[torch.Tensor], layout: Shards, mesh: Mesh) -> torch.Tensor:
-    """The same, where the split goes through a dimension of a varying size."""
-    ranks = zip(mesh.owned, parts, strict=True)
-    apart = [unfold_part(part, layout.dims, rank, layout.unfolding) for rank, part in ranks]
+def folded_whole_of(shards: Sequence[torch.Tensor], layout: Shards, mesh: Mesh) -> torch.Tensor:
+    """`whole_of`, where the split goes through a dimension of a varying size."""
+    ranks = zip(mesh.owned, shards, strict=True)
+    apart = [unfold_shard(shard, layout.dims, rank, layout.unfolding) for rank, shard in ranks]
     shape = whole_shape(apart[0].shape, layout.dims)
     return fold(whole_of(apart, layout.dims, shape, mesh), layout.unfolding)
 
 
 def whole_of(
-    parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int], mesh: Mesh
+    shards: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int], mesh: Mesh
 ) -> torch.Tensor:
-    """The whole of a divided tensor, on the device of the first part: from this process, or from all."""
-    return join_shards(parts if mesh.group is None else _parts_of_all(parts, dims, shape, mesh), dims, shape)
+    """The whole of a divided tensor, on the device of the first shard: from this process, or from all."""
+    return join_shards(
+        shards if mesh.group is None else _shards_of_all(shards, dims, shape, mesh), dims, shape
+    )
 
 
-def _parts_of_all(
-    parts: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int], mesh: Mesh
+def _shards_of_all(
+    shards: Sequence[torch.Tensor], dims: SplitDims, shape: Sequence[int], mesh: Mesh
 ) -> list[torch.Tensor]:
-    """The parts of all ranks, on the device of the first of this process; padded for the collective."""
+    """The shards of all ranks, on the device of the first of this process; padded for the collective."""
     shapes = [local_shape(shape, dims, rank) for rank in range(mesh.size)]
     counts = [math.prod(each) for each in shapes]
-    rows = parts[0].new_zeros((len(parts), max(counts)))
-    for row, part in zip(rows, parts, strict=True):
-        row[: part.numel()].view(part.shape).copy_(part)
+    rows = shards[0].new_zeros((len(shards), max(counts)))
+    for row, shard in zip(rows, shards, strict=True):
+        row[: shard.numel()].view(shard.shape).copy_(shard)
     found = zip(from_all(rows, mesh), counts, shapes, strict=True)
     return [row[:count].view(each) for row, count, each in found]
 
 
-def _own(part: torch.Tensor, whole: torch.Tensor, device: torch.device) -> torch.Tensor:
-    part = part.detach().to(device).contiguous()
-    return part.clone() if same_memory(part, whole) else part
+def _own(shard: torch.Tensor, whole: torch.Tensor, device: torch.device) -> torch.Tensor:
+    shard = shard.detach().to(device).contiguous()
+    return shard.clone() if same_memory(shard, whole) else shard

@@ -1,11 +1,12 @@
-"""ShardedTensor: one tensor to look at, its parts on the devices of a mesh.
+"""ShardedTensor: one tensor to look at, its shards on the devices of a mesh.
 
     weight = model.lm_head.weight          # a ShardedTensor
     weight.shards                          # one tensor for each rank that this process owns
     weight.full()                          # the whole, gathered
 
 Parameters, and keys and values in a cache, are ShardedTensors. Any op on one is right: ops that work on
-every part by itself do so, anything else gathers and runs whole. Compiled graphs take the shards as they are.
+every shard by itself do so, anything else gathers and runs whole. Compiled graphs take the shards as they
+are.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class ShardedTensor(Watched):
     def __tensor_unflatten__(
         inner: dict[str, torch.Tensor], context: Any, shape: Sequence[int], stride: Sequence[int]
     ) -> ShardedTensor:
-        """While a graph is captured: a tensor without parts, whose ops are those of a plain fake tensor."""
+        """While a graph is captured: a tensor without shards, whose ops are those of a plain fake tensor."""
         like = inner["probe"]
         return ShardedTensor(None, like, shape, held=Fake(), stride=stride, requires_grad=context[1])
 
@@ -133,7 +134,7 @@ class ShardedTensor(Watched):
     def shards(self) -> tuple[torch.Tensor, ...] | None:
         """The shards of the ranks that this process owns, in order; None where there is no placement yet."""
         held = self.held
-        return held.parts if isinstance(held, Sharded) else None
+        return held.shards if isinstance(held, Sharded) else None
 
     @property
     def placement(self) -> Shards | None:
@@ -170,8 +171,8 @@ class ShardedTensor(Watched):
     def _memory(self) -> torch.Tensor | None:
         """A tensor in whose memory the result of `gathered` may lie."""
         match self.held:
-            case Sharded(parts):
-                return parts[0]
+            case Sharded(shards):
+                return shards[0]
             case Unsharded() as held:
                 return held.whole
             case ViewOf(base):
@@ -197,9 +198,9 @@ class ShardedTensor(Watched):
         if held.placement.unfolding:
             raise ShardingError(f"{self!r} belongs to a compiled graph, and cannot be gathered")
         if not held.placement:
-            return held.parts[0].to(target)
-        parts = held.parts if self.mesh.group else [part.to(target) for part in held.parts]
-        return whole_of(parts, held.placement.dims, self.shape, self.mesh).to(target)
+            return held.shards[0].to(target)
+        shards = held.shards if self.mesh.group else [shard.to(target) for shard in held.shards]
+        return whole_of(shards, held.placement.dims, self.shape, self.mesh).to(target)
 
     def distribute(self, layout: Shards) -> None:
         """Give a tensor without a placement one: each rank has its shard, and the whole is let go."""
@@ -207,17 +208,17 @@ class ShardedTensor(Watched):
         assert isinstance(held, Unsharded), "the tensor has a placement already"
         held.shard(layout, self.mesh)
 
-    def hold(self, parts: Sequence[torch.Tensor], layout: Shards) -> None:
+    def hold(self, shards: Sequence[torch.Tensor], layout: Shards) -> None:
         """Lie otherwise from now on, in shards with the same contents. Aliases stay as they are."""
-        self.last_held = Sharded(tuple(parts), layout)
+        self.last_held = Sharded(tuple(shards), layout)
 
     def store(self, whole: torch.Tensor) -> None:
         """Write new contents everywhere that this tensor lies; `whole` may be what `gathered` gave."""
         with torch.no_grad():
             match self.held:
-                case Sharded(parts, placement):
-                    for rank, part in zip(self.mesh.owned, parts, strict=True):
-                        part.copy_(take(whole, placement.dims, rank))
+                case Sharded(shards, placement):
+                    for rank, shard in zip(self.mesh.owned, shards, strict=True):
+                        shard.copy_(take(whole, placement.dims, rank))
                 case Unsharded() as held:
                     if not same_memory(whole, held.whole):
                         held.whole.copy_(whole)
@@ -303,8 +304,8 @@ class ShardedTensor(Watched):
     def _copied(self) -> Storage:
         """How a copy with memory of its own is held."""
         match self.held:
-            case Sharded(parts, placement, unread):
-                return Sharded(tuple(part.clone() for part in parts), placement, unread)
+            case Sharded(shards, placement, unread):
+                return Sharded(tuple(shard.clone() for shard in shards), placement, unread)
             case Unsharded(cell) as held:
                 return Unsharded(Cell(held.whole.detach().clone(), cell.stored))
             case ViewOf():
@@ -331,8 +332,8 @@ class ShardedTensor(Watched):
         """The memory that torch.distributed.checkpoint reads from or writes to."""
         box = box_at(self._boxes(), index)
         match self.held:
-            case Sharded(parts):
-                return box.of(parts[box.holder].detach())
+            case Sharded(shards):
+                return box.of(shards[box.holder].detach())
             case Unsharded() as held:
                 return box.of(held.whole.detach())
             case ViewOf() | Fake():

@@ -5,7 +5,7 @@
 
 Three runs with the same inputs and random numbers: the captured graph as it is, the parallel graph with the
 meaning that it has for whole tensors, and the ranks' graphs in the ranks' threads. A rank's value must be its
-part of the whole one; partial sums must add up to it.
+shard of the whole one; partial sums must add up to it.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _note_failure(local: ValueRecorder, rank: int, findings: Findings) -> None:
 
 
 def _input(node: Node, arg: Any, rank: int) -> Any:
-    """A rank's own copy of its part of an argument."""
+    """A rank's own copy of its shard of an argument."""
     if not isinstance(arg, torch.Tensor):
         return arg
     layout = shards_of(node)
@@ -198,7 +198,7 @@ def _differences(
     elif isinstance(whole, (tuple, list)):
         return  # its items are nodes of their own
     for rank, value in held.items():
-        part = shard_of(whole, shards_of(node), rank) if is_tensor(node) else whole
-        text = reference.difference(node, value, part)
+        expected = shard_of(whole, shards_of(node), rank) if is_tensor(node) else whole
+        text = reference.difference(node, value, expected)
         if text is not None:
             yield (rank,), text

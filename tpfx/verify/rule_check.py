@@ -62,7 +62,7 @@ def check_rule(
         rule: the row to check, where it is not the one that is registered.
         dims: for each tensor argument its dimensions, as `axes_text.read` takes them; None: nothing known.
         late: whether that becomes known only after the op was seen, by an op that follows.
-        dense: give each rank contiguous copies of its parts, for ops that insist on strides.
+        dense: give each rank contiguous copies of its shards, for ops that insist on strides.
         values: compare values; otherwise shapes and types alone, for ops that leave memory as it is.
         ranks: the numbers of ranks to divide over; each in a division of its own and one with an idle rank.
         seed: of the divisions and the partial sums.
@@ -143,22 +143,22 @@ class _Trial:
         """Run every rank and compare; 1, so that runs can be counted."""
         self._annotate(choice)
         nodes = list(tensor_nodes(self.node))
-        held = [self._parts(*one, ranks) for one in zip(nodes, self.inputs, choice.operands, strict=True)]
+        held = [self._held(*one, ranks) for one in zip(nodes, self.inputs, choice.operands, strict=True)]
         what = self._describe(choice, split, ranks)
         results: list[list[torch.Tensor]] = []
         for rank in range(ranks):
             local = Interpreter(torch.nn.Module(), graph=localize(self.graph, rank, ranks, "none", rank == 0))
             try:
                 results.append(
-                    list(local.run(*(parts[rank].clone() if self.dense else parts[rank] for parts in held)))
+                    list(local.run(*(own[rank].clone() if self.dense else own[rank] for own in held)))
                 )
             except Exception as error:
                 raise UntrueRuleError(
                     f"{what}: rank {rank} raised {type(error).__name__}: {error}"
                 ) from error
         for index, layout in enumerate(choice.results):
-            parts = [result[index] for result in results]
-            self._compare(what, parts, self.expected[index], self.bound.results[index], layout)
+            made = [result[index] for result in results]
+            self._compare(what, made, self.expected[index], self.bound.results[index], layout)
         return 1
 
     def _annotate(self, choice: Choice) -> None:
@@ -173,7 +173,7 @@ class _Trial:
                 set_choice(item, Choice("item", (), (layout,)))
                 set_layout(item, layout)
 
-    def _parts(self, node: Node, value: torch.Tensor, layout: Layout, ranks: int) -> list[torch.Tensor]:
+    def _held(self, node: Node, value: torch.Tensor, layout: Layout, ranks: int) -> list[torch.Tensor]:
         """What each rank holds of an operand."""
         if isinstance(layout, Split):
             where = concrete(dims_of(node), layout).dims
@@ -183,28 +183,28 @@ class _Trial:
         return [value.clone() for _ in range(ranks)]
 
     def _compare(
-        self, what: str, parts: Sequence[torch.Tensor], whole: torch.Tensor, dims: Dims, layout: Layout
+        self, what: str, made: Sequence[torch.Tensor], whole: torch.Tensor, dims: Dims, layout: Layout
     ) -> None:
         if isinstance(layout, Partial):
-            for rank, part in enumerate(parts):
+            for rank, value in enumerate(made):
                 self._close(
-                    f"{what}: rank {rank}'s partial sum", torch.zeros_like(part), torch.zeros_like(whole)
+                    f"{what}: rank {rank}'s partial sum", torch.zeros_like(value), torch.zeros_like(whole)
                 )
             self._close(
-                f"{what}: the ranks' partial sums", combine_partials(parts, layout.op).to(whole.dtype), whole
+                f"{what}: the ranks' partial sums", combine_partials(made, layout.op).to(whole.dtype), whole
             )
             return
         where = concrete(dims, layout).dims if isinstance(layout, Split) else ()
-        for rank, part in enumerate(parts):
-            self._close(f"{what}: rank {rank}", part, take(whole, where, rank))
+        for rank, value in enumerate(made):
+            self._close(f"{what}: rank {rank}", value, take(whole, where, rank))
 
-    def _close(self, who: str, part: torch.Tensor, expected: torch.Tensor) -> None:
+    def _close(self, who: str, value: torch.Tensor, expected: torch.Tensor) -> None:
         if not self.values:
-            part, expected = torch.zeros_like(part), torch.zeros_like(expected)
-        error = max(TOLERANCE.get(value.dtype, 0.0) for value in (*self.inputs, expected))
+            value, expected = torch.zeros_like(value), torch.zeros_like(expected)
+        error = max(TOLERANCE.get(one.dtype, 0.0) for one in (*self.inputs, expected))
         try:
             torch.testing.assert_close(
-                part, expected, rtol=error, atol=error, equal_nan=True, check_stride=False
+                value, expected, rtol=error, atol=error, equal_nan=True, check_stride=False
             )
         except AssertionError as reason:
             raise UntrueRuleError(f"{who} differs from the op run whole. {reason}") from reason
@@ -291,11 +291,11 @@ def _inside(root: Dim) -> Iterator[tuple[Dim, ...]]:
         yield from (pair for pair in itertools.pairwise(parts) if not any(part.form for part in pair))
 
 
-def _divisions(split: Split, ranks: int, broadcast_random: random.Random) -> Iterator[list[int]]:
+def _divisions(split: Split, ranks: int, drawn: random.Random) -> Iterator[list[int]]:
     """A division in which every rank has something, and one in which one has nothing, if there are such."""
     for idle in (False, True):
         for _ in range(100):
-            cuts = sorted(broadcast_random.randint(0, split.units) for _ in range(ranks - 1))
+            cuts = sorted(drawn.randint(0, split.units) for _ in range(ranks - 1))
             sizes = [stop - start for start, stop in zip([0, *cuts], [*cuts, split.units], strict=True)]
             if (0 in sizes) is idle and split.fits(sizes):
                 yield sizes

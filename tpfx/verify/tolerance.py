@@ -1,7 +1,7 @@
 """Whether a value of a split graph is the unsharded one, and in numbers how it is not.
 
-part = shard_of(whole, shards_of(node), rank)      # what a rank should have
-difference(value, part)                           # None, or "off by 0.31 at [0, 3, 7]: …"
+expected = shard_of(whole, shards_of(node), rank)   # what a rank should have
+difference(value, expected)                         # None, or "off by 0.31 at [0, 3, 7]: …"
 """
 
 from __future__ import annotations
