@@ -21,10 +21,10 @@ from .frontend.report import Report
 from .ir.parallel_graph import Collective
 from .plan.make import plan
 from .plan.plan import Plan
-from .planning.topology import Topology
+from .planning import Topology
 from .rules.register import register_rule
+from .sharded_tensor import ShardedTensor
 from .sharded_tensor.model_weights import full_state_dict
-from .sharded_tensor.tensor import ShardedTensor
 from .verify.rule_check import UntrueRuleError, check_rule
 from .version import __version__ as __version__
 

@@ -23,7 +23,7 @@ from .frontend.options import Target
 from .frontend.report import Report
 from .frontend.session import Session
 from .plan.plan import Plan
-from .planning.topology import Topology
+from .planning import Topology
 from .runtime.data_parallel import average_gradients
 from .runtime.mesh import DeviceSpec
 from .sharded_tensor.model_weights import (

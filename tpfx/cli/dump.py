@@ -26,7 +26,7 @@ from ..passes.stages import CAPTURED, LOCALIZE, observing, text_of
 from ..plan.make import describe
 from ..plan.offline import plan_graphs
 from ..plan.plan import Plan
-from ..planning.topology import Topology
+from ..planning import Topology
 from ..runtime.mesh import Mesh, parse_devices
 from .arguments import (
     BatchOption,

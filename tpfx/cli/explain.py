@@ -12,7 +12,7 @@ from ..plan.diff import differences
 from ..plan.explain import Explainer, Explanation
 from ..plan.offline import plan_graphs
 from ..plan.plan import Plan
-from ..planning.topology import topology_of
+from ..planning import topology_of
 from .arguments import (
     BatchOption,
     DevicesOption,

@@ -11,7 +11,7 @@ from ..capture.capture import capture
 from ..errors import InputError
 from ..plan.make import plan_of
 from ..plan.tables import comparison
-from ..planning.topology import topology_of
+from ..planning import topology_of
 from .arguments import (
     BatchOption,
     LengthOption,

@@ -20,7 +20,7 @@ from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import source_line
 from ..plan.critical_path import critical_path, timed
 from ..plan.plan import Plan
-from ..planning.topology import Topology
+from ..planning import Topology
 from .layers import homes
 
 

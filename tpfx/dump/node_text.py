@@ -27,8 +27,7 @@ from ..ir.nodes import arguments, bytes_of, is_getitem, is_tensor, is_view, size
 from ..ir.op_dims import Bound
 from ..ir.provenance import op_name
 from ..ir.resharding import COLLECTIVES
-from ..rules.bind import rule_of
-from ..rules.table import is_random
+from ..rules import is_random, rule_of
 from ..rules.views import FULL
 from ..torch_internals.fx import OpOverload
 from .columns import Row

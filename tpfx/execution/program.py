@@ -22,6 +22,7 @@ from ..kernels.slices import restride
 from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.thread_runtime import Runtime, node_of
+from ..sharded_tensor import ShardedTensor
 from ..sharded_tensor.storage import (
     Fake,
     Sharded,
@@ -31,7 +32,6 @@ from ..sharded_tensor.storage import (
     split_among,
     whole_of,
 )
-from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.dynamo import mark_dynamic_sizes
 from .output_strides import Strides
 

@@ -30,7 +30,7 @@ from ..ir.parallel_graph import ParallelGraph
 from ..ir.resharding import all_gather, shard
 from ..passes.normalize import normalize
 from ..passes.simplify import simplify
-from ..rules.bind import rule_of
+from ..rules import rule_of
 from ..rules.lowering_names import Lowering
 from ..torch_internals.fake import FakeTensor
 from .sharded_modules import CONVERSIONS, chunks

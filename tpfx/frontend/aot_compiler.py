@@ -25,7 +25,7 @@ from ..passes.lower import lower
 from ..passes.pipeline import parallelize
 from ..runtime.mesh import Mesh
 from ..runtime.processes import require_same
-from ..sharded_tensor.tensor import ShardedTensor
+from ..sharded_tensor import ShardedTensor
 from ..torch_internals.aot import aliased_outputs
 from ..torch_internals.batch_guards import serves_any_batch
 from .session import Session

@@ -8,7 +8,7 @@ from typing import Any
 from torch.distributed import ProcessGroup
 
 from ..lowering.device_compiler import check_device_compiler
-from ..planning.topology import Topology
+from ..planning import Topology
 from ..runtime.mesh import Mesh
 from ..runtime.processes import mesh_from
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from ..dump.text import dump_text
 from ..formatting import bytes_text
 from ..ir.parallel_graph import Collective, ParallelGraph
-from ..sharded_tensor.tensor import ShardedTensor
+from ..sharded_tensor import ShardedTensor
 
 if TYPE_CHECKING:
     from .session import Session

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..ir.parallel_graph import ParallelGraph
 from ..passes.apply_plan import GraphChoices
-from ..planning.topology import Topology
+from ..planning import Topology
 from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.thread_runtime import Runtime

@@ -17,8 +17,7 @@ from ..ir.axes import Dim
 from ..ir.layout import Split, carries, local_size
 from ..ir.nodes import arguments, is_tensor, parameters, tensor_nodes
 from ..ir.op_dims import Dims
-from ..rules.bind import rule_of
-from ..rules.rule import Rule
+from ..rules import Rule, rule_of
 from ..torch_internals.fx import OpOverload
 from .rank_graph import Rank, emit_shape, split_of
 

@@ -27,10 +27,10 @@ from ..ir.layout import Layout, Partial, Replicate, Split, splittable, unfold
 from ..ir.nodes import bytes_of, is_getitem, is_mutable, is_tensor, is_view, result_index, tensor_nodes
 from ..ir.parallel_graph import Solution
 from ..ir.splits import Splits
+from ..planning import Topology
 from ..planning.choices import REPLICATE, options
 from ..planning.cost import CostModel
 from ..planning.pinned_layouts import pinned_layout
-from ..planning.topology import Topology
 from ..planning.variable_elimination import Factor, minimise
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..ir.parallel_graph import Solution
 from ..ir.splits import Splits
-from ..planning.topology import Topology
+from ..planning import Topology
 from .apply_plan import GraphChoices
 
 

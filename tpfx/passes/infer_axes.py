@@ -11,8 +11,8 @@ from torch.fx import Graph, Node
 from ..ir.annotations import bound_of, dims_of, gradients_in, set_dims
 from ..ir.axes import Dim, unify
 from ..ir.nodes import is_getitem, is_tensor, result_index, result_tensors, size_of, tensor_nodes
+from ..rules import rule_for
 from ..rules.bind import bind
-from ..rules.table import rule_for
 
 
 def infer_axes(graph: Graph) -> None:

@@ -32,7 +32,7 @@ from ..ir.provenance import module_path, origin_of
 from ..ir.resharding import all_gather, all_reduce, shard, to_partial
 from ..kernels.collectives import broadcast_random, gather_shards
 from ..planning.choices import allows
-from ..rules.table import is_random
+from ..rules import is_random
 from .choose import is_decided
 from .divide import splits_in_use
 from .normalize import has_bias, is_transposed_product, is_view_by_size

@@ -21,8 +21,7 @@ from ..kernels.collectives import broadcast_random, gather_shards
 from ..lowering.ops import LOWERINGS
 from ..lowering.rank_graph import Rank, emit_gather, emit_random, emit_reduce, emit_shard, emit_to_partial
 from ..lowering.shard_calls import call_on_shards
-from ..rules.bind import rule_of
-from ..rules.table import is_random
+from ..rules import is_random, rule_of
 from ..torch_internals.fx import OpOverload
 
 aten = torch.ops.aten

@@ -16,10 +16,9 @@ from ..ir.annotations import Source, bound_of, set_source
 from ..ir.fingerprint import fingerprint
 from ..ir.parallel_graph import ParallelGraph
 from ..ir.splits import Splits
+from ..planning import Topology
 from ..planning.pinned_layouts import match_pinned
-from ..planning.topology import Topology
-from ..rules.bind import rule_of
-from ..rules.table import is_random
+from ..rules import is_random, rule_of
 from ..torch_internals.fx import HigherOrderOperator, OpOverload, forget_erased
 from .apply_plan import GraphChoices, apply_choices
 from .choose import choose

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, Node
 
 from ..ir.nodes import is_tensor, size_of
-from ..rules.table import is_random
+from ..rules import is_random
 from ..torch_internals.fx import OpOverload
 
 aten = torch.ops.aten

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from ..ir.digraph import digraph
 from ..ir.parallel_graph import ParallelGraph
-from ..planning.topology import Topology
+from ..planning import Topology
 from .estimate import Run
 
 _END = "end"

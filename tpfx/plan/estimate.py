@@ -16,8 +16,8 @@ from ..ir.annotations import bound_of, choice_of, dims_of, is_gathered_for_calle
 from ..ir.nodes import bytes_of, elements, hint_of, is_getitem, is_tensor, is_view, tensor_nodes
 from ..ir.parallel_graph import ParallelGraph
 from ..ir.resharding import COLLECTIVES, shard
+from ..planning import Topology
 from ..planning.cost import CostModel
-from ..planning.topology import Topology
 
 aten = torch.ops.aten
 

@@ -34,11 +34,10 @@ from ..ir.resharding import COLLECTIVES
 from ..passes.choose import Problem, State, returned_whole
 from ..passes.context import Context
 from ..passes.pipeline import infer_structures
+from ..planning import Topology
 from ..planning.pinned_layouts import match_pinned
-from ..planning.topology import Topology
 from ..planning.variable_elimination import Factor, minimise
-from ..rules.bind import rule_of
-from ..rules.table import is_random
+from ..rules import is_random, rule_of
 from ..torch_internals.fx import OpOverload
 from .tables import rendered
 

@@ -17,7 +17,7 @@ from ..ir.axes import show
 from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import op_name
 from ..passes.apply_plan import encode_choices
-from ..planning.topology import Topology
+from ..planning import Topology
 from ..runtime.mesh import parse_devices
 from ..version import __version__
 from .estimate import estimate

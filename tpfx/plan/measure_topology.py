@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..planning.topology import Topology
+from ..planning import Topology
 from ..runtime.mesh import Mesh, parse_devices
 from ..runtime.thread_runtime import Runtime
 

@@ -17,7 +17,7 @@ from ..ir.nodes import is_tensor
 from ..ir.parallel_graph import ParallelGraph
 from ..ir.shards import Shards
 from ..passes.pipeline import parallelize
-from ..planning.topology import Topology
+from ..planning import Topology
 from ..torch_internals.fake import unset_fake_temporarily
 
 

@@ -38,7 +38,7 @@ from ..errors import PlanError
 from ..ir.parallel_graph import Collective, Solution
 from ..ir.shards import Shards
 from ..passes.apply_plan import GraphChoices
-from ..planning.topology import Topology
+from ..planning import Topology
 from ..torch_internals.parameter_slots import slots_of
 from ..version import __version__
 from .estimate import Estimate

@@ -12,7 +12,7 @@ from ..ir.layout import Layout, Partial, Replicate, Split, carries, partitions, 
 from ..ir.nodes import tensor_nodes
 from ..ir.op_dims import Bound, Dims
 from ..ir.splits import Splits
-from ..rules.table import is_random
+from ..rules import is_random
 
 REPLICATE = Replicate()
 PARTIAL_SUM = Partial("sum")

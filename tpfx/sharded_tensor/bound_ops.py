@@ -27,9 +27,7 @@ from ..ir.axes import Dim
 from ..ir.nodes import result_tensors, size_of
 from ..ir.op_dims import Bound, Call
 from ..ir.shards import Shards, SplitDims
-from ..rules import pointwise
-from ..rules.rule import Rule
-from ..rules.table import rule_for
+from ..rules import Rule, pointwise, rule_for
 from ..rules.whole_dims import unsplit
 from .local_calls import Local, local_call
 from .owned_axes import OwnedAxes, leaves

@@ -28,10 +28,10 @@ from ..ir.nodes import hint_of
 from ..ir.parallel_graph import ParallelGraph
 from ..passes.lower import lower
 from ..plan.offline import Planner
-from ..planning.topology import Topology
+from ..planning import Topology
 from ..runtime.mesh import Mesh
 from ..runtime.thread_runtime import Runtime
-from ..sharded_tensor.tensor import ShardedTensor
+from ..sharded_tensor import ShardedTensor
 from ..torch_internals.dynamo import Settings, capturing_again, fresh
 from ..torch_internals.pytree import tree_map_only
 from .compare_runs import verify_graphs

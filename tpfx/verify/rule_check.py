@@ -30,9 +30,8 @@ from ..kernels.collectives import combine_partials
 from ..kernels.slices import take
 from ..passes.localize import localize
 from ..planning.choices import PARTIAL_SUM, REPLICATE, split_choice
+from ..rules import Rule, rule_for
 from ..rules.bind import bind
-from ..rules.rule import Rule
-from ..rules.table import rule_for
 from ..torch_internals.fake import FakeTensorMode
 from ..torch_internals.fx import overload_of
 from .tolerance import TOLERANCE

@@ -25,7 +25,7 @@ from ..ir.resharding import COLLECTIVES, all_reduce
 from ..kernels.collectives import broadcast_random, gather_shards
 from ..kernels.slices import shard_of
 from ..lowering.rank_graph import gathering
-from ..rules.table import is_random
+from ..rules import is_random
 from ..torch_internals.fake import UNKNOWN_TO_FAKES, FakeTensorMode
 from ..torch_internals.fx import HigherOrderOperator
 from .findings import Findings
