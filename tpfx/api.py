@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,7 +29,6 @@ from .sharded_tensor.model_weights import (
     check_weights,
     read_weights,
     restore_weights,
-    save_whole,
     shard_weights,
 )
 from .torch_internals.parameter_slots import Slot
@@ -207,9 +205,6 @@ def _install(model: torch.nn.Module, entry: Entry) -> None:
     """Lead what concerns all weights at once through the entry."""
     model.forward = model._tpfx_entry = entry  # type: ignore[assignment]
     entry.prepare_modules()
-    save = getattr(model, "save_pretrained", None)
-    if save is not None:
-        vars(model)["save_pretrained"] = functools.wraps(save)(functools.partial(save_whole, model, save))
 
 
 def _require_a_plan(model: torch.nn.Module, session: Session) -> None:

@@ -16,6 +16,7 @@ from ..capture.inputs import Inputs, call_of, is_text, varying_sizes
 from ..errors import InputError, ModelError
 from ..runtime.processes import bytes_of_tensors, require_same
 from ..sharded_tensor.model_weights import adopt_weights, load_into_place
+from ..sharded_tensor.state_tensor import give_addresses
 from ..sharded_tensor.tensor import ShardedTensor, gather_tree
 from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
 from .aot_compiler import LayoutsChosen, plan_graph
@@ -56,11 +57,12 @@ class Entry:
             del self._by_state[next(iter(self._by_state))]
 
     def prepare_modules(self) -> None:
-        """Lead through this what `to`, `half` and `load_state_dict` do to any part of the model."""
+        """Lead through here what `to`, `half` and `load_state_dict` do to any part, and what `state_dict` says."""
         for module in self.model.modules():
             if "_apply" not in vars(module):
                 module._apply = functools.partial(self.convert, module)  # type: ignore[method-assign]
                 module.register_load_state_dict_pre_hook(load_into_place)
+                module.register_state_dict_post_hook(give_addresses)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `forward` returns, in plain tensors."""

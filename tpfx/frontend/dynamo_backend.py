@@ -23,6 +23,7 @@ from torch.fx import GraphModule, Node
 from ..errors import DeviceError, TpfxError
 from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import adopt, succeed
+from ..sharded_tensor.state_tensor import give_addresses
 from ..torch_internals.dynamo_cache import forget_graphs, forget_sizes, sizes_now
 from ..torch_internals.parameter_slots import Slot
 from .aot_compiler import compile_graph
@@ -139,6 +140,7 @@ def _end_with(module: torch.nn.Module, session: Session) -> None:
     known = _modules[session]
     if id(module) not in known:
         known.add(id(module))
+        module.register_state_dict_post_hook(give_addresses)
         weakref.finalize(module, _gone, id(module), session).atexit = False
 
 

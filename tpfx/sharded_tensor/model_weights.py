@@ -243,14 +243,6 @@ def _plain(value: Any, device: torch.device | str | None) -> Any:
     return value.detach().to(device) if isinstance(value, torch.Tensor) else value
 
 
-def save_whole(model: torch.nn.Module, save: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a model's `save_pretrained` with unsharded weights, in host memory."""
-    if len(args) < 3:
-        given = kwargs.get("state_dict")
-        kwargs["state_dict"] = _plain_state(model.state_dict() if given is None else given, "cpu")
-    return save(*args, **kwargs)
-
-
 def load_into_place(
     module: torch.nn.Module, state: Mapping[str, Any], prefix: str, metadata: dict[str, Any], *_: Any
 ) -> None:

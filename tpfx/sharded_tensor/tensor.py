@@ -239,9 +239,7 @@ class ShardedTensor(Watched):
 
     def _alias(self, stride: Sequence[int], offset: Any) -> ShardedTensor:
         mesh = None if isinstance(self.last_held, Fake) else self.mesh
-        made = ShardedTensor(
-            mesh, self.probe, self.shape, held=self.held, stride=stride, storage_offset=offset
-        )
+        made = type(self)(mesh, self.probe, self.shape, held=self.held, stride=stride, storage_offset=offset)
         made.qualified_name = self.qualified_name
         copy_dynamic(self, made)
         return made
@@ -281,6 +279,16 @@ class ShardedTensor(Watched):
         if self.requires_grad and not force:
             raise RuntimeError("a tensor that requires grad has no numpy(); use tensor.detach().numpy()")
         return self.full("cpu" if force else None).numpy(force=force)
+
+    def storage(self) -> Any:
+        """Savers ask for it; a state dict's tensors have one.
+
+        Raises:
+            ShardingError: what is split has none.
+        """
+        raise ShardingError(
+            f"{self!r} lies in shards: save model.state_dict(), or what tpfx.full_state_dict(model) gives"
+        )
 
     def tolist(self) -> Any:
         """The whole tensor as nested lists."""
