@@ -57,7 +57,7 @@ class Entry:
             del self._by_state[next(iter(self._by_state))]
 
     def prepare_modules(self) -> None:
-        """Lead through here what `to`, `half` and `load_state_dict` do to any part, and what `state_dict` says."""
+        """Have a say in what `to`, `half`, `load_state_dict` and `state_dict` do with any of its parts."""
         for module in self.model.modules():
             if "_apply" not in vars(module):
                 module._apply = functools.partial(self.convert, module)  # type: ignore[method-assign]
