@@ -114,7 +114,8 @@ def load(
     Args:
         model: with parameters on the meta device, as `accelerate.init_empty_weights()` makes it. Those that
             have contents keep them.
-        checkpoint: a safetensors file, or a folder with model.safetensors or model.safetensors.index.json.
+        checkpoint: a safetensors file, an index of several, or a folder with one or the other, as
+            transformers and diffusers write them; of a pipeline, the folder of the one model.
         devices: as `compile` takes them; likewise `plan`, `topology`, `device_compiler`, `timeout` and
             `group`.
         example_inputs: as `compile` takes them; needed unless the model brings its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 import tpfx
 from tests.support.models import inputs, tiny
 from tpfx.checkpoint import safetensors_files
-from tpfx.checkpoint.safetensors_files import Stored
+from tpfx.checkpoint.safetensors_files import Checkpoint, Stored
 from tpfx.kernels.slices import take
 from tpfx.sharded_tensor.tensor import ShardedTensor
 
@@ -114,12 +115,73 @@ def test_weights_with_contents_keep_them(saved: tuple[Net, Path]) -> None:
     assert torch.equal(model.up.weight.full(), reference.up.weight)
 
 
+def in_several_files(state: dict[str, torch.Tensor], folder: Path, stem: str, variant: str = "") -> Path:
+    """Two files and an index, as transformers and diffusers name them."""
+    folder.mkdir()
+    names = {name: f"{stem}{variant}-0000{1 + at % 2}-of-00002.safetensors" for at, name in enumerate(state)}
+    for file in set(names.values()):
+        save_file({name: state[name] for name in state if names[name] == file}, folder / file)
+    index = {"metadata": {}, "weight_map": names}
+    (folder / f"{stem}.safetensors.index{variant}.json").write_text(json.dumps(index))
+    return folder
+
+
+def folders(state: dict[str, torch.Tensor], tmp_path: Path) -> dict[str, Path]:
+    """One set of weights, laid out in every way that is read."""
+    found = {}
+    for name, files in {
+        "diffusers": ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"],
+        "a variant": ["diffusion_pytorch_model.fp16.safetensors"],
+        "beside a variant": ["model.safetensors", "model.fp16.safetensors"],
+        "another name": ["net.safetensors", "config.json"],
+    }.items():
+        found[name] = tmp_path / name
+        found[name].mkdir()
+        for at, file in enumerate(files):
+            save_file(state if not at else {}, found[name] / file)
+    found["a file"] = found["diffusers"] / "diffusion_pytorch_model.safetensors"
+    found["several"] = in_several_files(state, tmp_path / "several", "diffusion_pytorch_model")
+    found["several of a variant"] = in_several_files(
+        state, tmp_path / "fp16", "diffusion_pytorch_model", ".fp16"
+    )
+    found["without an index"] = in_several_files(state, tmp_path / "bare", "model")
+    (found["without an index"] / "model.safetensors.index.json").unlink()
+    found["an index"] = found["several"] / "diffusion_pytorch_model.safetensors.index.json"
+    return found
+
+
+def test_folders_of_other_libraries(tmp_path: Path) -> None:
+    reference = Net().state_dict()
+    for name, path in folders(reference, tmp_path).items():
+        found = Checkpoint(path).tensors
+        assert found.keys() == reference.keys(), name
+        for key, stored in found.items():
+            read = torch.empty_like(reference[key])
+            stored.read(read, (), 0)
+            assert torch.equal(read, reference[key]), (name, key)
+
+
+def test_a_folder_of_diffusers_is_loaded(tmp_path: Path) -> None:
+    reference = Net()
+    path = folders(reference.state_dict(), tmp_path)["several"]
+    model = tpfx.load(empty(), path, ["cpu"] * 3, example_inputs=(X,))
+    torch.testing.assert_close(model(X), reference(X))
+
+
 def problems(tmp_path: Path) -> dict[str, tuple[Any, str]]:
     state = Net().state_dict()
     short = {**state, "up.weight": state["up.weight"][:-1].clone()}
     without = {name: value for name, value in state.items() if name != "down.bias"}
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pytorch_model.bin").touch()
+    pipeline = tmp_path / "pipeline"
+    for part in ("unet", "vae", "scheduler"):
+        (pipeline / part).mkdir(parents=True)
+        (pipeline / part / "config.json").touch()
+    for part in ("unet", "vae"):
+        save_file(state, pipeline / part / "diffusion_pytorch_model.safetensors")
+    gone = in_several_files(state, tmp_path / "gone", "model")
+    (gone / "model-00002-of-00002.safetensors").unlink()
     for name, content in {"short": short, "without": without}.items():
         save_file(content, tmp_path / f"{name}.safetensors")
     return {
@@ -129,12 +191,21 @@ def problems(tmp_path: Path) -> dict[str, tuple[Any, str]]:
             r"1 of 7 weights are not in .*: down\.bias; it has down",
         ),
         "bin": (tmp_path / "bin", r"it has pytorch_model\.bin.*save_pretrained"),
-        "bin file": (tmp_path / "bin" / "pytorch_model.bin", r"no such safetensors file.*save_pretrained"),
-        "nothing": (tmp_path / "nowhere", r"nowhere holds no weights that can be read"),
+        "bin file": (
+            tmp_path / "bin" / "pytorch_model.bin",
+            r"it is no safetensors file.*save_file\(torch\.load",
+        ),
+        "nothing": (tmp_path / "nowhere", r"nowhere holds no weights.*no such file.*snapshot_download"),
+        "several": (tmp_path, r"several sets of weights, short\.safetensors, without\.safetensors: name one"),
+        "pipeline": (pipeline, r"several models, in unet, vae: name one, as .*pipeline/unet"),
+        "a file is gone": (gone, r"lacks files that its index names: model-00002-of-00002\.safetensors"),
     }
 
 
-@pytest.mark.parametrize("which", ["shape", "missing", "bin", "bin file", "nothing"])
+@pytest.mark.parametrize(
+    "which",
+    ["shape", "missing", "bin", "bin file", "nothing", "several", "pipeline", "a file is gone"],
+)
 def test_files_that_do_not_fit(which: str, tmp_path: Path) -> None:
     path, message = problems(tmp_path)[which]
     model = empty()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +25,7 @@ from ..ir.shards import SplitDims
 from ..kernels.slices import shard_pieces
 from ..torch_internals.parameter_slots import slots_of
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+STEMS = ("model", "diffusion_pytorch_model")  # what transformers, and what diffusers, call a folder's weights
 PIECE = 1 << 22  # bytes that are read at a time
 
 
@@ -48,7 +48,7 @@ class Stored:
 
 
 class Checkpoint:
-    """The tensors of a safetensors file, or of a folder with one or with an index of several.
+    """The tensors of a safetensors file, or of those that an index names, or a folder's.
 
     Raises:
         ModelError: there is no such file, or it is of another kind.
@@ -75,19 +75,60 @@ class Checkpoint:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        if (path / INDEX).exists():
-            named = json.loads((path / INDEX).read_text())["weight_map"]
-            return [path / name for name in sorted(set(named.values()))]
-        if (path / SINGLE).exists():
-            return [path / SINGLE]
-    elif path.suffix == ".safetensors" and path.exists():
-        return [path]
-    found = sorted(file.name for file in path.iterdir())[:8] if path.is_dir() else []
-    has = f"it has {', '.join(found) or 'no files'}" if path.is_dir() else "there is no such safetensors file"
+        found = _files_in(path)
+    elif path.name.endswith(".json") and path.exists():
+        found = _named_in(path)
+    else:
+        found = [path] if path.suffix == ".safetensors" and path.exists() else []
+    missing = [file.name for file in found if not file.exists()]
+    if found and not missing:
+        return found
     raise ModelError(
-        f"{path} holds no weights that can be read: {has}. tpfx.load reads {SINGLE}, or {INDEX} and the "
-        "files that it names; other kinds, such as pytorch_model.bin, can be loaded and saved again as "
-        "safetensors: AutoModel.from_pretrained(folder).save_pretrained(folder)"
+        f"{path} lacks files that its index names: {', '.join(missing[:5])}" if missing else _unreadable(path)
+    )
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The files of a folder's only set of weights, or of that by a name which libraries give it."""
+    indices, single = sorted(folder.glob("*.safetensors.index*.json")), sorted(folder.glob("*.safetensors"))
+    for stem in STEMS:
+        if folder / f"{stem}.safetensors.index.json" in indices:
+            return _named_in(folder / f"{stem}.safetensors.index.json")
+        if folder / f"{stem}.safetensors" in single:
+            return [folder / f"{stem}.safetensors"]
+    if len(indices) == 1:
+        return _named_in(indices[0])
+    numbered = {re.sub(r"-\d+-of-\d+", "", file.name) for file in single}
+    return single if len(numbered) == 1 and not indices else []
+
+
+def _named_in(index: Path) -> list[Path]:
+    named = json.loads(index.read_text()).get("weight_map", {})
+    return [index.parent / name for name in sorted(set(named.values()))]
+
+
+def _unreadable(path: Path) -> str:
+    """What there is instead of weights that can be read, and what can be done."""
+    none = f"{path} holds no weights that can be read"
+    if not path.exists():
+        return (
+            f"{none}: there is no such file or folder; of a model of the hub, "
+            "huggingface_hub.snapshot_download(name) gives the folder"
+        )
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    files = [one.name for one in inside if one.suffix == ".safetensors"]
+    if files:
+        return f"{path} holds several sets of weights, {', '.join(files[:8])}: name one file"
+    folders = [one.name for one in inside if one.is_dir() and any(one.glob("*.safetensors"))]
+    if folders:
+        return f"{path} holds several models, in {', '.join(folders)}: name one, as {path / folders[0]}"
+    has = f"it has {', '.join(one.name for one in inside[:8]) or 'no files'}"
+    what = has if path.is_dir() else "it is no safetensors file"
+    return (
+        f"{none}: {what}. Of those alone each device can read its "
+        "slices; others, such as pytorch_model.bin, can be saved again as such: by the model's class, "
+        "from_pretrained(folder).save_pretrained(folder), or by "
+        "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
     )
 
 
