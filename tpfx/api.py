@@ -58,9 +58,9 @@ def compile(
     Args:
         model: any module with parameters. It is changed in place, and returned.
         devices: one device for each rank, repeats allowed; an int for so many; a DeviceMesh of processes, of
-            one dimension or with one called "tp" (over the other, gradients are averaged); None for the
-            processes that torchrun started, one rank each, or else all visible GPUs.
-        example_inputs: arguments (a tuple) or keyword arguments (a dict) of one call, on the first device.
+            one dimension or with one called "tp" (over the other, gradients are averaged); None, or "auto",
+            for the processes that torchrun started, one rank each, or else all visible GPUs.
+        example_inputs: arguments (a tuple) or keyword arguments (a dict) of one call.
             With them the weights are divided at once; a transformers model brings its own; otherwise at the
             first call.
         plan: what `tpfx.plan` or `tpfx plan` made, or the file that it is in: the weights are divided as it
@@ -75,13 +75,13 @@ def compile(
             them. Every process passes its inputs on its first device.
 
     Returns:
-        The same model. It takes inputs on the first device; its outputs are plain tensors there.
+        The same model. Its inputs are brought to the first device; its outputs are plain tensors there.
 
     Raises:
         DeviceError: the devices do not make a mesh.
         AlreadyCompiledError: the model has been compiled before.
         ModelError: the model is no module, or has no parameters, or some that cannot be divided.
-        InputError: the example inputs are no tuple and no dict, or lie on other devices.
+        InputError: the example inputs are no tuple and no dict, or no op of the model can take them.
         TpfxError: the device compiler is unknown.
         PlanError: the plan cannot be read, or is for another model, number of devices or version of tpfx.
         Exception: what the model's forward raises with the example inputs.

@@ -35,8 +35,8 @@ class ModelError(TpfxError):
     """The module cannot be compiled, for instance because it has no parameters."""
 
 
-class InputError(TpfxError, ValueError):
-    """The inputs of a call do not fit the compiled model, for instance they are on the wrong device."""
+class InputError(TpfxError, ValueError, RuntimeError):
+    """The inputs of a call do not fit the compiled model; what torch raises for such is a RuntimeError."""
 
 
 class PlanError(InputError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from typing import Any
 
 import pytest
@@ -208,3 +209,18 @@ def test_numbers_of_one_model_do_not_vary_because_another_has_others() -> None:
             forward = Scaled(scale).forward
             torch.compile(dynamo.fresh(forward) if alone else forward, backend=backend)(torch.ones(3))
     assert inputs == {True: [1, 1], False: [1, 2]}
+
+
+def test_an_op_that_cannot_take_its_operands_says_why_and_where() -> None:
+    """Without Dynamo's words, and with a line of the code that was captured."""
+
+    def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(x) + y
+
+    with pytest.raises(dynamo.FailedOp) as caught:
+        torch.compile(add, backend="eager", dynamic=True)(torch.ones(3), torch.ones(4))
+    reason, place = dynamo.reason_of(caught.value), dynamo.place_of(caught.value)
+    assert re.fullmatch(
+        r"The size of tensor a \((3|\?)\) must match .* b \((4|\?)\) at .*dimension 0", reason
+    )
+    assert re.search(r"test_dynamo\.py:\d+: return torch\.nn\.functional\.silu\(x\) \+ y", place or "")

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
 
 from ..capture.inputs import Inputs, call_of, is_text, varying_sizes
-from ..errors import InputError, ModelError
+from ..errors import ModelError
 from ..runtime.processes import bytes_of_tensors, require_same
 from ..sharded_tensor.model_weights import adopt_weights, load_into_place
 from ..sharded_tensor.state_tensor import give_addresses
 from ..sharded_tensor.tensor import ShardedTensor, gather_tree
-from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
+from ..torch_internals.dynamo import FailedOp, dynamic_sizes, mark_dynamic_sizes
 from .aot_compiler import LayoutsChosen, plan_graph
+from .call_inputs import brought_to, described, lies_on, require_contents, unfit
 from .graphs import Graphs
 from .model_state import UNSEEN, ModelState
 from .session import Session
@@ -43,6 +43,7 @@ class Entry:
         self._state = UNSEEN  # a copy is made of a model before its parts are there
         self._by_state: dict[Hashable, Graphs] = {}
         self._calls = 0
+        self._worked: str | None = None  # what the first call was given that the model could take
 
     def _look_again(self) -> None:
         """The model may have been changed: use the graphs that were captured of it as it is now."""
@@ -67,30 +68,51 @@ class Entry:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `forward` returns, in plain tensors."""
         tensors = list(_leaves((args, kwargs)))
-        if not _lie_on(self._device, tensors):
-            self._refuse(args, kwargs)
+        if not all(lies_on(self._device, one) for one in tensors):
+            args, kwargs = self._brought(args, kwargs)
+            tensors = list(_leaves((args, kwargs)))
         if self.session.mesh.group is not None:
             self._require_same_inputs(tensors)
         runs, is_step = self.session.runs, _mark_dynamic(tensors)
         if not self._state.holds():
             self._look_again()
-        result = self._graphs.call(is_step, args, kwargs)
+        result = self._run(self._graphs, is_step, args, kwargs)
         if self.session.runs == runs:
             self._note_whole_call()
+        if self._worked is None:
+            self._worked = described(self.forward, args, kwargs)
         return gather_tree(result)
+
+    def _run(self, graphs: Graphs, is_step: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the graphs return.
+
+        Raises:
+            InputError: an op cannot take what it is given, as Dynamo has found.
+        """
+        try:
+            return graphs.call(is_step, args, kwargs)
+        except FailedOp as problem:
+            failed = problem
+        name = type(self.model).__name__
+        raise unfit(name, self.forward, (args, kwargs), self._worked, failed)
+
+    def _brought(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the call is given, on the first device."""
+        require_contents(self.forward, args, kwargs)
+        return brought_to(self._device, args), brought_to(self._device, kwargs)
 
     def plan(self, given: Inputs) -> None:
         """Choose a placement for the parameters that a call with these inputs uses; runs nothing."""
         args, kwargs = call_of(self.model, given)
-        tensors = list(_leaves((args, kwargs)))
-        if not _lie_on(self._device, tensors):
-            self._refuse(args, kwargs)
-        _mark_dynamic(tensors)
+        args, kwargs = self._brought(args, kwargs)
+        _mark_dynamic(list(_leaves((args, kwargs))))
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             with torch.no_grad():
-                Graphs(self.model, self.forward, self.session, plan_graph).call(False, args, kwargs)
+                self._run(Graphs(self.model, self.forward, self.session, plan_graph), False, args, kwargs)
         except LayoutsChosen:
             pass
         finally:
@@ -152,23 +174,6 @@ class Entry:
             stacklevel=4,
         )
 
-    def _refuse(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
-        names = list(inspect.signature(self.forward).parameters)
-        named = [(names[at] if at < len(names) else f"argument {at}", value) for at, value in enumerate(args)]
-        for name, value in (*named, *kwargs.items()):
-            for where, tensor in _tensors(value, name):
-                if not _lie_on(self._device, [tensor]):
-                    raise InputError(
-                        f"{where} is on {tensor.device}, but the model takes its inputs on {self._device}, "
-                        f"its first device; pass {where}.to({str(self._device)!r})"
-                    )
-        raise AssertionError("every input lies on the first device")
-
-
-def _lie_on(device: torch.device, tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether all do; a number may lie on the CPU."""
-    return all(one.device == device or (one.dim() == 0 and one.device.type == "cpu") for one in tensors)
-
 
 def _leaves(value: Any) -> Iterator[torch.Tensor]:
     """The tensors in nested containers."""
@@ -180,17 +185,6 @@ def _leaves(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _leaves(item)
-
-
-def _tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield where, value
-    elif isinstance(value, (list, tuple)):
-        for at, item in enumerate(value):
-            yield from _tensors(item, f"{where}[{at}]")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _tensors(item, f"{where}[{key!r}]")
 
 
 def _mark_dynamic(inputs: Sequence[torch.Tensor]) -> bool:

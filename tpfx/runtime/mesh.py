@@ -82,11 +82,16 @@ class Mesh:
         return self.names[rank]
 
 
+def is_automatic(devices: Any) -> bool:
+    """Whether the devices are those that there are."""
+    return devices is None or (isinstance(devices, str) and devices == "auto")
+
+
 def parse_devices(devices: int | Sequence[DeviceSpec] | None = None) -> tuple[torch.device, ...]:
     """One device per rank, from what a user may write.
 
-    None: every visible CUDA GPU. An int n: the first n GPUs, or n ranks on the CPU where there is no GPU.
-    A list of names, torch.devices or GPU indices, repeats allowed: those.
+    None or "auto": every visible CUDA GPU. An int n: the first n GPUs, or n ranks on the CPU where there is
+    none. A list of names, torch.devices or GPU indices, repeats allowed: those.
 
     Raises:
         DeviceError: nothing to run on, an unknown or absent device, or devices of different kinds.
@@ -94,12 +99,17 @@ def parse_devices(devices: int | Sequence[DeviceSpec] | None = None) -> tuple[to
     >>> parse_devices(["cpu", "cpu"])
     (device(type='cpu'), device(type='cpu'))
     """
-    if devices is None:
+    if is_automatic(devices):
         return _all_gpus()
     if isinstance(devices, bool):
         raise DeviceError(f"devices={devices!r} is a bool; pass a list such as ['cuda:0', 'cuda:1']")
     if isinstance(devices, int):
         return _first_devices(devices)
+    if isinstance(devices, (str, torch.device)):
+        raise DeviceError(
+            f"devices={str(devices)!r} is one device, but a model is split over several: a list has one "
+            "device per rank, such as ['cuda:0', 'cuda:1'] or ['cpu', 'cpu']; an int and 'auto' do too"
+        )
     if not isinstance(devices, (list, tuple)):
         raise DeviceError(
             f"devices must be a list, an int or None, got {type(devices).__name__} {devices!r}; "
@@ -120,7 +130,7 @@ def _all_gpus() -> tuple[torch.device, ...]:
     count = _gpu_count()
     if count == 0:
         raise DeviceError(
-            "devices=None means every visible CUDA GPU, and there is none; "
+            "no devices, or 'auto', means every visible CUDA GPU, and there is none; "
             "pass devices, for instance ['cpu', 'cpu'], or check CUDA_VISIBLE_DEVICES"
         )
     return tuple(torch.device("cuda", index) for index in range(count))

@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import CollectiveError, DeviceError
 from ..torch_internals.distributed import outside_traces
-from .mesh import Mesh, parse_devices
+from .mesh import Mesh, is_automatic, parse_devices
 
 
 def launched() -> bool:
@@ -38,7 +38,7 @@ def mesh_from(devices: Any, timeout: float, group: dist.ProcessGroup | None = No
         return _mesh_of_shares(devices, group)
     if isinstance(devices, DeviceMesh):
         return mesh_of(devices)
-    return world_mesh(timeout) if devices is None and launched() else Mesh(parse_devices(devices))
+    return world_mesh(timeout) if is_automatic(devices) and launched() else Mesh(parse_devices(devices))
 
 
 def world_mesh(timeout: float) -> Mesh:
@@ -83,7 +83,7 @@ def _mesh_of_shares(devices: Any, group: dist.ProcessGroup) -> Mesh:
     """Every process of a group owns a rank on each of the devices that it names."""
     if isinstance(devices, DeviceMesh):
         raise DeviceError("devices is a DeviceMesh, which has groups of its own: leave group out")
-    own = (_own_device(),) if devices is None else parse_devices(devices)
+    own = (_own_device(),) if is_automatic(devices) else parse_devices(devices)
     return _mesh(group, own, None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import CodeType, FunctionType, MethodType
@@ -12,6 +13,7 @@ import torch
 from torch._dynamo import trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._dynamo.exc import TorchRuntimeError
 
 from .effects import Effect, Undo
 
@@ -19,6 +21,22 @@ _serials = itertools.count()
 
 # What a call of a function that shall be one graph raises, before anything has run, where it cannot be.
 NOT_CAPTURED = (TorchDynamoException, FailOnRecompileLimitHit)
+
+
+FailedOp = TorchRuntimeError  # an op cannot take its operands, as Dynamo finds while it captures
+
+
+def reason_of(problem: FailedOp) -> str:
+    """What the op itself has said that failed while Dynamo captured it; a size that varies is `?`."""
+    said = re.search(r"got \w+\((['\"])(.*)\1\)", str(problem), re.DOTALL)
+    text = said[2] if said else str(problem).partition("\n")[0]
+    return re.sub(r"\bs\d+\b", "?", re.sub(r"\bs\d+: hint = (\d+)", r"\1", text)).rstrip(".")
+
+
+def place_of(problem: FailedOp) -> str | None:
+    """The line of the model's code that failed, outside of torch's own modules."""
+    lines = [frame for frame in problem.real_stack if "/torch/" not in frame.filename]
+    return f"{lines[-1].filename}:{lines[-1].lineno}: {lines[-1].line}" if lines else None
 
 
 def skip_frames(package: str) -> Effect:

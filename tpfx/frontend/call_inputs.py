@@ -1,0 +1,97 @@
+"""What a call is given: brought to the first device, and described where the model cannot take it.
+
+args, kwargs = brought_to(device, args, kwargs)
+raise unfit(model, forward, args, kwargs, problem) from None
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..torch_internals.dynamo import FailedOp, place_of, reason_of
+
+
+def lies_on(device: torch.device, tensor: torch.Tensor) -> bool:
+    """Whether a tensor may be used there as it is; a number may lie on the CPU."""
+    return tensor.device == device or (tensor.dim() == 0 and tensor.device.type == "cpu")
+
+
+def brought_to(device: torch.device, value: Any) -> Any:
+    """The same with every tensor on a device; containers are made anew where something in them is moved."""
+    if isinstance(value, torch.Tensor):
+        return value if lies_on(device, value) or value.is_meta else value.to(device)
+    if isinstance(value, (list, tuple)):
+        items = [brought_to(device, item) for item in value]
+        if all(one is other for one, other in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        made = {key: brought_to(device, item) for key, item in value.items()}
+        if all(made[key] is item for key, item in value.items()):
+            return value
+        changed = copy.copy(value)
+        changed.update(made)
+        return changed
+    return value
+
+
+def require_contents(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse tensors without contents.
+
+    Raises:
+        InputError: an argument, or something in it, is on the meta device.
+    """
+    for where, tensor in _named(forward, args, kwargs):
+        if tensor.is_meta:
+            raise InputError(f"{where} is on meta, without contents: pass a tensor on any other device")
+
+
+def unfit(
+    name: str,
+    forward: Callable[..., Any],
+    given: tuple[tuple[Any, ...], Mapping[str, Any]],
+    worked: str | None,
+    problem: FailedOp,
+) -> InputError:
+    """What to raise where an op cannot take what a model is given: arguments, reason, place, what worked."""
+    said = f"{name} cannot be called with {described(forward, *given)}: {reason_of(problem)}"
+    place = place_of(problem)
+    return InputError(
+        said + (f", in {place}" if place else "") + (f". A call that worked had {worked}" if worked else "")
+    )
+
+
+def described(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """The tensors of a call: `ids int64[2, 7], mask bool[2, 7]`."""
+    tensors = _named(forward, args, kwargs)
+    return ", ".join(
+        f"{where} {str(one.dtype).removeprefix('torch.')}{list(one.shape)}" for where, one in tensors
+    )
+
+
+def _named(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a call, by the names of arguments and their place in these."""
+    names = list(inspect.signature(forward).parameters)
+    for at, value in enumerate(args):
+        yield from _inside(value, names[at] if at < len(names) else f"argument {at}")
+    for name, value in kwargs.items():
+        yield from _inside(value, name)
+
+
+def _inside(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield where, value
+    elif isinstance(value, (list, tuple)):
+        for at, item in enumerate(value):
+            yield from _inside(item, f"{where}[{at}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _inside(item, f"{where}[{key!r}]")
