@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch._dynamo import trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from torch._dynamo.exc import TorchRuntimeError
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException, TorchRuntimeError
 
 from .effects import Effect, Undo
 
