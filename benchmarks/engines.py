@@ -37,7 +37,7 @@ def running(
     ids = prompt(length)
     systems: dict[str, System] = {BASELINE: Local(build(config(**shape)), 1, ids)}
     with ExitStack() as stack:
-        for compiler in ("eager", "inductor"):
+        for compiler in ("native", "eager", "inductor"):
             tell(f"compiling, {compiler}")
             torch.set_num_threads(devices)  # each rank gets its part of them
             model = tpfx.compile(build(config(**shape)), ["cpu"] * devices, device_compiler=compiler)

@@ -131,7 +131,7 @@ def main(
     kv_heads: Annotated[int | None, typer.Option(help="of llama; as many as heads if left out")] = None,
     prompt: Prompt = 64,
     device_compiler: Annotated[
-        list[str] | None, typer.Option(help="eager or inductor; may be repeated; both if left out")
+        list[str] | None, typer.Option(help="native, inductor or eager; may be repeated; all if left out")
     ] = None,
     peer: WithPeer = True,
     json_file: JsonFile = None,

@@ -61,7 +61,7 @@ class Way:
 
     train: bool = False
     backend: bool = False
-    device_compiler: str = "eager"
+    device_compiler: str = "native"
 
     def split(self, model: torch.nn.Module, devices: int) -> torch.nn.Module:
         """The model, split, or to be split by its first call."""
@@ -306,7 +306,7 @@ def main(
     task: Annotated[str | None, typer.Option(help=f"one of {', '.join(LISTED)}")] = None,
     train: Annotated[bool, typer.Option(help="compare gradients instead")] = False,
     backend: Annotated[bool, typer.Option(help='split by torch.compile(model, backend="tpfx")')] = False,
-    device_compiler: Annotated[str, typer.Option(help="eager or inductor")] = "eager",
+    device_compiler: Annotated[str, typer.Option(help="native, inductor or eager")] = "native",
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
     json_file: Annotated[Path | None, typer.Option("--json", help="write all outcomes to this file")] = None,
 ) -> None:

@@ -19,7 +19,9 @@ ORDER = """
 errors formatting version
 torch_internals
 ir
-kernels runtime
+kernels
+native
+runtime
 rules
 planning
 lowering

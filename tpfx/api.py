@@ -45,7 +45,7 @@ def compile(
     example_inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
     topology: Topology | None = None,
-    device_compiler: str = "eager",
+    device_compiler: str = "native",
     timeout: float = 300.0,
     group: ProcessGroup | None = None,
 ) -> M:
@@ -67,8 +67,9 @@ def compile(
             says, and a graph that it has is carried out as it says. For any other graph, such as that of
             another kind of device, the cheapest way with these weights is chosen.
         topology: what collectives and arithmetic cost, for the chooser; the plan's where there is one.
-        device_compiler: what runs the graph of each device: "eager", op by op, or "inductor", TorchInductor's
-            code for it, which takes a minute to make and is faster then.
+        device_compiler: what runs the graph of each device: "native", tpfx's executor, op by op from C++;
+            "inductor", TorchInductor's code, which takes a minute to make and is faster then; or "eager", op
+            by op from Python, for debugging.
         timeout: seconds that a rank waits for the others before `CollectiveTimeout`, or that of a process
             group that is made here.
         group: processes that each have `devices` of their own, or one device; the model is split over all of
@@ -101,7 +102,7 @@ def load(
     example_inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
     topology: Topology | None = None,
-    device_compiler: str = "eager",
+    device_compiler: str = "native",
     timeout: float = 300.0,
     group: ProcessGroup | None = None,
     progress: bool | None = None,

@@ -38,7 +38,9 @@ def test_architecture(task: str, arch: str, devices: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "way", [Way(backend=True), Way(device_compiler="inductor")], ids=["backend", "inductor"]
+    "way",
+    [Way(backend=True), Way(device_compiler="inductor"), Way(device_compiler="eager")],
+    ids=["backend", "inductor", "eager"],
 )
 @pytest.mark.parametrize(("task", "arch"), SAMPLE)
 def test_the_sample_in_other_ways(task: str, arch: str, way: Way) -> None:

@@ -98,7 +98,7 @@ def test_turned_tensors_keep_their_values() -> None:
 
 
 def test_one_that_is_unknown() -> None:
-    message = "device_compiler='tvm' is unknown; pass 'eager' or 'inductor'"
+    message = "device_compiler='tvm' is unknown; pass 'native', 'inductor' or 'eager'"
     with pytest.raises(tpfx.TpfxError, match=message):
         tpfx.compile(tiny("gpt2"), 2, device_compiler="tvm")
     compiled = torch.compile(tiny("gpt2"), backend="tpfx", options={"devices": 2, "device_compiler": "tvm"})

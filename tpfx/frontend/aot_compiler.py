@@ -98,7 +98,9 @@ class _Lowering(_LayoutsOnly):
         """What runs a graph, or a part: results of the backward one are gradients, laid out as its inputs."""
         session, backward = self.session, part == "backward"
         modules = lower(lowered.graph, session.mesh, lowered)
-        forwards = compile_for_devices(session.device_compiler, lowered.graph, modules, session.mesh)
+        meeting = session.runtime.native_meeting
+        name, mesh = session.device_compiler, session.mesh
+        forwards = compile_for_devices(name, lowered.graph, modules, mesh, meeting)
         placeholders = lowered.graph.find_nodes(op="placeholder")
         views = frozenset() if backward else aliased_outputs()
         exact = {at: Strides(self.results[at], placeholders) for at in views}

@@ -30,7 +30,7 @@ class Target:
 
     devices: Any = None
     topology: Topology | None = None
-    device_compiler: str = "eager"
+    device_compiler: str = "native"
     timeout: float = 300.0
     group: ProcessGroup | None = None
 

@@ -36,7 +36,7 @@ class Report:
         parallel: the newest graph, as planned.
         whole_calls: calls of the model that ran whole, since Dynamo had no graph for them.
         planned: whether the newest graph was carried out as a given plan says; None where none was given.
-        device_compiler: what runs the graph of each device, "eager" or "inductor".
+        device_compiler: what runs the graph of each device, "native", "eager" or "inductor".
         batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
     """
 
@@ -51,7 +51,7 @@ class Report:
     parallel: ParallelGraph | None = field(default=None, repr=False)
     whole_calls: int = 0
     planned: bool | None = None
-    device_compiler: str = "eager"
+    device_compiler: str = "native"
     batch_by_batch: str | None = None
 
     @staticmethod
@@ -103,7 +103,7 @@ class Report:
     def _collectives_table(self) -> Table:
         plan = "proven cheapest" if self.optimal else "not proven cheapest"
         plan += {True: ", from the plan", False: ", not in the plan", None: ""}[self.planned]
-        plan += "" if self.device_compiler == "eager" else f", run by {self.device_compiler}"
+        plan += "" if self.device_compiler == "native" else f", run by {self.device_compiler}"
         title = f"collectives of the newest of {self.graphs} graphs ({plan})"
         table = Table(title=title, title_justify="left", min_width=len(title) + 2)
         for heading in ("kind", "count", "bytes"):

@@ -38,7 +38,7 @@ class Session:
     mesh: Mesh
     runtime: Runtime | ProcessRuntime
     topology: Topology = field(default_factory=Topology)
-    device_compiler: str = "eager"
+    device_compiler: str = "native"
     graphs: int = 0
     newest: ParallelGraph | None = None
     whole_ops: dict[str, int] = field(default_factory=dict)

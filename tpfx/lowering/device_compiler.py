@@ -1,6 +1,7 @@
 """The device compiler: what a rank's graph becomes before it runs.
 
-"eager"      the graph itself, op by op
+"native"     the executor of `native`: the graph's ops one by one from C++, without Python's interpreter lock
+"eager"      the graph itself, op by op from Python
 "inductor"   TorchInductor's code for it: fewer, fused loops, and on the CPU, where all-reduces are the only
              collectives, a C++ program that lets other ranks have Python's interpreter lock all the while
 """
@@ -8,6 +9,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,10 +22,15 @@ from ..ir.annotations import shards_of, source_of
 from ..ir.nodes import hint_of, is_tensor
 from ..kernels.collectives import broadcast_random, gather_shards
 from ..kernels.slices import shard_of
+from ..native.build import NoExecutor
+from ..native.collectives import Meeting
+from ..native.rank_program import RankProgram
 from ..runtime.mesh import Mesh
 from ..torch_internals.inductor import compile_by_inductor, is_linear_of_onednn, linear_for_inductor
 
-DEVICE_COMPILERS = ("eager", "inductor")
+DEVICE_COMPILERS = ("native", "inductor", "eager")
+
+log = logging.getLogger("tpfx")
 
 Forward = Callable[..., Sequence[Any]]
 
@@ -37,21 +45,50 @@ def check_device_compiler(name: object) -> None:
         TpfxError: it is none.
     """
     if name not in DEVICE_COMPILERS:
-        known = " or ".join(f"{known!r}" for known in DEVICE_COMPILERS)
+        *first, last = map(repr, DEVICE_COMPILERS)
+        known = f"{', '.join(first)} or {last}"
         raise TpfxError(f"device_compiler={name!r} is unknown; pass {known}")
 
 
 def compile_for_devices(
-    name: str, parallel: Graph, modules: Sequence[GraphModule], mesh: Mesh
+    name: str,
+    parallel: Graph,
+    modules: Sequence[GraphModule],
+    mesh: Mesh,
+    meeting: Callable[[], Meeting | None],
 ) -> list[Forward]:
     """What runs the graphs of the ranks that this process owns, each with that rank's inputs as arguments.
+
+    Args:
+        name: one of `DEVICE_COMPILERS`.
+        parallel: the graph that those of the ranks were made of.
+        modules: the ranks' graphs.
+        mesh: the ranks.
+        meeting: gives what `Runtime.native_meeting` says.
 
     Raises:
         DeviceCompilerError: Inductor cannot compile one.
     """
+    if name == "native":
+        return _native(modules, meeting)
     if name == "eager" or not any(is_tensor(node) for node in parallel.find_nodes(op="placeholder")):
         return [module.forward for module in modules]
     return [_inductor(parallel, module, mesh, rank) for module, rank in zip(modules, mesh.owned, strict=True)]
+
+
+def _native(modules: Sequence[GraphModule], meeting: Callable[[], Meeting | None]) -> list[Forward]:
+    """Programs of the native executor; where it cannot be built, the graphs themselves."""
+    try:
+        where = meeting()
+        return [RankProgram(module, seat, where) for seat, module in enumerate(modules)]
+    except NoExecutor as problem:
+        _say_once(str(problem))
+        return [module.forward for module in modules]
+
+
+@functools.cache
+def _say_once(problem: str) -> None:
+    log.warning("graphs run op by op from Python, whose lock the ranks share: %s", problem)
 
 
 def _inductor(parallel: Graph, module: GraphModule, mesh: Mesh, rank: int) -> Forward:

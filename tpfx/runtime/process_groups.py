@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..torch_internals import distributed
 from .mesh import Mesh
+from .native_meeting import NativeMeeting
 from .rendezvous import Rendezvous
 from .thread_collectives import CollectiveCall
 
@@ -94,15 +95,33 @@ class ThreadGroups:
 
     def __init__(self, mesh: Mesh, timeout: float, locate: Callable[[int], str | None] | None = None) -> None:
         self.meeting = Rendezvous(mesh, timeout, locate)
+        self._native: NativeMeeting | None = None
         self._groups = [ThreadGroup(self.meeting, rank) for rank in mesh.owned]
+
+    def native_meeting(self) -> NativeMeeting | None:
+        """Where the native executor's ranks meet; None where these are not all ranks, or not on the CPU.
+
+        Raises:
+            NoExecutor: its extension cannot be built here.
+        """
+        meeting, mesh = self.meeting, self.meeting.mesh
+        if mesh.group is not None or any(device.type != "cpu" for device in mesh.devices):
+            return None
+        if self._native is None:
+            self._native = NativeMeeting(mesh, meeting.timeout, meeting.locate)
+        return self._native
 
     def abort(self) -> None:
         """Release every rank that waits or comes."""
         self.meeting.abort()
+        if self._native is not None:
+            self._native.abort()
 
     def reset(self, dispatch: Dispatch) -> None:
         """Be ready for the next run, after an abort."""
         self.meeting.reset()
+        if self._native is not None:
+            self._native.reset()
 
     def cause(self, rank: int, error: BaseException) -> BaseException:
         """What a collective of a rank has raised, where compiled code made another error of it."""
@@ -134,6 +153,10 @@ class NcclGroups:
         self.mesh = mesh
         self._timeout = timedelta(seconds=timeout)
         self._groups: dict[int, torch.distributed.ProcessGroup] = {}
+
+    def native_meeting(self) -> NativeMeeting | None:
+        """None: the native executor's ranks find each other through these groups too."""
+        return None
 
     def abort(self) -> None:
         """End the collectives under way; the communicators are unusable until `reset`."""

@@ -47,5 +47,8 @@ class ProcessRuntime:
             error.add_note(f"on rank {rank} ({device})" + (f", in node {node}" if node else ""))
             raise
 
+    def native_meeting(self) -> None:
+        """None: the ranks find each other through the group."""
+
     def close(self) -> None:
         """Nothing to end: the group is the caller's."""

@@ -155,7 +155,9 @@ class Rendezvous:
                     self._waiting.discard(rank)
                     self._aborted = True
                     self._open_gates()
-                    raise CollectiveTimeout(self._describe_timeout(rank, this, missing))
+                    call = this.calls[self._seats[rank]]
+                    text = describe_timeout(self.mesh, rank, call, missing, self.timeout, self.locate)
+                    raise CollectiveTimeout(text)
         if self._aborted and this.error is None:
             raise RankAborted(
                 f"rank {rank} was released from {this.calls[self._seats[rank]]}: another rank failed"
@@ -180,17 +182,26 @@ class Rendezvous:
             for event in events:
                 stream.wait_event(event)
 
-    def _describe_timeout(self, rank: int, this: _Round, missing: list[int]) -> str:
-        waiting = [other for other in self.mesh.owned if other not in missing]
-        here = self.locate(rank) if self.locate is not None else None
-        lines = [
-            f"{_ranks(missing)} of {self.mesh.size} did not arrive in {this.calls[self._seats[rank]]}"
-            f"{f' ({here})' if here else ''} within {self.timeout:g} s; {_ranks(waiting)} waited there"
-        ]
-        for other in missing:
-            place = self.locate(other) if self.locate is not None else None
-            lines.append(f"  rank {other} ({self.mesh.devices[other]}): {place or 'place unknown'}")
-        return "\n".join([*lines, "  if that rank is only slow, raise the timeout"])
+
+def describe_timeout(
+    mesh: Mesh,
+    rank: int,
+    call: CollectiveCall | None,
+    missing: Sequence[int],
+    timeout: float,
+    locate: Callable[[int], str | None] | None,
+) -> str:
+    """That the ranks `missing` did not come to the `call` of a rank in time, and where they are."""
+    waiting = [other for other in mesh.owned if other not in missing]
+    here = locate(rank) if locate is not None else None
+    lines = [
+        f"{_ranks(missing)} of {mesh.size} did not arrive in {call}"
+        f"{f' ({here})' if here else ''} within {timeout:g} s; {_ranks(waiting)} waited there"
+    ]
+    for other in missing:
+        place = locate(other) if locate is not None else None
+        lines.append(f"  rank {other} ({mesh.devices[other]}): {place or 'place unknown'}")
+    return "\n".join([*lines, "  if that rank is only slow, raise the timeout"])
 
 
 def _ranks(ranks: Sequence[int]) -> str:

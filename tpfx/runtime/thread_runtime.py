@@ -19,7 +19,9 @@ from typing import TypeVar
 import torch
 
 from ..errors import TpfxError
+from ..native.rank_program import RankProgram
 from .mesh import Mesh
+from .native_meeting import NativeMeeting
 from .process_groups import RankGroups, create_groups
 from .rank_threads import Job, Worker, in_rank_thread
 
@@ -82,6 +84,14 @@ class Runtime:
             if self._dirty:
                 self._restore()
             return self._dispatch(calls)
+
+    def native_meeting(self) -> NativeMeeting | None:
+        """Where the ranks of the native executor meet; None where they use torch's process groups.
+
+        Raises:
+            NoExecutor: the extension cannot be built here.
+        """
+        return self._groups.native_meeting()
 
     def close(self) -> None:
         """End the threads and unregister the groups; also happens when the runtime is collected."""
@@ -174,6 +184,9 @@ def node_of(place: TracebackType | FrameType | None) -> str | None:
 
 
 def _node_at(frame: FrameType, line: int) -> str | None:
+    if frame.f_code is RankProgram.__call__.__code__:
+        program: RankProgram = frame.f_locals["self"]
+        return program.node_at(frame.f_locals)
     filename = frame.f_code.co_filename
     if not filename.startswith("<eval_with_key>"):
         return None

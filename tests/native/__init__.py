@@ -1,0 +1,1 @@
+"""The native executor: programs by themselves, and how the extension is built."""

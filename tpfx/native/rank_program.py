@@ -1,0 +1,165 @@
+"""A rank's fx graph as a program of the native executor.
+
+    forward = RankProgram(module, seat, meeting)
+    results = forward(*inputs)      # without Python's lock, save where a Python function is called
+
+Ops of torch become instructions; so do collectives between the ranks of one process, arithmetic of sizes and
+elements of tuples. Everything else is called back in Python.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from ..torch_internals.fx import OpOverload
+from .build import load
+from .collectives import Meeting, collective_of, is_wait
+from .expansions import ORIGIN, expanded
+
+aten = torch.ops.aten
+
+_SIGNS: dict[Any, str] = {
+    operator.add: "+",
+    operator.sub: "-",
+    operator.mul: "*",
+    operator.floordiv: "/",
+    operator.mod: "%",
+}
+
+
+class RankProgram:
+    """What runs one rank's graph.
+
+    Args:
+        module: the graph; flat, its results a tuple or list.
+        seat: the rank's place among those of this process.
+        meeting: where the ranks meet; None where they find each other through torch's process groups.
+
+    Raises:
+        NoExecutor: the extension cannot be built here.
+    """
+
+    def __init__(self, module: GraphModule, seat: int = 0, meeting: Meeting | None = None) -> None:
+        graph = expanded(module.graph)
+        self.seat, self.meeting = seat, meeting
+        self.names: list[str] = []  # of the nodes, one for each instruction
+        self._extension = load()
+        # What stands for each node: a register, or a constant.
+        self._values: dict[Node, Any] = {}
+        native = None if meeting is None else meeting.native
+        self._program = self._extension.Program(len(graph.nodes), seat, native)
+        inputs = graph.find_nodes(op="placeholder")
+        for at, node in enumerate(graph.nodes):
+            if node.op != "output":
+                self._add(module, node, at)
+        registers = [at if node.users else -1 for at, node in enumerate(inputs)]
+        results: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
+        self._program.finish(registers, [self._argument(value) for value in results])
+
+    def __call__(self, *args: Any) -> list[Any]:
+        """The graph's results.
+
+        Raises:
+            CollectiveError: the ranks' calls of a collective disagree.
+            CollectiveTimeout: a rank did not come to one in time.
+            RankAborted: another rank has failed.
+            Exception: what an op raises.
+        """
+        try:
+            found: list[Any] = self._program.run(args)
+        except self._extension.Left as left:
+            node = self.names[self._program.position]  # for `node_at`, in this frame
+            assert self.meeting is not None
+            raise self.meeting.error(str(left), self.seat, node) from None
+        except Exception:
+            node = self.names[self._program.position]
+            raise
+        return found
+
+    def node_at(self, variables: dict[str, Any]) -> str:
+        """The name of the node that runs, or has failed, in a frame of `__call__` with these variables."""
+        node: str = variables.get("node") or self.names[self._program.position]
+        return node
+
+    # Building.
+
+    def _add(self, module: GraphModule, node: Node, at: int) -> None:
+        """What stands for a node, and the instruction that makes it, if any."""
+        if node.op == "get_attr":
+            self._values[node] = operator.attrgetter(str(node.target))(module)
+            return
+        operand = node.args[0] if is_wait(node) else None
+        if isinstance(operand, Node) and self._collective(operand) is not None:
+            self._values[node] = self._values[operand]
+            return
+        self._values[node] = self._extension.Register(at)
+        if node.op == "call_function":
+            self._instruct(node, at if node.users else -1)
+            self.names.append(node.meta.get(ORIGIN, node.name))
+
+    def _instruct(self, node: Node, out: int) -> None:
+        program, target = self._program, node.target
+        args = [self._argument(arg) for arg in node.args]
+        call = self._collective(node)
+        if call is not None:
+            program.add_collective(*call, args[0], out)
+        elif target is operator.getitem and _is_index(node.args[1]):
+            program.add_item(*args, out)
+        elif target in _SIGNS and not node.kwargs and all(map(_is_number, node.args)):
+            program.add_number(_SIGNS[target], *args, out)
+        elif not isinstance(target, OpOverload) or not self._op(node, target, out):
+            self._python(node, out)
+
+    def _collective(self, node: Node) -> tuple[Any, ...] | None:
+        return None if self.meeting is None else collective_of(self._extension, node, self.meeting.names)
+
+    def _op(self, node: Node, op: OpOverload, out: int) -> bool:
+        """Add an op of torch; False where a register is in an argument of a type that is not known."""
+        schema, given = op._schema, []
+        for at, formal in enumerate(schema.arguments):
+            if not formal.kwarg_only and at < len(node.args):
+                given.append(self._argument(node.args[at]))
+            else:
+                given.append(self._argument(node.kwargs[formal.name]) if formal.name in node.kwargs else ...)
+        try:
+            self._program.add_op(schema.name, schema.overload_name, given, out)
+        except (RuntimeError, TypeError):
+            return False
+        return True
+
+    def _python(self, node: Node, out: int) -> None:
+        """A call in Python, with the operands' values put in where the node has the operands."""
+        operands, target = node.all_input_nodes, node.target
+        assert callable(target), f"{node.op} in a rank's graph"
+
+        def call(*values: Any) -> Any:
+            known = dict(zip(operands, values, strict=True))
+            args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+            return target(*args, **kwargs)
+
+        self._program.add_callback(call, [self._argument(operand) for operand in operands], out)
+
+    def _argument(self, value: Any) -> Any:
+        """A value of the graph, with what stands for nodes in their place."""
+        if isinstance(value, Node):
+            return self._values[value]
+        if isinstance(value, (list, tuple)):
+            return [self._argument(item) for item in value]
+        return value
+
+
+def _is_index(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    """Whether an argument is an int, or a node that is a size or arithmetic of sizes."""
+    if not isinstance(value, Node):
+        return type(value) is int
+    return value.op == "placeholder" or value.target in _SIGNS or value.target is aten.sym_size.int
