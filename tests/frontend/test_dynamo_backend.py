@@ -94,6 +94,18 @@ def test_training_with_an_optimizer_made_before_or_after(when: str) -> None:
     assert isinstance(model.up.weight, ShardedTensor) and model.up.weight.placement
 
 
+def test_gradients_of_an_older_call_reach_the_weights_that_took_the_place() -> None:
+    model, reference = Net(), Net()
+    before, want = model(X), reference(X)
+    call: Any = torch.compile(model, backend="tpfx", options=TWO)
+    for result in (call(X), before):
+        result.sum().backward()
+    for _ in range(2):
+        want.sum().backward(retain_graph=True)
+    assert isinstance(model.up.weight, ShardedTensor)
+    torch.testing.assert_close(model.up.weight.grad.full(), reference.up.weight.grad)
+
+
 def test_graph_breaks() -> None:
     class Broken(Net):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._library import simple_registry
+from torch.fx import node as fx_node
 
 from tpfx.torch_internals import aot
 
@@ -15,13 +17,7 @@ def test_aot_module_simplified_hands_over_an_aten_graph() -> None:
     def compiler(module: Any, inputs: Any) -> Any:
         seen.extend(str(node.target) for node in module.graph.nodes if node.op == "call_function")
 
-        def run(args: list[Any]) -> Any:
-            result = module.forward(*args)
-            args.clear()
-            return result
-
-        run._boxed_call = True  # type: ignore[attr-defined]
-        return run
+        return aot_compiled(module)
 
     def backend(module: Any, inputs: Any) -> Any:
         return aot.aot_module_simplified(
@@ -37,6 +33,39 @@ def test_aot_module_simplified_hands_over_an_aten_graph() -> None:
         result = torch.compile(lambda x: torch.relu(x + 1), backend=backend)(torch.ones(3))
     assert seen == ["aten.add.Tensor", "aten.relu.default"]
     assert torch.equal(result, torch.full((3,), 2.0))
+
+
+def test_checks_of_matrices_are_ops_without_tokens() -> None:
+    seen: list[str] = []
+
+    def compiler(module: Any, inputs: Any) -> Any:
+        seen.extend(f"{node.op} {node.target}" for node in module.graph.nodes)
+        return aot_compiled(module)
+
+    def backend(module: Any, inputs: Any) -> Any:
+        return aot.aot_module_simplified(module, inputs, fw_compiler=compiler, inference_compiler=compiler)
+
+    def impure() -> tuple[bool, Any]:
+        check = torch.ops.aten._linalg_check_errors.default
+        effect = simple_registry.singleton.find(check._name).effect.effect
+        return check in fx_node._side_effectful_functions, effect
+
+    before = impure()
+    with torch.no_grad():
+        torch.compile(lambda x: torch.linalg.inv(x), backend=backend)(torch.eye(2))
+    assert sum(one.startswith("placeholder") for one in seen) == 1
+    assert "call_function aten._linalg_check_errors.default" in seen
+    assert impure() == before
+
+
+def aot_compiled(module: Any) -> Any:
+    def run(args: list[Any]) -> Any:
+        result = module.forward(*args)
+        args.clear()
+        return result
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
 
 
 def test_a_joint_graph_is_parted_and_its_nodes_keep_their_names_and_notes() -> None:

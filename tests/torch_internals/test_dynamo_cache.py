@@ -62,3 +62,17 @@ def test_dynamo_does_not_keep_the_backend() -> None:
     before = len(eval_frame.cached_backends)
     dynamo_cache.compile_with(nn.Linear(2, 2).forward, backend, False, {})
     assert len(eval_frame.cached_backends) == before
+
+
+def test_guards_are_on_what_has_taken_a_weights_place() -> None:
+    model = nn.Linear(2, 2)
+    original, other = model.weight, nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
+
+    def backend(module: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        model.weight = other
+        dynamo_cache.guard_on_successors([id(original)])
+        return lambda *inputs: (inputs[0],)
+
+    torch._dynamo.reset()
+    compiled = dynamo_cache.compile_with(lambda: model.weight * 2, backend, True, {})
+    assert compiled() is not None and model.weight is other  # it does not fail on its own guards

@@ -112,3 +112,29 @@ def test_requires_grad_of_a_weight_is_noted() -> None:
         watched.requires_grad = True
         assert watched.requires_grad and CHANGES.number() == before + noted
         assert not watched.requires_grad_(False).requires_grad and CHANGES.number() == before + 2 * noted
+
+
+def test_parametrizations_set_tensors_of_a_kind() -> None:
+    class Halved(nn.Module):
+        def forward(self, w: Tensor) -> Tensor:
+            return w / 2
+
+        def right_inverse(self, w: Tensor) -> Tensor:
+            return w * 2
+
+    seen: list[Tensor] = []
+
+    class Kind(Tensor):
+        @property
+        def data(self) -> Tensor:
+            return self
+
+        @data.setter
+        def data(self, value: Tensor) -> None:
+            seen.append(value)
+
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Kind))
+    undo = wrapper_subclass.set_in_place(Kind).install()
+    nn.utils.parametrize.register_parametrization(layer, "weight", Halved())
+    assert undo() and len(seen) == 1

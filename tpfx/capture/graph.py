@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from torch.fx import Graph, GraphModule, Node
 
 from ..ir.annotations import Source, set_gradients
-from ..ir.nodes import copy_graph
+from ..ir.nodes import copy_graph, is_check
 from ..ir.parallel_graph import ParallelGraph
 from ..torch_internals.aot import min_cut_rematerialization_partition
 from .sources import is_tangent
@@ -50,6 +50,7 @@ class Joint:
         forward, backward = min_cut_rematerialization_partition(
             module, self.inputs, num_fwd_outputs=self.results, **self.options
         )
+        _keep_checks(module.graph, forward.graph)
         if parallel is not None:
             first = {node.name for node in forward.graph.nodes}
             parallel.backward = frozenset(node.name for node in backward.graph.nodes) - first
@@ -96,3 +97,20 @@ def _mark_gradients(joint: Graph, results: int) -> None:
     returned: Sequence[Any] = output.args[0]  # type: ignore[assignment]
     gradients = zip(range(results, len(returned)), inputs, strict=True)
     set_gradients(output, {at: node for at, node in gradients if isinstance(returned[at], Node)})
+
+
+def _keep_checks(joint: Graph, forward: Graph) -> None:
+    """Put back into the forward part what is called only to raise: nothing that is returned needs it."""
+    made: dict[str, Node] = {node.name: node for node in forward.nodes}
+
+    def copied(node: Node) -> Node:
+        if node.name not in made:
+            for operand in node.all_input_nodes:
+                copied(operand)
+            with forward.inserting_before(forward.output_node()):
+                made[node.name] = forward.node_copy(node, lambda operand: made[operand.name])
+        return made[node.name]
+
+    for node in joint.nodes:
+        if is_check(node):
+            copied(node)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from ..errors import ModelError
 from ..ir.annotations import Source, is_gathered_for_caller, layout_of, shards_of, source_of
 from ..ir.layout import Partial
 from ..ir.nodes import is_tensor
@@ -74,9 +75,9 @@ class Program:
 
     def __call__(self, args: list[Any]) -> list[Any]:
         """Run the graph on every rank; the arguments are let go as soon as the ranks have theirs."""
+        columns = [take(arg) for take, arg in zip(self.inputs, args, strict=True)]
         if self.tell is not None:
             self.tell()
-        columns = [take(arg) for take, arg in zip(self.inputs, args, strict=True)]
         written = [(at, args[at], columns[at]) for at in self.mutated]
         lie = {at: strides(args) for at, strides in self.exact.items()}
         args.clear()
@@ -119,6 +120,10 @@ class Program:
         error.add_note("\n".join([f"in module {where}", *lines[last : last + 2]]))
 
 
+class OtherWeight(ModelError):
+    """A weight has another shape or dtype than the graph was compiled for; nothing of the graph has run."""
+
+
 class _Input:
     """How one argument becomes one value for each rank."""
 
@@ -130,13 +135,16 @@ class _Input:
         self.layout = (
             pinned if pinned is not None and pinned == layout else layout
         )  # one object: fast to compare
+        value: Any = node.meta.get("val")
+        is_weight = self.source.kind in ("parameter", "buffer")
+        self.weighed = (value.shape, value.dtype) if is_weight else None
         self.one_device = len({mesh.devices[rank] for rank in mesh.owned}) == 1
         self.devices = [mesh.devices[rank] for rank in mesh.owned]
 
     def __call__(self, arg: Any) -> Sequence[Any]:
         if isinstance(arg, ShardedTensor):
             held = arg.last_held
-            if isinstance(held, Sharded) and (held.placement is self.layout or held.placement == self.layout):
+            if isinstance(held, Sharded) and (held.placement is self.layout or self._lies_so(arg, held)):
                 return held.shards
             return self._reshard(arg)
         if not self.tensor or not isinstance(arg, torch.Tensor):
@@ -147,8 +155,19 @@ class _Input:
             return split_among(arg, self.layout, self.mesh)
         return [arg] * len(self.devices) if self.one_device else [arg.to(device) for device in self.devices]
 
+    def _lies_so(self, arg: ShardedTensor, held: Sharded) -> bool:
+        """Whether it lies as the graph needs it, in another weight's way perhaps."""
+        if self.weighed is not None and (arg.shape, arg.dtype) != self.weighed:
+            raise OtherWeight(
+                f"{self.source.name} is {list(arg.shape)}, {arg.dtype} now; the graph was compiled for "
+                f"{list(self.weighed[0])}, {self.weighed[1]}: call the model again"
+            )
+        return held.placement == self.layout and arg.mesh.same_as(self.mesh)
+
     def _reshard(self, arg: ShardedTensor) -> Sequence[torch.Tensor]:
-        """Another layout than the one that this graph was compiled for."""
+        """Another layout than the one that this graph was compiled for, or the ranks of another model."""
+        if not arg.mesh.same_as(self.mesh):
+            return split_among(arg.gathered(), self.layout, self.mesh)
         match arg.held:
             case Unsharded():
                 arg.distribute(self.layout)
@@ -173,7 +192,11 @@ class _Input:
         """Bring what the ranks wrote, each into a value of its own, to a plain argument."""
         if not isinstance(arg, torch.Tensor):
             return
-        if isinstance(arg, ShardedTensor) and not isinstance(arg.held, ViewOf):
+        if (
+            isinstance(arg, ShardedTensor)
+            and arg.mesh.same_as(self.mesh)
+            and not isinstance(arg.held, ViewOf)
+        ):
             return  # the ranks wrote into its shards
         with torch.no_grad():
             whole = whole_of(values, self.layout.dims, arg.shape, self.mesh) if self.layout else values[0]

@@ -48,7 +48,8 @@ def plan_graph(session: Session, module: GraphModule, example_inputs: Sequence[A
 
 def _traced(module: GraphModule, use: _LayoutsOnly) -> Compiled:
     placeholders = module.graph.find_nodes(op="placeholder")
-    sources = [_source(value, node.name) for value, node in zip(use.inputs, placeholders, strict=True)]
+    mesh = use.session.mesh
+    sources = [_source(value, node.name, mesh) for value, node in zip(use.inputs, placeholders, strict=True)]
     return trace(module, sources, use, _fake)
 
 
@@ -77,7 +78,8 @@ class _LayoutsOnly:
         """Give parameters that had no layout the one that this graph chose."""
         placeholders = parallel.graph.find_nodes(op="placeholder")
         for node, value in zip(placeholders, self.inputs, strict=False):  # tangents come last
-            if isinstance(value, ShardedTensor) and value.placement is None:
+            own = isinstance(value, ShardedTensor) and value.mesh.same_as(self.session.mesh)
+            if own and value.placement is None:
                 layout = shards_of(node)
                 value.distribute(layout)
                 set_source(node, replace(source_of(node), pinned=layout))
@@ -136,9 +138,9 @@ class SomeBatchesOnly(Exception):
     """Ends the capture of a graph that was to do for any number of rows."""
 
 
-def _source(value: Any, name: str) -> Source:
-    """What one of Dynamo's inputs is: a ShardedTensor knows its own name."""
-    if not isinstance(value, ShardedTensor):
+def _source(value: Any, name: str, mesh: Mesh) -> Source:
+    """What one of Dynamo's inputs is: a ShardedTensor knows its own name. One of other ranks is gathered."""
+    if not isinstance(value, ShardedTensor) or not value.mesh.same_as(mesh):
         return Source("input", name)
     kind = "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
     kind = "state" if value.qualified_name is None else kind

@@ -13,11 +13,13 @@ import torch
 
 from ..capture.inputs import Inputs, call_of, is_text, varying_sizes
 from ..errors import ModelError
+from ..execution.program import OtherWeight
 from ..runtime.processes import bytes_of_tensors, require_same
 from ..sharded_tensor.model_weights import adopt_weights, load_into_place
 from ..sharded_tensor.state_tensor import give_addresses
 from ..sharded_tensor.tensor import ShardedTensor, gather_tree
 from ..torch_internals.dynamo import FailedOp, dynamic_sizes, mark_dynamic_sizes
+from ..torch_internals.module_changes import CHANGES
 from .aot_compiler import LayoutsChosen, plan_graph
 from .call_inputs import brought_to, described, lies_on, require_contents, unfit
 from .graphs import Graphs
@@ -57,6 +59,14 @@ class Entry:
         if len(self._by_state) > KEPT_STATES:
             del self._by_state[next(iter(self._by_state))]
 
+    def _go_on_with_adopted(self) -> None:
+        """The graphs that are used now have made weights of this model split ones."""
+        self._graphs.adopted = False
+        self.prepare_modules()
+        self._by_state.pop(self._state.key, None)
+        self._state = ModelState.of(self.model)
+        self._by_state[self._state.key] = self._graphs
+
     def prepare_modules(self) -> None:
         """Have a say in what `to`, `half`, `load_state_dict` and `state_dict` do with any of its parts."""
         for module in self.model.modules():
@@ -76,12 +86,26 @@ class Entry:
         runs, is_step = self.session.runs, _mark_dynamic(tensors)
         if not self._state.holds():
             self._look_again()
-        result = self._run(self._graphs, is_step, args, kwargs)
+        result = self._run_fitting(is_step, args, kwargs)
+        if self._graphs.adopted:
+            self._go_on_with_adopted()
         if self.session.runs == runs:
             self._note_whole_call()
         if self._worked is None:
             self._worked = described(self.forward, args, kwargs)
         return gather_tree(result)
+
+    def _run_fitting(self, is_step: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the graphs return; others, where one split weight is in the place of another."""
+        runs = self.session.runs
+        try:
+            return self._run(self._graphs, is_step, args, kwargs)
+        except OtherWeight:  # Dynamo has not been told
+            if self.session.runs > runs:
+                raise
+        CHANGES.note()
+        self._look_again()
+        return self._run(self._graphs, is_step, args, kwargs)
 
     def _run(self, graphs: Graphs, is_step: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the graphs return.

@@ -24,7 +24,7 @@ from ..errors import DeviceError, TpfxError
 from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import adopt, succeed
 from ..sharded_tensor.state_tensor import give_addresses
-from ..torch_internals.dynamo_cache import forget_graphs, forget_sizes, sizes_now
+from ..torch_internals.dynamo_cache import forget_graphs, forget_sizes, guard_on_successors, sizes_now
 from ..torch_internals.parameter_slots import Slot
 from .aot_compiler import compile_graph
 from .options import Target
@@ -60,6 +60,7 @@ def backend(
     slots = _shard(module.graph.find_nodes(op="placeholder"), example_inputs, session)
     _sizes[session].append(sizes_now())
     made = {id(original): slot.value for slot, original in slots}
+    guard_on_successors(made)
     inputs = [made.get(id(value), value) for value in example_inputs]
     try:
         return compile_graph(session, module, inputs)

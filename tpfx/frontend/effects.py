@@ -16,7 +16,6 @@ from ..sharded_tensor.optimizers import OPTIMIZER_EFFECTS
 from ..torch_internals.batch_guards import BATCH_EFFECTS
 from ..torch_internals.dynamo import skip_frames
 from ..torch_internals.effects import Effect, Undo
-from ..torch_internals.module_changes import CHANGE_EFFECTS
 
 
 class Effects:
@@ -97,6 +96,4 @@ class Effects:
             self._settle()
 
 
-EFFECTS = Effects(
-    skip_frames(__name__.partition(".")[0]), *BATCH_EFFECTS, *OPTIMIZER_EFFECTS, *CHANGE_EFFECTS
-)
+EFFECTS = Effects(skip_frames(__name__.partition(".")[0]), *BATCH_EFFECTS, *OPTIMIZER_EFFECTS)

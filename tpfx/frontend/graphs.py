@@ -12,10 +12,19 @@ from typing import Any
 
 import torch
 
+from ..sharded_tensor.model_weights import restore_weights, sharded_weight
+from ..sharded_tensor.optimizers import succeed
 from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.batch_guards import CAN_OPEN_BATCHES, open_batches
 from ..torch_internals.dynamo import NOT_CAPTURED, BackendCompilerFailed, Settings, fresh, twin
-from ..torch_internals.dynamo_cache import compile_with, forget_graphs, forget_sizes, sizes_now
+from ..torch_internals.dynamo_cache import (
+    compile_with,
+    forget_graphs,
+    forget_sizes,
+    guard_on_successors,
+    sizes_now,
+)
+from ..torch_internals.parameter_slots import Slot, slots_of
 from .aot_compiler import compile_for_any_batch, compile_graph
 from .session import Session
 
@@ -34,7 +43,8 @@ class Graphs:
         session: Session,
         compiler: Callable[..., Any] = compile_graph,
     ) -> None:
-        self.session = session
+        self.session, self._model = session, weakref.ref(model)
+        self.adopted = False  # whether the model was found to have weights that were not split
         self._backends: list[Backend] = []  # another backend object keeps Dynamo from earlier graphs
         weakref.finalize(self, _forget, self._backends).atexit = False
         self._settings = Settings(model)
@@ -48,9 +58,29 @@ class Graphs:
         self, forward: Callable[..., Any], compiler: Callable[..., Any], fullgraph: bool = False
     ) -> Callable[..., Any]:
         """A forward whose graphs a compiler of this session compiles."""
-        backend = Backend(compiler, self.session)
+        backend = Backend(compiler, weakref.ref(self))
         self._backends.append(backend)
         return compile_with(forward, backend, fullgraph, {"guard_filter_fn": _keep_guards})
+
+    def adopt(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], list[Slot]]:
+        """A graph's inputs, with those that the model was given later, as weights, now split.
+
+        Dynamo guards on the types of weights, so it captures anew where a plain one has taken a place.
+        """
+        plain = {id(value) for value in inputs if type(value) in (torch.Tensor, torch.nn.Parameter)}
+        model = self._model()
+        places = [] if model is None else [slot for slot in slots_of(model) if id(slot.value) in plain]
+        made = {
+            id(slot.value): sharded_weight(slot.value, slot.name, self.session.mesh)
+            for slot in reversed(places)
+        }
+        for slot in places:
+            succeed(slot.value, made[id(slot.value)])
+            slot.table[slot.key] = made[id(slot.value)]
+        if places:
+            self.adopted = True
+            guard_on_successors(made)
+        return [made.get(id(value), value) for value in inputs], places
 
     def call(self, is_step: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `forward` returns, with what is split in it split."""
@@ -86,16 +116,21 @@ def _call(compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 class Backend:
     """What Dynamo calls with a graph. Dynamo keeps it, so it must not keep a session."""
 
-    def __init__(self, compiler: Callable[..., Any], session: Session) -> None:
-        self.compiler, self.session = compiler, weakref.ref(session)
+    def __init__(self, compiler: Callable[..., Any], graphs: Callable[[], Graphs | None]) -> None:
+        self.compiler, self.graphs = compiler, graphs
         self.sizes: list[Callable[[], Any]] = []
 
     def __call__(self, module: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """What runs the graph on the session's devices."""
-        session = self.session()
-        assert session is not None, "the compiled forward that is called now has the session"
+        graphs = self.graphs()
+        assert graphs is not None, "the compiled forward that is called now has them"
         self.sizes.append(sizes_now())
-        compiled: Callable[..., Any] = self.compiler(session, module, example_inputs)
+        inputs, slots = graphs.adopt(example_inputs)
+        try:
+            compiled: Callable[..., Any] = self.compiler(graphs.session, module, inputs)
+        except BaseException:
+            restore_weights(slots)
+            raise
         return compiled
 
 

@@ -79,6 +79,11 @@ def is_tensor(value: object) -> bool:
     return isinstance(value, Node) and isinstance(value.meta.get("val"), torch.Tensor)
 
 
+def is_check(node: Node) -> bool:
+    """Whether a node is an op that gives nothing, and is called for what it may raise."""
+    return isinstance(node.target, OpOverload) and not node.target._schema.returns and not is_mutable(node)
+
+
 def is_mutable(node: Node) -> bool:
     """Whether a call writes into its first operand."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable

@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 
 from ..ir.annotations import choice_of, layout_of
 from ..ir.layout import Partial
-from ..ir.nodes import is_getitem, is_tensor
+from ..ir.nodes import is_check, is_getitem, is_tensor
 from ..ir.provenance import ORIGIN, add_represented, set_origin
 from ..ir.resharding import all_gather, all_reduce, shard, to_partial
 from ..kernels.collectives import broadcast_random, gather_shards
@@ -73,7 +73,7 @@ def _must_stay(node: Node) -> bool:
     target = node.target
     if not isinstance(target, OpOverload):
         return target in (broadcast_random, gather_shards)
-    return target.namespace == "_c10d_functional" or target._schema.is_mutable
+    return target.namespace == "_c10d_functional" or target._schema.is_mutable or is_check(node)
 
 
 def _emit(local: Rank, node: Node) -> Any:

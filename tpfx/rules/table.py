@@ -326,6 +326,7 @@ _UNSPLIT = family(
     aten._local_scalar_dense.default,
     aten._assert_async.default,
     aten._assert_async.msg,
+    aten._linalg_check_errors.default,
 )
 
 TABLE: dict[Any, Rule] = {

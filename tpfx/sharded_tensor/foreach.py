@@ -38,16 +38,23 @@ def by_list(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], on_wholes
     """An op over lists: divided items by their shards, the others by `on_wholes(func, (), kwargs)`."""
     values = _named(func, args, kwargs)
     first = next(iter(values.values()))
-    divided = [at for at, item in enumerate(first) if _divided(item)]
-    rest = sorted(set(range(len(first))) - set(divided))
     results: list[Any] = [None] * len(first)
-    for chosen, run in ((divided, _on_shards), (rest, on_wholes)):
-        if chosen:
-            own = {name: _picked(value, chosen, len(first)) for name, value in values.items()}
-            made = run(func, (), own) or [None] * len(chosen)
-            for at, item in zip(chosen, made, strict=True):
-                results[at] = item
+    for ranks, chosen in _by_ranks(first).items():
+        own = {name: _picked(value, chosen, len(first)) for name, value in values.items()}
+        run = on_wholes if ranks is None else _on_shards
+        made = run(func, (), own) or [None] * len(chosen)
+        for at, item in zip(chosen, made, strict=True):
+            results[at] = item
     return results if func._schema.returns else None
+
+
+def _by_ranks(items: Sequence[Any]) -> dict[Any, list[int]]:
+    """The positions of the items that lie on the same ranks, those that are not divided last."""
+    found: dict[Any, list[int]] = {}
+    for at, item in enumerate(items):
+        found.setdefault((item.mesh.devices, item.mesh.owned) if _divided(item) else None, []).append(at)
+    rest = found.pop(None, [])
+    return {**found, None: rest} if rest else found
 
 
 def _named(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Values:

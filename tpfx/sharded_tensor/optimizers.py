@@ -13,15 +13,36 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from ..torch_internals.effects import before_every_step
-from ..torch_internals.wrapper_subclass import allow_foreach
+from ..torch_internals.wrapper_subclass import allow_foreach, set_in_place
 from .tensor import ShardedTensor
 
 _SUCCESSOR = "_tpfx_successor"
 
 
 def succeed(original: torch.Tensor, successor: torch.Tensor) -> None:
-    """Remember which tensor has taken a weight's place in the model."""
+    """Remember which tensor has taken a weight's place in the model; it gets the gradients of graphs that are
+    older."""
     setattr(original, _SUCCESSOR, weakref.ref(successor))
+    if original.requires_grad:
+        original.register_post_accumulate_grad_hook(_hand_on)
+
+
+def _hand_on(original: torch.Tensor) -> None:
+    successor = getattr(original, _SUCCESSOR, lambda: None)()
+    if successor is not None:
+        given, original.grad = like(successor, original.grad), None  # type: ignore[arg-type]
+        successor.grad = given if successor.grad is None else successor.grad + given
+
+
+def like(weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """What has been computed for a weight, or is remembered of each of its elements, as the weight lies."""
+    if not isinstance(weight, ShardedTensor):
+        return value.full() if isinstance(value, ShardedTensor) else value
+    if not isinstance(value, ShardedTensor):
+        value = ShardedTensor.unsharded(weight.mesh, value)
+    if weight.placement is not None and value.placement is None:
+        value.distribute(weight.placement)
+    return value
 
 
 def forget_successor(original: torch.Tensor) -> bool:
@@ -51,10 +72,8 @@ def _divide(state: dict[str, Any], weight: ShardedTensor) -> None:
     """Lay out what an optimizer remembers of each element as the weight is."""
     for key, value in state.items():
         if type(value) is torch.Tensor and value.dim() and value.shape == weight.shape:
-            assert weight.placement is not None
-            state[key] = ShardedTensor.unsharded(weight.mesh, value)
-            state[key].distribute(weight.placement)
+            state[key] = like(weight, value)
 
 
-# What torch's optimizers need to be told while there are compiled models.
-OPTIMIZER_EFFECTS = (before_every_step(adopt), allow_foreach(ShardedTensor))
+# What torch's optimizers and parametrizations need to be told while there are compiled models.
+OPTIMIZER_EFFECTS = (before_every_step(adopt), allow_foreach(ShardedTensor), set_in_place(ShardedTensor))

@@ -6,8 +6,9 @@ forget_graphs(lambda made_by: made_by is backend)
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch._dynamo import convert_frame, eval_frame
 from torch._dynamo.guards import CheckFunctionManager, DeletedGuardManagerWrapper
 from torch._guards import TracingContext
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils.weak import TensorWeakRef
 
 Backend = Callable[..., Any]
 
@@ -73,6 +75,22 @@ def sizes_now() -> Callable[[], Any]:
     mode = None if context is None else context.fake_mode
     env = None if mode is None else mode.shape_env
     return (lambda: None) if env is None else weakref.ref(env)
+
+
+def guard_on_successors(replaced: Collection[int]) -> None:
+    """Of tensors that were replaced while a graph of theirs is compiled, guard on those that are there now.
+
+    Dynamo would guard on the ones that it has seen, if something keeps them alive, and find others there.
+
+    Args:
+        replaced: the ids of the tensors that the graph was captured with.
+    """
+    context = TracingContext.try_get()
+    for guard in () if context is None else context.guards_context.dynamo_guards:
+        make: Any = guard.create_fn
+        seen = getattr(make, "keywords", {}).get("value")
+        if isinstance(seen, TensorWeakRef) and id(seen()) in replaced:
+            guard.create_fn = functools.partial(make.func, *make.args, **{**make.keywords, "value": None})
 
 
 def forget_sizes(known: Iterable[Callable[[], Any]]) -> None:

@@ -1,7 +1,7 @@
-"""Whether modules of this process may have changed: their hooks, parameters and submodules.
+"""Whether modules of this process may have other hooks than before, or weights been changed in place.
 
 seen = CHANGES.number()                          # it only grows; 0.2 µs
-if CHANGES.number() != seen: ...                 # something was registered since, in some module
+if CHANGES.number() != seen: ...                 # a hook was registered since, of some module or tensor
 tables = list(hook_tables(model))                # [(place, the table of hooks)]: those that are not empty
 """
 
@@ -14,8 +14,6 @@ import torch
 from torch.nn.modules import module as _module
 from torch.utils.hooks import RemovableHandle
 
-from .effects import Effect, Undo
-
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 
@@ -26,8 +24,8 @@ class Changes:
     def __init__(self) -> None:
         self.noted = 0
 
-    def note(self, *_: Any) -> None:
-        """Something has changed: a parameter or submodule was registered, or a weight is another one."""
+    def note(self) -> None:
+        """Something has changed: a weight's shape or dtype, or whether a gradient is wanted of it."""
         self.noted += 1
 
     def number(self) -> int:
@@ -36,27 +34,6 @@ class Changes:
 
 
 CHANGES = Changes()
-
-
-def _note_registrations() -> Undo:
-    handles = [
-        register(CHANGES.note)
-        for register in (
-            _module.register_module_parameter_registration_hook,
-            _module.register_module_module_registration_hook,
-        )
-    ]
-
-    def undo() -> bool:
-        for handle in handles:
-            handle.remove()
-        return True
-
-    return undo
-
-
-# Buffers are left out: models register them in `forward`, where Dynamo would trace what is called then.
-CHANGE_EFFECTS = (Effect("registrations of parameters and submodules are noted", _note_registrations),)
 
 
 def hook_tables(model: torch.nn.Module) -> Iterator[tuple[object, dict[int, Any]]]:

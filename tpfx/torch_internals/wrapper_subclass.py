@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
+from torch.nn.utils import parametrize
 from torch.optim import optimizer as _optimizer
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
 
-from .effects import Effect, Undo
+from .effects import Effect, Undo, replace_in
 from .module_changes import CHANGES
 
 # A tensor of a subclass, without memory: `(cls, shape, strides=, dtype=, device=, requires_grad=)`.
@@ -45,6 +47,24 @@ class Watched(torch.Tensor):
         """The same tensor, with `requires_grad` as told."""
         self.requires_grad = requires_grad
         return self
+
+
+def set_in_place(kind: type[torch.Tensor]) -> Effect:
+    """A parametrization that is registered puts its own value into such a tensor.
+
+    Of subclasses torch swaps the objects instead, which it refuses where something refers to one weakly.
+    """
+
+    def change(maybe_set: Callable[..., Any]) -> Callable[..., Any]:
+        def set_or_put(dest: torch.Tensor, src: torch.Tensor) -> None:
+            if isinstance(dest, kind):
+                dest.data = src
+            else:
+                maybe_set(dest, src)
+
+        return set_or_put
+
+    return Effect("parametrizations set tensors", lambda: replace_in(vars(parametrize), "_maybe_set", change))
 
 
 def allow_foreach(kind: type[torch.Tensor]) -> Effect:
