@@ -33,8 +33,9 @@ def ready() -> TiedNet:
     return tpfx.compile(net(), CPUS, example_inputs=(IDS,))
 
 
-def test_weights_that_forward_leaves_out_stay_whole(ready: TiedNet) -> None:
-    assert ready.spare.weight.shards is None and ready.up.weight.shards is not None
+def test_weights_that_forward_leaves_out_are_stored_evenly(ready: TiedNet) -> None:
+    assert ready.spare.weight.pinned is None and ready.up.weight.pinned is not None
+    assert [part.shape for part in ready.spare.weight.shards] == [(24, 16), (24, 16)]
     report = tpfx.report(ready)
     reference = net()
     held = {id(value): value for value in (*reference.parameters(), *reference.buffers())}

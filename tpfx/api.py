@@ -18,6 +18,7 @@ from .checkpoint.safetensors_files import Checkpoint, Stored, reading, weights_i
 from .errors import AlreadyCompiledError, InputError, ModelError
 from .frontend.compiled_forward import Entry
 from .frontend.dynamo_backend import session_of
+from .frontend.methods import lead_through, method_names
 from .frontend.options import Target
 from .frontend.report import Report
 from .frontend.session import Session
@@ -45,6 +46,7 @@ def compile(
     example_inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
     topology: Topology | None = None,
+    methods: Sequence[str] | None = None,
     device_compiler: str = "native",
     timeout: float = 300.0,
     group: ProcessGroup | None = None,
@@ -52,8 +54,8 @@ def compile(
     """Split a model over several devices, in place.
 
     Its parameters and buffers become `ShardedTensor`s; an optimizer that has the old ones takes over the new
-    ones at its next step. A parameter that no graph uses yet stays whole, where it was. If anything fails,
-    the model is left as it was.
+    ones at its next step. Those that no call has used yet are divided evenly, as storage, once the others are
+    divided: the first call that uses them decides. If anything fails, the model is left as it was.
 
     Args:
         model: any module with parameters. It is changed in place, and returned.
@@ -67,6 +69,8 @@ def compile(
             says, and a graph that it has is carried out as it says. For any other graph, such as that of
             another kind of device, the cheapest way with these weights is chosen.
         topology: what collectives and arithmetic cost, for the chooser; the plan's where there is one.
+        methods: the names of the methods that are compiled at their first call, beside `forward`; None for
+            all that run submodules, such as `encode` or `get_text_features`, and [] for none.
         device_compiler: what runs the graph of each device: "native", tpfx's executor, op by op from C++;
             "inductor", TorchInductor's code, which takes a minute to make and is faster then; or "eager", op
             by op from Python, for debugging.
@@ -82,16 +86,16 @@ def compile(
         DeviceError: the devices do not make a mesh.
         AlreadyCompiledError: the model has been compiled before.
         ModelError: the model is no module, or has no parameters, or some that cannot be divided.
-        InputError: the example inputs are no tuple and no dict, or no op of the model can take them.
+        InputError: the example inputs are no tuple and no dict, or no op of the model can take them; or the
+            model has no such method.
         TpfxError: the device compiler is unknown.
         PlanError: the plan cannot be read, or is for another model, number of devices or version of tpfx.
         Exception: what the model's forward raises with the example inputs.
 
     >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
     """
-    return _compile(
-        model, example_inputs, plan, Target(devices, topology, device_compiler, timeout, group), {}
-    )
+    target = Target(devices, topology, device_compiler, timeout, group)
+    return _compile(model, example_inputs, plan, target, methods, {})
 
 
 def load(
@@ -102,6 +106,7 @@ def load(
     example_inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
     topology: Topology | None = None,
+    methods: Sequence[str] | None = None,
     device_compiler: str = "native",
     timeout: float = 300.0,
     group: ProcessGroup | None = None,
@@ -117,8 +122,8 @@ def load(
             have contents keep them.
         checkpoint: a safetensors file, an index of several, or a folder with one or the other, as
             transformers and diffusers write them; of a pipeline, the folder of the one model.
-        devices: as `compile` takes them; likewise `plan`, `topology`, `device_compiler`, `timeout` and
-            `group`.
+        devices: as `compile` takes them; likewise `plan`, `topology`, `methods`, `device_compiler`, `timeout`
+            and `group`.
         example_inputs: as `compile` takes them; needed unless the model brings its own.
         progress: whether a bar on stderr shows the bytes read; None where stderr is a terminal.
 
@@ -140,7 +145,7 @@ def load(
     with reading(show) as progressed:
         stored = weights_in(model, Checkpoint(checkpoint, progressed.tell))
         target = Target(devices, topology, device_compiler, timeout, group)
-        return _compile(model, example_inputs, plan, target, stored, progressed.expect)
+        return _compile(model, example_inputs, plan, target, methods, stored, progressed.expect)
 
 
 def _compile(
@@ -148,10 +153,12 @@ def _compile(
     example_inputs: Inputs | None,
     plan: Plan | str | Path | None,
     target: Target,
+    methods: Sequence[str] | None,
     stored: Mapping[int, Stored],
     expect: Callable[[int], None] = lambda size: None,
 ) -> M:
     _check(model, example_inputs, stored)
+    names = method_names(model, methods)
     made = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     mesh = target.mesh()
     if made is not None:
@@ -164,6 +171,8 @@ def _compile(
             _follow(made, slots, session)
         entry = Entry(model, model.forward, session)
         _plan(entry, example_inputs)
+        if session.newest is not None:
+            entry.store_the_rest()
         if stored:
             _require_a_plan(model, session)
             read_weights(slots, mesh, expect)
@@ -172,6 +181,7 @@ def _compile(
         session.close()
         raise
     _install(model, entry)
+    lead_through(model, names)
     if mesh.replicas is not None:
         average_gradients(model, mesh)
     return model

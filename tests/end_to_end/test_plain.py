@@ -372,15 +372,59 @@ def test_a_number_that_varies_is_no_reason_to_run_whole() -> None:
 def test_a_call_that_dynamo_leaves_out_is_in_the_report() -> None:
     plain, x = Scaled(), torch.randn(4, 64)
     model = tpfx.compile(copy.deepcopy(plain), ["cpu", "cpu"])
-    with torch._dynamo.config.patch(recompile_limit=2):
-        for scale in (1.0, 2.0):
-            model(x, scale)
-        assert tpfx.report(model).whole_calls == 0
-        with pytest.warns(UserWarning, match="Scaled ran whole, on cpu: none of its graphs fits this call"):
-            torch.testing.assert_close(model(x, 3.0), plain(x, 3.0))
+    for scale in (1.0, 2.0):
+        model(x, scale)
+    assert tpfx.report(model).whole_calls == 0
+    warns = pytest.warns(UserWarning, match="Scaled ran whole, on cpu: none of its graphs fits this call")
+    with torch.compiler.set_stance("eager_on_recompile"), warns:
+        torch.testing.assert_close(model(x, 3.0), plain(x, 3.0))
     report = tpfx.report(model)
     assert (report.graphs, report.whole_calls) == (2, 1)
     assert "calls that ran whole" in str(report)
+
+
+def test_no_number_of_ways_to_call_a_model_has_it_run_whole() -> None:
+    plain, x = Scaled(), torch.randn(4, 64)
+    model = tpfx.compile(copy.deepcopy(plain), ["cpu", "cpu"])
+    with torch._dynamo.config.patch(recompile_limit=2, accumulated_recompile_limit=3), torch.no_grad():
+        for scale in (1.0, 2.0, 3.0, 4.0, 5.0):
+            torch.testing.assert_close(model(x, scale), plain(x, scale))
+    assert (tpfx.report(model).graphs, tpfx.report(model).whole_calls) == (5, 0)
+
+
+class Broken(nn.Module):
+    """Two graphs, of which Dynamo keeps the second with code that all models of the class share."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, width), nn.Linear(width, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(x)
+        torch._dynamo.graph_break()
+        return self.down(x.relu())
+
+
+def by_backend(model: nn.Module) -> nn.Module:
+    compiled: nn.Module = torch.compile(model, backend="tpfx", options={"devices": ["cpu", "cpu"]})
+    return compiled
+
+
+@pytest.mark.parametrize("door", [lambda model: tpfx.compile(model, ["cpu", "cpu"]), by_backend])
+@pytest.mark.parametrize(
+    "make", [Broken, lambda width: nn.Sequential(nn.Linear(8, width), nn.Linear(width, 8))]
+)
+def test_no_number_of_models_has_the_next_run_whole(make: Any, door: Any) -> None:
+    """Sequential's forward is one that Dynamo calls from a frame of its own, the same for all of them."""
+    kept = []
+    with torch._dynamo.config.patch(recompile_limit=2, accumulated_recompile_limit=3), torch.no_grad():
+        for width in (16, 24, 32, 40, 48):
+            model, x = make(width), torch.randn(3, 8)
+            expected = model(x)
+            kept.append(door(model))
+            torch.testing.assert_close(kept[-1](x), expected)
+            report = tpfx.report(model)
+            assert max(report.bytes_per_device) < 0.6 * report.total_bytes
 
 
 def test_models_of_other_sizes_are_split_as_if_alone() -> None:

@@ -148,5 +148,10 @@ def test_comparing_amid_a_trace_does_not_lock_up(two_processes: Launched) -> Non
     two_processes.results("comparing_amid_a_trace")
 
 
+def test_weights_that_a_later_call_reaches(two_processes: Launched) -> None:
+    for held in two_processes.results("reached_later"):
+        assert max(held) < 1.1 * sum(held) / 2
+
+
 def test_device_meshes(two_processes: Launched) -> None:
     two_processes.results("device_meshes")

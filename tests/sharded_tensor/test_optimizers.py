@@ -14,18 +14,39 @@ from torch import nn
 
 import tpfx
 from tests.support.nets import Net
-from tests.support.sharded import CPUS
+from tests.support.sharded import CPUS, MESH
+from tpfx.ir.shards import Shards
 from tpfx.runtime.mesh import Mesh
 from tpfx.runtime.thread_runtime import runtime_of
 from tpfx.sharded_tensor import per_shard
+from tpfx.sharded_tensor.optimizers import adopt
 from tpfx.sharded_tensor.tensor import ShardedTensor
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+ROWS = Shards(((0, (((0, 3),), ((3, 4),))),))
+COLUMNS = Shards(((1, (((0, 3),), ((3, 6),))),))
 
 
 @pytest.fixture(scope="module")
 def split() -> nn.Module:
     return tpfx.compile(Net().train(), CPUS)
+
+
+def test_state_follows_a_weight_that_is_laid_out_anew() -> None:
+    plain = torch.nn.Parameter(torch.randn(4, 6))
+    weight = ShardedTensor.unsharded(MESH, plain.detach().clone(), requires_grad=True)
+    weight.distribute(ROWS, chosen=False)
+    both = [torch.optim.AdamW([one], lr=0.1) for one in (plain, weight)]
+    for layout in (None, COLUMNS):
+        if layout is not None:
+            weight.distribute(layout)
+        for one, optimizer in zip((plain, weight), both, strict=True):
+            one.grad = torch.full((4, 6), 0.5)
+            adopt(optimizer)
+            optimizer.step()
+        torch.testing.assert_close(weight.full(), plain.detach())
+    assert both[1].state[weight]["exp_avg"].placement == COLUMNS
 
 
 def reset(split: nn.Module) -> tuple[nn.Module, nn.Module]:

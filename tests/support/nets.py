@@ -67,6 +67,24 @@ class Branches(nn.Module):
         return self.left(inner).sin() * self.right(inner).cos()
 
 
+class TwoTowers(nn.Module):
+    """Text, and an image if there is one: a call with text alone uses half of the weights.
+
+    Ids `[batch, length]` of 50, images `[batch, 3, 8, 8]`, to `[batch, 32]`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.text = nn.Sequential(nn.Embedding(50, 32), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
+        self.image = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 32))
+        self.image.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, ids: Tensor, image: Tensor | None = None) -> Tensor:
+        text = self.text(ids).mean(1)
+        return text if image is None else text + self.image(image) * self.image.scale
+
+
 def state_of(model: nn.Module) -> tuple[Any, ...]:
     """Every object that compile may touch, and what is in it."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -7,6 +7,7 @@ A check whose error is not caught is saved as its traceback. The last one ends b
 
 from __future__ import annotations
 
+import copy
 import sys
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 import tpfx
 from tests.support import spmd
 from tests.support.models import inputs, tiny
+from tests.support.nets import TwoTowers
 from tpfx.runtime.processes import from_all, mesh_from, require_same, world_mesh
 from tpfx.runtime.thread_runtime import Runtime
 
@@ -121,6 +123,24 @@ def comparing_amid_a_trace(_: Path) -> None:
             require_same(mesh, "the steps", [str(step).encode()])
 
 
+def reached_later(_: Path) -> list[int]:
+    """Weights that the first call does not reach, and the second does: laid out anew amid a trace."""
+    plain = TwoTowers()
+    model, ids, image = (
+        tpfx.compile(copy.deepcopy(plain)),
+        torch.arange(12).view(2, 6),
+        torch.ones(2, 3, 8, 8),
+    )
+    for given in ((ids,), (ids, image), (ids,)):
+        loss, expected = (each(*given).square().sum() for each in (model, plain))
+        loss.backward(), expected.backward()
+        torch.testing.assert_close(loss, expected)
+    weights = zip(model.parameters(), plain.parameters(), strict=True)
+    for weight, other in weights:
+        torch.testing.assert_close(weight.grad.full(), other.grad)
+    return tpfx.report(model).bytes_per_device
+
+
 def other_inputs(_: Path) -> None:
     """Raises CollectiveError in both processes."""
     model = tpfx.compile(tiny("gpt2", num_hidden_layers=1))
@@ -131,7 +151,7 @@ def other_inputs(_: Path) -> None:
         model(**given)
 
 
-CHECKS = (same_program, saved, device_meshes, collectives, refused, comparing_amid_a_trace)
+CHECKS = (same_program, saved, device_meshes, collectives, refused, comparing_amid_a_trace, reached_later)
 
 
 def main() -> None:

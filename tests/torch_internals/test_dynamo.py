@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import re
 from typing import Any
@@ -224,3 +225,23 @@ def test_an_op_that_cannot_take_its_operands_says_why_and_where() -> None:
         r"The size of tensor a \((3|\?)\) must match .* b \((4|\?)\) at .*dimension 0\)?", reason
     )
     assert re.search(r"test_dynamo\.py:\d+: return torch\.nn\.functional\.silu\(x\) \+ y", place or "")
+
+
+@pytest.mark.parametrize("calls", ["a module of torch", "a partial function"])
+def test_what_dynamo_calls_from_a_frame_of_its_own_has_one_for_itself(calls: str) -> None:
+    made: list[int] = []
+
+    def backend(module: Any, examples: Any) -> Any:
+        made.append(len(examples))
+        return module.forward
+
+    def forward() -> Any:
+        model = nn.Sequential(nn.Linear(3, 2))
+        return model.forward if calls == "a module of torch" else functools.partial(nn.functional.relu)
+
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for _ in range(3):
+            own = dynamo.fresh(forward())
+            torch.compile(own, backend=backend)(torch.ones(3))
+            torch.compile(dynamo.twin(own), backend=backend)(torch.ones(3))
+    assert len(made) == 6

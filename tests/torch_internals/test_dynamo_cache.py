@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo import eval_frame
@@ -76,3 +77,25 @@ def test_guards_are_on_what_has_taken_a_weights_place() -> None:
     torch._dynamo.reset()
     compiled = dynamo_cache.compile_with(lambda: model.weight * 2, backend, True, {})
     assert compiled() is not None and model.weight is other  # it does not fail on its own guards
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_limits_of_captures_are_those_of_other_backends_alone(ours: bool) -> None:
+    made: list[int] = []
+
+    def backend(module: torch.fx.GraphModule, examples: Any) -> Callable[..., Any]:
+        made.append(len(examples))
+        return module.forward
+
+    def scaled(x: Tensor, by: str) -> Tensor:
+        return x * len(by)
+
+    undo = dynamo_cache.capture_as_often_as_asked(lambda one: ours and one is backend).install()
+    try:
+        compiled = torch.compile(scaled, backend=backend)
+        with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=2):
+            for by in ("a", "ab", "abc", "abcd"):
+                assert compiled(torch.ones(3), by)[0] == len(by)
+    finally:
+        assert undo()
+    assert len(made) == (4 if ours else 1)

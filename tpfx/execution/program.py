@@ -169,11 +169,11 @@ class _Input:
         if not arg.mesh.same_as(self.mesh):
             return split_among(arg.gathered(), self.layout, self.mesh)
         match arg.held:
-            case Unsharded():
-                arg.distribute(self.layout)
-                return arg.shards or ()
             case Sharded(shards, placement) if placement == self.layout:
                 return shards
+            case Unsharded() | Sharded(chosen=False):
+                arg.distribute(self.layout)
+                return arg.shards or ()
             case Sharded():
                 shards = split_among(arg.gathered(), self.layout, self.mesh)
                 if self.source.mutated:

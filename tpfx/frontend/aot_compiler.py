@@ -23,11 +23,13 @@ from ..lowering.device_compiler import compile_for_devices
 from ..passes.apply_plan import encode_choices
 from ..passes.lower import lower
 from ..passes.pipeline import parallelize
+from ..planning.whole_weights import why_whole
 from ..runtime.mesh import Mesh
 from ..runtime.processes import require_same
 from ..sharded_tensor import ShardedTensor
 from ..torch_internals.aot import aliased_outputs
 from ..torch_internals.batch_guards import serves_any_batch
+from ..torch_internals.distributed import outside_traces
 from .session import Session
 
 
@@ -79,9 +81,12 @@ class _LayoutsOnly:
         placeholders = parallel.graph.find_nodes(op="placeholder")
         for node, value in zip(placeholders, self.inputs, strict=False):  # tangents come last
             own = isinstance(value, ShardedTensor) and value.mesh.same_as(self.session.mesh)
-            if own and value.placement is None:
+            if own and value.pinned is None:
                 layout = shards_of(node)
-                value.distribute(layout)
+                why = None if layout else why_whole(node, parallel.splits)
+                value.whole_because = why
+                with outside_traces():  # what was stored evenly is gathered first
+                    value.distribute(layout, chosen=why is None or not why.forced)
                 set_source(node, replace(source_of(node), pinned=layout))
 
     def finish(self, lowered: GraphModule, part: Part) -> Compiled:
@@ -144,7 +149,7 @@ def _source(value: Any, name: str, mesh: Mesh) -> Source:
         return Source("input", name)
     kind = "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
     kind = "state" if value.qualified_name is None else kind
-    return Source(kind, value.qualified_name or name, value.placement)
+    return Source(kind, value.qualified_name or name, value.pinned)
 
 
 def _fake(node: Node) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
@@ -15,18 +16,32 @@ from ..capture.inputs import Inputs, call_of, is_text, varying_sizes
 from ..errors import ModelError
 from ..execution.program import OtherWeight
 from ..runtime.processes import bytes_of_tensors, require_same
+from ..sharded_tensor.even_storage import store_evenly
 from ..sharded_tensor.model_weights import adopt_weights, load_into_place
 from ..sharded_tensor.state_tensor import give_addresses
+from ..sharded_tensor.storage import CALLS
 from ..sharded_tensor.tensor import ShardedTensor, gather_tree
 from ..torch_internals.dynamo import FailedOp, dynamic_sizes, mark_dynamic_sizes
 from ..torch_internals.module_changes import CHANGES
+from ..torch_internals.parameter_slots import slots_of
 from .aot_compiler import LayoutsChosen, plan_graph
 from .call_inputs import brought_to, described, lies_on, require_contents, unfit
 from .graphs import Graphs
 from .model_state import UNSEEN, ModelState
 from .session import Session
+from .undivided import warn_of
 
 KEPT_STATES = 4  # of one model: with and without a hook, with weights frozen and not
+
+
+class _Inside(threading.local):
+    """The sessions of the entries that are being called in this thread."""
+
+    def __init__(self) -> None:
+        self.sessions: list[Session] = []
+
+
+_inside = _Inside()
 
 
 class Entry:
@@ -46,11 +61,14 @@ class Entry:
         self._by_state: dict[Hashable, Graphs] = {}
         self._calls = 0
         self._worked: str | None = None  # what the first call was given that the model could take
+        self.methods: dict[str, Entry] = {}  # others of the model that are compiled
+        self._stored_after = -1  # so many graphs were the weights that none has reached divided evenly
 
     def _look_again(self) -> None:
         """The model may have been changed: use the graphs that were captured of it as it is now."""
         adopt_weights(self.model, self.session.mesh)
         self.prepare_modules()
+        self._stored_after = -1
         self._state = ModelState.of(self.model)
         key = self._state.key
         graphs = self._by_state.pop(key, None)
@@ -77,10 +95,12 @@ class Entry:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `forward` returns, in plain tensors."""
-        tensors = list(_leaves((args, kwargs)))
+        if self.session in _inside.sessions:  # called by a method of the model that is compiled
+            return self.forward(*args, **kwargs)
+        tensors = list(tensors_in((args, kwargs)))
         if not all(lies_on(self._device, one) for one in tensors):
             args, kwargs = self._brought(args, kwargs)
-            tensors = list(_leaves((args, kwargs)))
+            tensors = list(tensors_in((args, kwargs)))
         if self.session.mesh.group is not None:
             self._require_same_inputs(tensors)
         runs, is_step = self.session.runs, _mark_dynamic(tensors)
@@ -90,9 +110,11 @@ class Entry:
         if self._graphs.adopted:
             self._go_on_with_adopted()
         if self.session.runs == runs:
-            self._note_whole_call()
+            self.note_whole_call()
         if self._worked is None:
             self._worked = described(self.forward, args, kwargs)
+        if self.session.graphs != self._stored_after:
+            self.store_the_rest()
         return gather_tree(result)
 
     def _run_fitting(self, is_step: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -113,10 +135,15 @@ class Entry:
         Raises:
             InputError: an op cannot take what it is given, as Dynamo has found.
         """
+        _inside.sessions.append(self.session)
+        CALLS.running = True
         try:
             return graphs.call(is_step, args, kwargs)
         except FailedOp as problem:
             failed = problem
+        finally:
+            _inside.sessions.pop()
+            CALLS.running = bool(_inside.sessions)
         name = type(self.model).__name__
         raise unfit(name, self.forward, (args, kwargs), self._worked, failed)
 
@@ -131,7 +158,7 @@ class Entry:
         """Choose a placement for the parameters that a call with these inputs uses; runs nothing."""
         args, kwargs = call_of(self.model, given)
         args, kwargs = self._brought(args, kwargs)
-        _mark_dynamic(list(_leaves((args, kwargs))))
+        _mark_dynamic(list(tensors_in((args, kwargs))))
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
@@ -142,6 +169,13 @@ class Entry:
         finally:
             for module in training:
                 module.training = True
+
+    def store_the_rest(self) -> None:
+        """Divide evenly, as storage, the weights that no graph has reached so far."""
+        self._stored_after = self.session.graphs
+        store_evenly((slot.value for slot in slots_of(self.model)), self.session.mesh)
+        if self.session.newest is not None:  # else it has been said that all ran whole
+            warn_of(self.model, self.session)
 
     def convert(
         self, module: torch.nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
@@ -173,7 +207,7 @@ class Entry:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
         model = copy.deepcopy(self.model, memo)
-        session = replace(self.session, graphs=0, whole_ops={}, runs=0, whole_calls=0)
+        session = replace(self.session, graphs=0, whole_ops={}, runs=0, whole_calls=0, warned=set())
         return Entry(model, copy.deepcopy(self.forward, memo), session)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -187,28 +221,30 @@ class Entry:
             plain = (tensor for tensor in given if type(tensor) is torch.Tensor)
             require_same(self.session.mesh, "the inputs", bytes_of_tensors(plain))
 
-    def _note_whole_call(self) -> None:
-        """Dynamo has left the call out: it captured nothing of it, or has captured it as often as it will."""
+    def note_whole_call(self) -> None:
+        """Dynamo has left the call out: it captured nothing of it, or was told to capture no more."""
         self.session.whole_calls += 1
         why, see = "Dynamo captured no graph of it, so nothing is split", "graph_breaks"
         if self.session.graphs:
             why, see = "none of its graphs fits this call, and Dynamo makes no more of them", "recompiles"
-        warnings.warn(
-            f"{type(self.model).__name__} ran whole, on {self._device}: {why}; TORCH_LOGS={see} says more",
-            stacklevel=4,
-        )
+        name = type(self.model).__name__
+        if (name, why) not in self.session.warned:
+            self.session.warned.add((name, why))
+            warnings.warn(
+                f"{name} ran whole, on {self._device}: {why}; TORCH_LOGS={see} says more", stacklevel=4
+            )
 
 
-def _leaves(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """The tensors in nested containers."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _leaves(item)
+            yield from tensors_in(item)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _leaves(item)
+            yield from tensors_in(item)
 
 
 def _mark_dynamic(inputs: Sequence[torch.Tensor]) -> bool:

@@ -27,6 +27,7 @@ from ..sharded_tensor.state_tensor import give_addresses
 from ..torch_internals.dynamo_cache import forget_graphs, forget_sizes, guard_on_successors, sizes_now
 from ..torch_internals.parameter_slots import Slot
 from .aot_compiler import compile_graph
+from .effects import own_backend
 from .options import Target
 from .session import Session
 from .weight_holders import HOLDERS
@@ -41,6 +42,7 @@ _modules: weakref.WeakKeyDictionary[Session, set[int]] = weakref.WeakKeyDictiona
 _sizes: weakref.WeakKeyDictionary[Session, list[Callable[[], Any]]] = weakref.WeakKeyDictionary()
 
 
+@own_backend
 def backend(
     module: GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:

@@ -10,12 +10,15 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from ..sharded_tensor.optimizers import OPTIMIZER_EFFECTS
 from ..torch_internals.batch_guards import BATCH_EFFECTS
 from ..torch_internals.dynamo import skip_frames
+from ..torch_internals.dynamo_cache import capture_as_often_as_asked
 from ..torch_internals.effects import Effect, Undo
+
+T = TypeVar("T")
 
 
 class Effects:
@@ -96,4 +99,18 @@ class Effects:
             self._settle()
 
 
-EFFECTS = Effects(skip_frames(__name__.partition(".")[0]), *BATCH_EFFECTS, *OPTIMIZER_EFFECTS)
+_OURS = "_tpfx_backend"
+
+
+def own_backend(backend: T) -> T:
+    """Note that a backend of Dynamo is one of tpfx: a function, or a class of those that are called."""
+    setattr(backend, _OURS, True)
+    return backend
+
+
+EFFECTS = Effects(
+    skip_frames(__name__.partition(".")[0]),
+    capture_as_often_as_asked(lambda backend: hasattr(backend, _OURS)),
+    *BATCH_EFFECTS,
+    *OPTIMIZER_EFFECTS,
+)

@@ -26,6 +26,7 @@ from ..torch_internals.dynamo_cache import (
 )
 from ..torch_internals.parameter_slots import Slot, slots_of
 from .aot_compiler import compile_for_any_batch, compile_graph
+from .effects import own_backend
 from .session import Session
 
 
@@ -113,6 +114,7 @@ def _call(compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     raise problem
 
 
+@own_backend
 class Backend:
     """What Dynamo calls with a graph. Dynamo keeps it, so it must not keep a session."""
 

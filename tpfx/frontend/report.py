@@ -15,6 +15,7 @@ from ..dump.text import dump_text
 from ..formatting import bytes_text
 from ..ir.parallel_graph import Collective, ParallelGraph
 from ..sharded_tensor import ShardedTensor
+from .undivided import Undivided, undivided_in
 
 if TYPE_CHECKING:
     from .session import Session
@@ -38,6 +39,7 @@ class Report:
         planned: whether the newest graph was carried out as a given plan says; None where none was given.
         device_compiler: what runs the graph of each device, "native", "eager" or "inductor".
         batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
+        undivided: weights that no graph has divided, by reason, with what can be done about it.
     """
 
     devices: list[str]
@@ -53,6 +55,7 @@ class Report:
     planned: bool | None = None
     device_compiler: str = "native"
     batch_by_batch: str | None = None
+    undivided: list[Undivided] = field(default_factory=list)
 
     @staticmethod
     def of(model: torch.nn.Module, session: Session) -> Report:
@@ -77,6 +80,7 @@ class Report:
             planned=newest.recalled if newest and session.choices else None,
             device_compiler=session.device_compiler,
             batch_by_batch=session.batch_by_batch,
+            undivided=undivided_in(model),
         )
 
     def dump(self) -> str:
@@ -88,6 +92,8 @@ class Report:
         with console.capture() as capture:
             console.print(self._bytes_table())
             console.print(self._collectives_table())
+            if self.undivided:
+                console.print(self._undivided_table())
         return capture.get().rstrip()
 
     def _bytes_table(self) -> Table:
@@ -118,6 +124,14 @@ class Report:
             table.add_row("calls that ran whole", str(self.whole_calls), "")
         if self.batch_by_batch:
             table.add_row(f"steps compiled batch by batch: {self.batch_by_batch}", "", "")
+        return table
+
+    def _undivided_table(self) -> Table:
+        table = Table(title="weights that are not divided", title_justify="left")
+        for heading in ("weights", "bytes", "why", "what helps"):
+            table.add_column(heading, justify="right" if heading == "bytes" else "left")
+        for one in self.undivided:
+            table.add_row(one.named, bytes_text(one.bytes), one.reason, one.remedy)
         return table
 
 

@@ -115,6 +115,14 @@ def unseen(owned: tuple[Pieces, ...], rank: int) -> Pieces:
     return join_neighbours(found)
 
 
+def even_sizes(units: int, loads: Sequence[float]) -> list[int]:
+    """Units for each rank, the remainder one each to those with the least load."""
+    sizes = [units // len(loads)] * len(loads)
+    for rank in sorted(range(len(loads)), key=lambda rank: (loads[rank], rank))[: units % len(loads)]:
+        sizes[rank] += 1
+    return sizes
+
+
 def concrete(dims: Sequence[Dim], split: Split) -> Shards:
     """A split of one tensor as intervals of its dimensions."""
     ranks = range(len(split.rank_intervals))

@@ -14,6 +14,7 @@ from ..ir.annotations import choice_of, dims_of, is_weight, layout_of
 from ..ir.axes import find
 from ..ir.layout import Split, local_size
 from ..ir.nodes import bytes_of, is_tensor
+from ..ir.shards import even_sizes
 
 
 def divide(graph: Graph, ranks: int) -> None:
@@ -68,16 +69,10 @@ def _sizes(split: Split, loads: list[float]) -> list[int]:
     ranks = len(loads)
     if len(split.axes) == 1 or outer >= ranks:
         inner = split.units // outer
-        return [size * inner for size in _even(outer, loads)]
-    groups = _even(ranks, [float(unit) for unit in range(outer)])  # ranks that share an outer unit
+        return [size * inner for size in even_sizes(outer, loads)]
+    groups = even_sizes(ranks, [float(unit) for unit in range(outer)])  # ranks that share an outer unit
     return [
-        size for group in groups for size in _even(split.units // outer, [float(r) for r in range(group)])
+        size
+        for group in groups
+        for size in even_sizes(split.units // outer, [float(r) for r in range(group)])
     ]
-
-
-def _even(units: int, loads: list[float]) -> list[int]:
-    """Units for each rank, the remainder one each to those with the least load."""
-    sizes = [units // len(loads)] * len(loads)
-    for rank in sorted(range(len(loads)), key=lambda rank: (loads[rank], rank))[: units % len(loads)]:
-        sizes[rank] += 1
-    return sizes

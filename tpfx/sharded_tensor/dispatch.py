@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..torch_internals.pytree import tree_map
 from .bound_ops import BoundOp, bound_op, written
 from .foreach import REDUCTIONS, by_list, by_reduction, over_lists
 from .per_shard import gathered_for, run_bound
-from .storage import Fake, Sharded, Unsharded, ViewOf
+from .storage import CALLS, Cell, Fake, Sharded, Unsharded, ViewOf
 from .tensor import ShardedTensor
 
 aten = torch.ops.aten
@@ -35,6 +36,8 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _on_wholes(func, args, kwargs)
     if func in _ALIASES:
         return owner.alias()
+    if CALLS.running:
+        _note_use(args)
     if _changes_shape(func):
         raise ShardingError(
             f"{func} cannot change the shape of {owner!r} in place: make a new tensor instead"
@@ -51,6 +54,14 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func is _TO_COPY and isinstance(owner.held, Unsharded) and "device" not in kwargs:
         return _undivided_copy(func, args, kwargs, owner)
     return _on_wholes(func, args, kwargs)
+
+
+def _note_use(args: Sequence[Any]) -> None:
+    """An eager op in a call of a model uses these: of weights that no graph has taken it is noted."""
+    for arg in args:
+        cell = arg.open_cell if isinstance(arg, ShardedTensor) else None
+        if cell is not None:
+            cell.used_eagerly = True
 
 
 @functools.cache
@@ -87,6 +98,8 @@ def _by_shards(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: 
     made = run_bound(func, args, kwargs, owner, bound)
     if func is _TO_COPY:
         made.qualified_name = owner.qualified_name
+        if owner.pinned is None:
+            made.last_held = Unsharded(Cell(replace(made.held, chosen=False)))
     return made
 
 

@@ -166,7 +166,7 @@ def _read(sharded: ShardedTensor, mesh: Mesh) -> Callable[[], None]:
         case Sharded(shards, placement, Unread(_, stored)):
             for rank, shard in zip(mesh.owned, shards, strict=True):
                 stored.read(shard, placement.dims, rank)
-            return partial(sharded.hold, shards, placement)
+            return sharded.is_read
         case _:
             return _nothing
 

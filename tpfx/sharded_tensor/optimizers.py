@@ -70,9 +70,16 @@ def adopt(optimizer: Optimizer, *_: Any) -> None:
 
 def _divide(state: dict[str, Any], weight: ShardedTensor) -> None:
     """Lay out what an optimizer remembers of each element as the weight is."""
+    placement = weight.placement
+    assert placement is not None
     for key, value in state.items():
-        if type(value) is torch.Tensor and value.dim() and value.shape == weight.shape:
-            state[key] = like(weight, value)
+        if not isinstance(value, torch.Tensor) or not value.dim() or value.shape != weight.shape:
+            continue
+        if isinstance(value, ShardedTensor):
+            if value.placement is placement or value.placement == placement:
+                continue
+            value = value.gathered()  # a graph has chosen for the weight since
+        state[key] = like(weight, value)
 
 
 # What torch's optimizers and parametrizations need to be told while there are compiled models.

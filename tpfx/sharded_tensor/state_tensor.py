@@ -118,7 +118,7 @@ def state_of(tensor: ShardedTensor) -> ShardedTensor:
         tensor.mesh,
         tensor.probe,
         tensor.shape,
-        held=tensor.held,
+        held=tensor.kept,
         stride=tensor.stride(),
         storage_offset=tensor.storage_offset(),
     )

@@ -2,6 +2,7 @@
 
 match tensor.held:
     case Sharded(shards, placement): ...   # a shard for each rank that this process owns
+    case Sharded(chosen=False): ...       # the same, until a graph chooses another placement
     case Unsharded() as held: ...         # `held.whole`, until a graph chooses a placement
     case ViewOf(base, again): ...         # `again(base.gathered())` whenever it is looked at
     case Fake(): ...                      # while Dynamo captures
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -25,6 +27,15 @@ from ..runtime.processes import from_all
 
 if TYPE_CHECKING:
     from .tensor import ShardedTensor
+
+
+class Calls(threading.local):
+    """Whether this thread is in a call of a compiled model: eager ops then are those that no graph has."""
+
+    running = False
+
+
+CALLS = Calls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,30 +59,47 @@ class Sharded:
         shards: the shards; without contents of their own while they are unread.
         placement: which intervals of which dimensions each rank has.
         unread: the file that has the contents, until they are read.
+        chosen: whether a graph has chosen the placement, so that it stays; otherwise any graph may, and the
+            shards are in a `Cell`.
     """
 
     shards: tuple[torch.Tensor, ...]
     placement: Shards
     unread: Unread | None = None
+    chosen: bool = True
 
 
 class Cell:
-    """What all aliases of an unsharded tensor share: the whole, and once it is sharded what it became.
+    """What all aliases of a tensor share whose placement no graph has chosen: the whole, or shards for now,
+    and once it is chosen what it became.
 
     Attributes:
         contents: the whole tensor, or its shards.
         stored: the file that has the contents of a whole without any, until they are read.
+        used_eagerly: whether code outside of all graphs has used it in a call of the model.
     """
 
-    __slots__ = ("contents", "stored")
+    __slots__ = ("contents", "stored", "used_eagerly")
 
-    def __init__(self, whole: torch.Tensor, stored: Stored | None = None) -> None:
-        self.contents: torch.Tensor | Sharded = whole
+    def __init__(self, contents: torch.Tensor | Sharded, stored: Stored | None = None) -> None:
+        self.contents = contents
         self.stored = stored
+        self.used_eagerly = False
 
     def fill(self, whole: torch.Tensor) -> None:
         """The contents have been read: `whole` has them."""
         self.contents, self.stored = whole, None
+
+    def lay_out(self, whole: torch.Tensor, layout: Shards, mesh: Mesh, chosen: bool = True) -> None:
+        """Hold a shard of `whole` for each owned rank; every alias finds them."""
+        if self.stored is None:
+            self.contents = Sharded(split_among(whole, layout, mesh), layout, chosen=chosen)
+        else:
+            shapes = [
+                (local_shape(whole.shape, layout.dims, rank), mesh.devices[rank]) for rank in mesh.owned
+            ]
+            shards = tuple(torch.empty(shape, dtype=whole.dtype, device=device) for shape, device in shapes)
+            self.contents = Sharded(shards, layout, Unread(whole, self.stored), chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +113,6 @@ class Unsharded:
         """The whole tensor."""
         assert isinstance(self.cell.contents, torch.Tensor), "it is sharded already"
         return self.cell.contents
-
-    def shard(self, layout: Shards, mesh: Mesh) -> None:
-        """Give each owned rank its shard, and let the whole go; every alias finds them in the cell."""
-        whole, stored = self.whole, self.cell.stored
-        if stored is None:
-            self.cell.contents = Sharded(split_among(whole, layout, mesh), layout)
-        else:
-            shapes = [
-                (local_shape(whole.shape, layout.dims, rank), mesh.devices[rank]) for rank in mesh.owned
-            ]
-            shards = tuple(torch.empty(shape, dtype=whole.dtype, device=device) for shape, device in shapes)
-            self.cell.contents = Sharded(shards, layout, Unread(whole, stored))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +129,20 @@ class Fake:
 
 
 Storage: TypeAlias = Sharded | Unsharded | ViewOf | Fake
+
+
+def copied(held: Storage, full: Callable[[], torch.Tensor]) -> Storage:
+    """How a copy with memory of its own is held; `full` gives that of a view."""
+    match held:
+        case Sharded(shards):
+            copy = replace(held, shards=tuple(shard.clone() for shard in shards))
+            return copy if copy.chosen else Unsharded(Cell(copy))
+        case Unsharded(cell):
+            return Unsharded(Cell(held.whole.detach().clone(), cell.stored))
+        case ViewOf():
+            return Unsharded(Cell(full()))
+        case Fake():
+            return held
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

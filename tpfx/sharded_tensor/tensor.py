@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..checkpoint.safetensors_files import Stored
-from ..checkpoint.torch_dcp import Box, box_at, boxes_of, write_items
 from ..errors import ShardingError
 from ..ir.shards import Shards
 from ..kernels.slices import local_shape, take
@@ -32,6 +32,7 @@ from ..torch_internals.wrapper_subclass import (
     set_data,
     without_torch_function,
 )
+from .in_checkpoints import InCheckpoints
 from .storage import (
     Cell,
     Fake,
@@ -40,23 +41,26 @@ from .storage import (
     Unsharded,
     ViewOf,
     contiguous_strides,
+    copied,
     probe_of,
     same_memory,
     whole_of,
 )
 
 
-class ShardedTensor(Watched):
+class ShardedTensor(InCheckpoints, Watched):
     """A tensor whose shards lie on the devices of a mesh.
 
     Attributes:
         mesh: the devices that hold the shards; a fake tensor has none.
         qualified_name: the name of a parameter or buffer.
+        whole_because: why a graph has left a parameter or buffer whole; None where none has.
         last_held: `held` as it was last looked at, for the hot path; an alias may have sharded it since.
     """
 
     mesh: Mesh
     qualified_name: str | None
+    whole_because: Any = None
     probe: torch.Tensor
     last_held: Storage
 
@@ -127,8 +131,15 @@ class ShardedTensor(Watched):
         """How the tensor is held."""
         held = self.last_held
         if held.__class__ is Unsharded and isinstance(became := held.cell.contents, Sharded):  # by an alias
-            held = self.last_held = became
+            if became.chosen:
+                self.last_held = became
+            return became
         return held
+
+    @property
+    def kept(self) -> Storage:
+        """How an alias is to be held, so that it finds out what this tensor becomes."""
+        return self.held if self.pinned is not None else self.last_held
 
     @property
     def shards(self) -> tuple[torch.Tensor, ...] | None:
@@ -149,6 +160,17 @@ class ShardedTensor(Watched):
                 return Shards()
             case Unsharded() | Fake():
                 return None
+
+    @property
+    def pinned(self) -> Shards | None:
+        """The placement, where it is to stay; None where a graph may choose one."""
+        held = self.held
+        return None if isinstance(held, Sharded) and not held.chosen else self.placement
+
+    @property
+    def open_cell(self) -> Cell | None:
+        """What is shared with aliases while a graph may choose a placement; None once one has."""
+        return self.last_held.cell if self.pinned is None and isinstance(self.last_held, Unsharded) else None
 
     @property
     def resident_bytes(self) -> tuple[int, ...]:
@@ -202,11 +224,27 @@ class ShardedTensor(Watched):
         shards = held.shards if self.mesh.group else [shard.to(target) for shard in held.shards]
         return whole_of(shards, held.placement.dims, self.shape, self.mesh).to(target)
 
-    def distribute(self, layout: Shards) -> None:
-        """Give a tensor without a placement one: each rank has its shard, and the whole is let go."""
+    def distribute(self, layout: Shards, *, chosen: bool = True) -> None:
+        """Give each rank its shard, where no placement has been chosen; not `chosen`: this is for now."""
+        cell = self.open_cell
+        assert cell is not None, "the tensor has a placement already"
+        match cell.contents:
+            case Sharded(placement=placement) as held if placement == layout:
+                cell.contents = replace(held, chosen=chosen)
+            case Sharded():
+                cell.lay_out(self.gathered(), layout, self.mesh, chosen)
+            case whole:
+                cell.lay_out(whole, layout, self.mesh, chosen)
+
+    def is_read(self) -> None:
+        """The contents of all shards have been read."""
         held = self.held
-        assert isinstance(held, Unsharded), "the tensor has a placement already"
-        held.shard(layout, self.mesh)
+        assert isinstance(held, Sharded), "what has been read is a shard for each rank"
+        cell = self.open_cell
+        if cell is None:
+            self.last_held = replace(held, unread=None)
+        else:
+            cell.contents, cell.stored = replace(held, unread=None), None
 
     def hold(self, shards: Sequence[torch.Tensor], layout: Shards) -> None:
         """Lie otherwise from now on, in shards with the same contents. Aliases stay as they are."""
@@ -239,7 +277,7 @@ class ShardedTensor(Watched):
 
     def _alias(self, stride: Sequence[int], offset: Any) -> ShardedTensor:
         mesh = None if isinstance(self.last_held, Fake) else self.mesh
-        made = type(self)(mesh, self.probe, self.shape, held=self.held, stride=stride, storage_offset=offset)
+        made = type(self)(mesh, self.probe, self.shape, held=self.kept, stride=stride, storage_offset=offset)
         made.qualified_name = self.qualified_name
         copy_dynamic(self, made)
         return made
@@ -271,7 +309,7 @@ class ShardedTensor(Watched):
                 f"cannot make {self!r} one of {list(other.shape)}, {other.dtype}: change its base"
             )
         set_data(self, other)
-        self.last_held, self.probe = other.held, other.probe
+        self.last_held, self.probe = other.kept, other.probe
         CHANGES.note()
 
     def numpy(self, *, force: bool = False) -> Any:
@@ -301,7 +339,7 @@ class ShardedTensor(Watched):
             raise RuntimeError("only leaf tensors can be deep-copied; detach() this one first")
         with torch.no_grad():
             made = self.alias()
-            made.last_held = self._copied()
+            made.last_held, made.whole_because = copied(self.held, self.full), self.whole_because
         made.requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
             made._is_param = True
@@ -309,50 +347,12 @@ class ShardedTensor(Watched):
         made.grad = None if self.grad is None else self.grad.__deepcopy__(memo)
         return made
 
-    def _copied(self) -> Storage:
-        """How a copy with memory of its own is held."""
-        match self.held:
-            case Sharded(shards, placement, unread):
-                return Sharded(tuple(shard.clone() for shard in shards), placement, unread)
-            case Unsharded(cell) as held:
-                return Unsharded(Cell(held.whole.detach().clone(), cell.stored))
-            case ViewOf():
-                return Unsharded(Cell(self.full()))
-            case Fake() as held:
-                return held
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled, a sharded tensor is the whole as a plain one, in host memory: any program can read it."""
         whole = self.full("cpu")
         if isinstance(self, torch.nn.Parameter):
             whole = torch.nn.Parameter(whole, self.requires_grad)
         return whole.__reduce_ex__(protocol)
-
-    def __create_write_items__(self, name: str, _: Any) -> list[Any]:
-        """What torch.distributed.checkpoint writes."""
-        return write_items(name, self, self._boxes())
-
-    def __create_chunk_list__(self) -> list[Any]:
-        """What torch.distributed.checkpoint reads."""
-        return [box.chunk for box in self._boxes()]
-
-    def __get_tensor_shard__(self, index: Any) -> torch.Tensor:
-        """The memory that torch.distributed.checkpoint reads from or writes to."""
-        box = box_at(self._boxes(), index)
-        match self.held:
-            case Sharded(shards):
-                return box.of(shards[box.holder].detach())
-            case Unsharded() as held:
-                return box.of(held.whole.detach())
-            case ViewOf() | Fake():
-                raise ShardingError(f"{self!r} has no memory of its own: save and load its base instead")
-
-    def _boxes(self) -> list[Box]:
-        """What the ranks of this process hold; what is not sharded yet counts as held by the first."""
-        held = self.held
-        if isinstance(held, Sharded):
-            return boxes_of(self.shape, held.placement, self.mesh.owned)
-        return boxes_of(self.shape, Shards(), self.mesh.owned[:1])
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         name = "" if self.qualified_name is None else f"{self.qualified_name}, "

@@ -10,7 +10,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch._dynamo import trace_rules
+from torch._dynamo import external_utils, trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException, TorchRuntimeError
 
@@ -112,9 +112,23 @@ def fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The same method with code of its own, by another name.
 
     Dynamo remembers by its code, or by the file, line and name of that, which sizes and numbers have varied
-    and how often a function was captured; and methods of all models have that in common.
+    and how often a function was captured; methods of all models have that in common. What Dynamo would not
+    trace by itself, as the methods of torch's own modules, it calls from a frame that all of them share.
     """
-    return _with_code(forward, lambda code: code.replace(co_name=f"{code.co_name}_{next(_serials)}"))
+    frame = external_utils.wrap_inline(forward) if _needs_a_frame(forward) else forward
+    return _with_code(frame, lambda code: code.replace(co_name=f"{code.co_name}_{next(_serials)}"))
+
+
+def _needs_a_frame(forward: Callable[..., Any]) -> bool:
+    return not isinstance(getattr(forward, "__func__", None), FunctionType) or trace_rules.check(forward)
+
+
+def as_code_of(function: Callable[..., Any], other: Any) -> FunctionType:
+    """A function that Dynamo takes for one of the file that another is in: it traces both or neither."""
+    assert isinstance(function, FunctionType), "a function of Python"
+    file = getattr(getattr(other, "__code__", None), "co_filename", function.__code__.co_filename)
+    function.__code__ = function.__code__.replace(co_filename=file)
+    return function
 
 
 def twin(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,9 +137,8 @@ def twin(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_code(forward: Callable[..., Any], change: Callable[[CodeType], CodeType]) -> Callable[..., Any]:
-    function = getattr(forward, "__func__", None)
-    if not isinstance(function, FunctionType):
-        return forward
+    function = getattr(forward, "__func__", forward)
+    assert isinstance(function, FunctionType), "`fresh` gives a frame to anything else"
     made = FunctionType(
         change(function.__code__),
         function.__globals__,
@@ -135,4 +148,4 @@ def _with_code(forward: Callable[..., Any], change: Callable[[CodeType], CodeTyp
     )
     made.__kwdefaults__ = function.__kwdefaults__
     made.__dict__.update(function.__dict__)
-    return MethodType(made, forward.__self__)  # type: ignore[attr-defined]
+    return made if function is forward else MethodType(made, forward.__self__)  # type: ignore[attr-defined]

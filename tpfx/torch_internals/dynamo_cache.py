@@ -7,6 +7,7 @@ forget_graphs(lambda made_by: made_by is backend)
 from __future__ import annotations
 
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -18,6 +19,9 @@ from torch._dynamo.guards import CheckFunctionManager, DeletedGuardManagerWrappe
 from torch._guards import TracingContext
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.weak import TensorWeakRef
+
+from .dynamo import capturing_again
+from .effects import Effect, replace_in
 
 Backend = Callable[..., Any]
 
@@ -33,6 +37,31 @@ def compile_with(
         if _given(kept)[0] is backend:
             eval_frame.cached_backends.pop(key, None)
     return compiled
+
+
+def capture_as_often_as_asked(made_by: Callable[[Backend], bool]) -> Effect:
+    """Dynamo captures code for some backends however often it has captured that code before.
+
+    It counts captures by code, which all models of a class have in common and modules of torch with all
+    others, and above a limit runs what calls it as it is. Other backends keep their limits.
+
+    Args:
+        made_by: whether it is one of them, given the backend.
+    """
+
+    def change(capture: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(capture)
+
+        def captured(*args: Any, **kwargs: Any) -> Any:
+            backend = _given(signature.bind(*args, **kwargs).arguments["compiler_fn"])[0]
+            if not made_by(backend):
+                return capture(*args, **kwargs)
+            with capturing_again():
+                return capture(*args, **kwargs)
+
+        return captured
+
+    return Effect("no limit of captures", lambda: replace_in(vars(convert_frame), "_compile", change))
 
 
 def forget_graphs(made_by: Callable[[Backend, Mapping[str, Any]], bool]) -> None:

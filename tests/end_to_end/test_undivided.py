@@ -1,0 +1,146 @@
+"""Nothing lies whole without a word: weights that no call has reached, and those that no graph divides."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tpfx
+from tests.support.nets import TwoTowers
+from tests.support.sharded import CPUS
+
+IDS, IMAGE = torch.arange(24).view(4, 6), torch.ones(4, 3, 8, 8)
+
+
+def largest(model: torch.nn.Module) -> float:
+    """The largest part of all bytes on a device, times the number of devices."""
+    report = tpfx.report(model)
+    return max(report.bytes_per_device) * len(report.devices) / report.total_bytes
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("train", [True, False])
+def test_a_model_called_with_text_alone(devices: int, train: bool) -> None:
+    plain = TwoTowers()
+    model = tpfx.compile(copy.deepcopy(plain), ["cpu"] * devices)
+    optimizers = [torch.optim.AdamW(each.parameters()) for each in (plain, model)]
+    for given in ((IDS,), (IDS, IMAGE), (IDS,)):
+        with torch.set_grad_enabled(train):
+            expected, found = plain(*given), model(*given)
+        torch.testing.assert_close(found, expected)
+        assert largest(model) <= 1.1
+        for loss, optimizer in zip((expected, found), optimizers, strict=True) if train else ():
+            loss.square().mean().backward()
+            optimizer.step()
+    for name, weight in plain.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name).full(), weight.detach())
+
+
+@torch.library.custom_op("tpfx_test::times", mutates_args=())
+def times(x: Tensor, weight: Tensor) -> Tensor:
+    """A product that no rule is known of."""
+    return x @ weight
+
+
+@times.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[1])
+
+
+class Reasons(nn.Module):
+    """Weights that stay whole, or in storage, each for a reason of its own; two layers are divided."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.ruleless = nn.Parameter(torch.randn(32, 32) / 6)
+        self.grouped = nn.ConvTranspose1d(32, 32, 3, groups=2)
+        self.left, self.rnn = nn.Linear(32, 32), nn.GRU(32, 16)
+        self.spare = nn.Linear(32, 64)
+
+    @torch.compiler.disable
+    def left_out(self, x: Tensor) -> Tensor:
+        return self.left(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(self.up(x).relu())
+        x = self.grouped(torch.ops.tpfx_test.times(x, self.ruleless).mT).mT
+        return self.rnn(self.left_out(x))[0]  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def told() -> Iterator[tuple[Reasons, list[str]]]:
+    """A model that has been called three times, and its warnings."""
+    plain, x = Reasons(), torch.randn(2, 7, 32)
+    model = tpfx.compile(copy.deepcopy(plain), CPUS)
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        for _ in range(3):
+            torch.testing.assert_close(model(x), plain(x))
+    yield model, [str(one.message) for one in caught if "not divided" in str(one.message)]
+
+
+REASONS = {
+    "ruleless": ("no rule says what tpfx_test.times.default does", "tpfx.register_rule"),
+    "grouped.weight": ("aten.convolution.default needs the whole of it", "an op that computes the same"),
+    "left.weight": ("code that Dynamo leaves out of every graph uses it", "TORCH_LOGS=graph_breaks"),
+    "spare.weight": ("no call has used it yet", "the first call that does"),
+    "down.bias": ("it is small", "a plan of your own"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_the_report_says_why_and_what_helps(told: tuple[Reasons, list[str]], name: str) -> None:
+    report, (reason, remedy) = tpfx.report(told[0]), REASONS[name]
+    (found,) = [one for one in report.undivided if name in one.names]
+    assert reason in found.reason and remedy in found.remedy
+    assert found.stored_evenly == (name.partition(".")[0] in ("left", "spare"))
+    assert not any("up.weight" in one.names or "down.weight" in one.names for one in report.undivided)
+    assert "weights that are not divided" in str(report) and found.named in str(report)
+
+
+def test_one_warning_for_each_reason_that_costs_something(told: tuple[Reasons, list[str]]) -> None:
+    reasons = [REASONS[name] for name in ("ruleless", "grouped.weight", "left.weight")]
+    for reason, remedy in reasons:
+        (found,) = [message for message in told[1] if reason in message]
+        assert remedy in found and found.startswith("Reasons: ") and " KiB of " in found
+    assert len(told[1]) == len(reasons)
+
+
+class Modes(nn.Module):
+    """In eval through an op that has no rule, in training without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.out = nn.Parameter(torch.randn(32, 64) / 6), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = x @ self.weight if self.training else torch.ops.tpfx_test.times(x, self.weight)
+        return self.out(inner.relu())  # type: ignore[no-any-return]
+
+
+def test_what_one_graph_needs_whole_another_may_divide() -> None:
+    plain, x = Modes(), torch.randn(4, 32)
+    model = tpfx.compile(copy.deepcopy(plain), CPUS)
+    for train in (False, True, False):
+        plain.train(train), model.train(train)
+        with torch.set_grad_enabled(train):
+            torch.testing.assert_close(model(x), plain(x))
+    assert largest(model) < 1.1
+
+
+def test_a_copy_knows_why_and_warns_again() -> None:
+    model = tpfx.compile(Modes().eval(), CPUS, example_inputs=(torch.randn(4, 32),))
+    copied = copy.deepcopy(model)
+    assert [one.reason for one in tpfx.report(copied).undivided] == [
+        one.reason for one in tpfx.report(model).undivided
+    ]
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"Modes: weight, 8 KiB .* no rule"):
+        copied(torch.randn(4, 32))
