@@ -10,7 +10,13 @@ import torch
 
 from tests.support.divisions import DIVISIONS
 from tpfx.ir.shards import SplitDims
-from tpfx.kernels.collectives import broadcast_random, combine_partials, gather_shards
+from tpfx.kernels.collectives import (
+    broadcast_again,
+    broadcast_and_keep,
+    broadcast_random,
+    combine_partials,
+    gather_shards,
+)
 from tpfx.kernels.slices import take, take_unfolded
 from tpfx.runtime.mesh import Mesh
 from tpfx.runtime.thread_runtime import Runtime
@@ -55,26 +61,42 @@ def test_shards_of_a_dimension_of_a_varying_size() -> None:
 
 def test_one_rank_draws_for_all() -> None:
     """From the caller's generator, as the unsharded op would; the others do not touch it."""
-    named = {"self": torch.zeros(2, 3), "generator": None, **dict.fromkeys(("dtype", "layout", "device"))}
-    named |= {"pin_memory": None, "memory_format": None}
     torch.manual_seed(3)
     expected = torch.rand(2, 3), torch.rand(1)
     torch.manual_seed(3)
-    given = {argument.name: named[argument.name] for argument in aten.rand_like.default._schema.arguments}
-    found = on_ranks(lambda rank, group: broadcast_random(rank == 0, group, aten.rand_like.default, given)[0])
+    given = (torch.zeros(2, 3),)
+    found = on_ranks(
+        lambda rank, group: broadcast_random(rank == 0, group, aten.rand_like.default, given, {})
+    )
     assert [one.tolist() for one in found] == [expected[0].tolist()] * 3
     assert torch.rand(1).tolist() == expected[1].tolist()
 
 
 def test_booleans_and_several_results_are_drawn() -> None:
-    given = {"input": torch.ones(4, 5), "p": 0.5, "train": True}
+    given = (torch.ones(4, 5), 0.5, True)
     torch.manual_seed(5)
     expected = [value.tolist() for value in aten.native_dropout.default(torch.ones(4, 5), 0.5, True)]
     torch.manual_seed(5)
     for found in on_ranks(
-        lambda rank, group: broadcast_random(rank == 0, group, aten.native_dropout.default, given)
+        lambda rank, group: broadcast_random(rank == 0, group, aten.native_dropout.default, given, {})
     ):
         assert [value.tolist() for value in found] == expected and found[1].dtype is torch.bool
+
+
+def test_one_rank_draws_again_for_all() -> None:
+    """From a state that was kept; the generator goes on where it was."""
+
+    def call(rank: int, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+        op, given = aten.rand_like.default, (torch.zeros(2, 3),)
+        state, first = broadcast_and_keep(rank == 0, group, op, given, {})
+        broadcast_random(rank == 0, group, op, given, {})
+        return first, broadcast_again(rank == 0, group, state, op, given, {})
+
+    torch.manual_seed(3)
+    expected = torch.rand(2, 3).tolist(), torch.rand(2, 3), torch.rand(1).tolist()
+    torch.manual_seed(3)
+    assert [(first.tolist(), again.tolist()) for first, again in on_ranks(call)] == [(expected[0],) * 2] * 3
+    assert torch.rand(1).tolist() == expected[2]
 
 
 @pytest.mark.parametrize(("op", "expected"), [("sum", [6, 1, 12]), ("max", [4, 7, 6]), ("min", [-1, -5, 2])])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 import tpfx
 from tests.support.graphs import after, chosen, planned, read
@@ -429,6 +429,35 @@ def collectives_in_another_order() -> tuple[Graph, ...]:
         op(graph, c10d.all_reduce_.default).append(gather)
 
     return of_ranks(change)
+
+
+DRAWING = """
+    x: f64[3, 64]                 # input -> *
+    y = rand_like(x)              # whole * -> *
+    return y
+"""
+
+
+@plant("localize", "what draws")
+def a_rank_that_draws_by_itself() -> tuple[Graph, ...]:
+    graph = after("insert", chosen(DRAWING))
+    return (graph, localize(graph, 0, 2, "tp", draws=True), with_branch(graph))
+
+
+def with_branch(graph: Graph) -> Graph:
+    """The graph of rank 1, and a branch in which the same is drawn, as a model has it."""
+    rank, branch = localize(graph, 1, 2, "tp", draws=False), Graph()
+    x = branch.placeholder("x")
+    branch.output((branch.call_function(aten.rand_like.default, (x,)),))
+    root = torch.nn.Module()
+    root.branch = GraphModule(root, branch)
+    (given,) = rank.find_nodes(op="placeholder")
+    with rank.inserting_after(given):
+        called = rank.get_attr("branch")
+    with rank.inserting_after(called):
+        rank.call_function(torch.ops.higher_order.cond, (given, called, called, (given,)))
+    rank.owning_module = GraphModule(root, rank)
+    return rank
 
 
 @pytest.mark.parametrize(

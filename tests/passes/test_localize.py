@@ -79,14 +79,12 @@ CASES = {
         z = linear(y, w)              # split * 0 -> 0
         return z
         ---
-        broadcast_random = broadcast_random(False, tp, rand_like.default, self=x)
-        broadcast_random[0]
-        linear = linear(broadcast_random[0], w)
+        broadcast_random = broadcast_random(False, tp, rand_like.default, [x])
+        linear = linear(broadcast_random, w)
         return linear
         ---
-        broadcast_random = broadcast_random(True, tp, rand_like.default, self=x)
-        broadcast_random[0]
-        linear = linear(broadcast_random[0], w)
+        broadcast_random = broadcast_random(True, tp, rand_like.default, [x])
+        linear = linear(broadcast_random, w)
         return linear
     """,
     "a bias joins its product again": """

@@ -25,6 +25,7 @@ import tpfx
 from tests.support import spmd
 from tests.support.models import inputs, tiny
 from tests.support.nets import TwoTowers
+from tests.support.random_nets import Drawing, steps
 from tpfx.runtime.processes import from_all, mesh_from, require_same, world_mesh
 from tpfx.runtime.thread_runtime import Runtime
 
@@ -151,7 +152,22 @@ def other_inputs(_: Path) -> None:
         model(**given)
 
 
-CHECKS = (same_program, saved, device_meshes, collectives, refused, comparing_amid_a_trace, reached_later)
+def random_numbers(_: Path) -> list[Any]:
+    """In a checkpoint while training, and in a branch."""
+    nets = (("checkpointed", True), ("branch", False))
+    return [steps(tpfx.compile(Drawing(name)), 3, train) for name, train in nets]
+
+
+CHECKS = (
+    same_program,
+    saved,
+    device_meshes,
+    collectives,
+    refused,
+    comparing_amid_a_trace,
+    reached_later,
+    random_numbers,
+)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -122,3 +123,48 @@ def test_results_that_stand_for_views_are_known() -> None:
     torch.compile(function, backend=backend)(torch.ones(2, 3))
     assert found == [frozenset({1})]
     assert aot.aliased_outputs() == frozenset()
+
+
+def test_what_draws_stays_while_graphs_are_made() -> None:
+    seen: list[str] = []
+
+    def compiler(module: Any, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in module.graph.nodes if node.op == "call_function")
+        return aot_eager(module)
+
+    def aot_eager(module: Any) -> Any:
+        def run(args: list[Any]) -> Any:
+            return module.forward(*args)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def backend(module: Any, inputs: Any) -> Any:
+        with aot.drawing_as_eager({torch.ops.aten.sin.default}):
+            assert torch._inductor.config.fallback_random
+            given = {"fw_compiler": compiler, "bw_compiler": compiler, "inference_compiler": compiler}
+            return aot.aot_module_simplified(module, inputs, **given)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        torch.rand(3), x.sin(), x.cos()
+        return x + 1
+
+    with torch.no_grad():
+        torch.compile(forward, backend=backend)(torch.ones(3))
+    assert seen == ["aten.rand.default", "aten.sin.default", "aten.add.Tensor"]
+    assert not torch._inductor.config.fallback_random
+    assert torch.ops.aten.sin.default not in torch.fx.node._side_effectful_functions
+
+
+def test_torch_leaves_out_dropout_between_recurrent_layers() -> None:
+    net, x = torch.nn.RNN(4, 4, 3, dropout=0.5), torch.randn(5, 2, 4)
+    given = x, torch.zeros(3, 2, 4), list(net.parameters()), True, 3, 0.5, True, False, False
+    traced = torch._decomp.decomposition_table[torch.ops.aten.rnn_tanh.input]
+    found = []
+    for context in (aot.drawing_as_eager(()), nullcontext()):
+        with context, torch.no_grad():
+            torch.manual_seed(3)
+            found.append(traced(*given)[0])
+    torch.manual_seed(3)
+    torch.testing.assert_close(found[0], net(x)[0])
+    assert not torch.allclose(found[1], net(x)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,12 @@ from torch.fx import Graph, GraphModule, Node
 
 from tests.support.models import inputs, tiny
 from tests.support.nets import Branches
+from tests.support.random_nets import Drawing
 from tpfx.dump.text import names_of
 from tpfx.ir.nodes import copy_graph
 from tpfx.ir.parallel_graph import ParallelGraph
 from tpfx.ir.provenance import origin_of
-from tpfx.kernels.collectives import gather_shards
+from tpfx.kernels.collectives import broadcast_random, gather_shards
 from tpfx.kernels.lookups import embedding_shard
 from tpfx.planning.topology import Topology
 from tpfx.runtime.mesh import Mesh
@@ -247,6 +249,20 @@ def test_another_reduction(branches: Case) -> None:
     found = branches.tampered(REDUCE, "left.sum", greatest, 0, 1)
     assert [(one.kind, one.node, one.ranks) for one in found] == [("collective", "left.sum", (0, 1))]
     assert found[0].text == "all_reduce of max where sum is planned"
+
+
+def test_a_rank_that_draws_by_itself_in_a_branch() -> None:
+    case = case_of(Drawing("branch"), (torch.randn(6, 8),))
+    modules = [copy.deepcopy(module) for module in case.modules]
+    inner = [one for one in modules[1].modules() if isinstance(one, GraphModule) and one is not modules[1]]
+    drawing = [node for one in inner for node in one.graph.nodes if node.target is broadcast_random]
+    for node in drawing:
+        node.target, node.args = node.args[2], node.args[3]
+    for one in inner:
+        one.recompile()
+    found = case.again(modules).findings
+    assert [(one.kind, one.ranks) for one in found] == [("draw", (1,))] * len(drawing)
+    assert "draws by aten.native_dropout.default for this rank alone" in found[0].text
 
 
 def test_a_rank_that_raises(branches: Case) -> None:

@@ -13,10 +13,11 @@ from torch.fx import GraphModule, Node
 
 from ..ir.annotations import Source
 from ..ir.parallel_graph import ParallelGraph
-from ..torch_internals.aot import aot_module_simplified
+from ..torch_internals.aot import aot_module_simplified, drawing_as_eager
 from ..torch_internals.fake import unset_fake_temporarily
 from .decompositions import decompositions
 from .graph import Captured, Joint
+from .random_state import check_draws, check_preserved, stays
 from .sources import settle_sources
 
 Compiled = Callable[..., Any]
@@ -53,11 +54,13 @@ def trace(
         fake: the fake tensor, or size, to lower an input of the graph with.
 
     Raises:
-        TpfxError: AOTAutograd made other inputs than Dynamo gave it.
+        TpfxError: AOTAutograd made other inputs than Dynamo gave it, or something draws random numbers where
+            the devices cannot draw as one does.
     """
 
     def whole(lowered: GraphModule, _: Sequence[Any]) -> Compiled:
         with unset_fake_temporarily():
+            check_draws(lowered.graph)
             use.plan(Captured(lowered, settle_sources(lowered, sources)))
             return use.finish(lowered, "whole")
 
@@ -65,7 +68,11 @@ def trace(
         lowered: GraphModule, inputs: Any, *, num_fwd_outputs: int, **options: Any
     ) -> tuple[GraphModule, GraphModule]:
         joint = Joint(num_fwd_outputs, inputs, options)
+        if not inputs:  # a region of its own inside the graph, which is called whole
+            return joint.parts(lowered)
         with unset_fake_temporarily():
+            check_draws(lowered.graph)
+            check_preserved(module, lowered.graph)
             parallel = use.plan(Captured(lowered, settle_sources(lowered, sources), joint))
         return joint.parts(lowered, parallel)
 
@@ -76,16 +83,17 @@ def trace(
 
         return run
 
-    compiled: Compiled = aot_module_simplified(
-        module,
-        [fake(node) for node in module.graph.find_nodes(op="placeholder")],
-        fw_compiler=finish("forward"),
-        bw_compiler=finish("backward"),
-        inference_compiler=whole,
-        partition_fn=partition,
-        decompositions=decompositions(),
-        keep_inference_input_mutations=True,
-    )
+    with drawing_as_eager(stays(module)):
+        compiled: Compiled = aot_module_simplified(
+            module,
+            [fake(node) for node in module.graph.find_nodes(op="placeholder")],
+            fw_compiler=finish("forward"),
+            bw_compiler=finish("backward"),
+            inference_compiler=whole,
+            partition_fn=partition,
+            decompositions=decompositions(),
+            keep_inference_input_mutations=True,
+        )
     return compiled
 
 

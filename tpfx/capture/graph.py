@@ -17,9 +17,10 @@ from typing import Any, Literal, get_args
 from torch.fx import Graph, GraphModule, Node
 
 from ..ir.annotations import Source, set_gradients
-from ..ir.nodes import copy_graph, is_check
+from ..ir.nodes import copy_graph, is_check, is_tensor
 from ..ir.parallel_graph import ParallelGraph
-from ..torch_internals.aot import min_cut_rematerialization_partition
+from ..torch_internals.aot import keeping_repetitions, min_cut_rematerialization_partition
+from .random_state import hidden, pin_draws
 from .sources import is_tangent
 
 Phase = Literal["prefill", "decode", "train"]
@@ -47,9 +48,15 @@ class Joint:
 
         Where the graph has been planned, `parallel` is told which nodes are in the backward part alone.
         """
-        forward, backward = min_cut_rematerialization_partition(
-            module, self.inputs, num_fwd_outputs=self.results, **self.options
-        )
+        pin_draws(module.graph)
+        inputs = module.graph.find_nodes(op="placeholder")
+        mode = next(node.meta["val"].fake_mode for node in inputs if is_tensor(node))
+        with mode, hidden(module) as bring_back, keeping_repetitions():
+            forward, backward = min_cut_rematerialization_partition(
+                module, self.inputs, num_fwd_outputs=self.results, **self.options
+            )
+            bring_back(forward)
+            bring_back(backward)
         _keep_checks(module.graph, forward.graph)
         if parallel is not None:
             first = {node.name for node in forward.graph.nodes}

@@ -14,6 +14,8 @@ from ..ir.shards import SplitDims
 from ..torch_internals.pytree import tree_leaves, tree_map_only
 from .slices import c10d, fold, join_shards, local_shape, unfold_shard
 
+higher_order = torch.ops.higher_order
+
 
 def gather_shards(
     shard: torch.Tensor,
@@ -43,17 +45,43 @@ def gather_shards(
     return fold(join_shards(shards, dims, shape), unfolding)
 
 
-def broadcast_random(draws: bool, group: str, op: Any, named: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The results of an op that draws random numbers, those of rank 0.
+def broadcast_random(draws: bool, group: str, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What an op that draws random numbers returns, as rank 0 has drawn it.
 
     The rank threads of a process share the caller's generator: its first draws, the others make room.
     Processes have one each, which all of them advance.
     """
-    schema = op._schema.arguments
-    args = [named[argument.name] for argument in schema if not argument.kwarg_only]
-    kwargs = {argument.name: named[argument.name] for argument in schema if argument.kwarg_only}
-    made = tree_leaves(op(*args, **kwargs)) if draws else _room_for(op, args, kwargs)
-    return [_sent(c10d.broadcast, result, 0, group) for result in made]
+    return _from_first(op(*args, **kwargs) if draws else _room_for(op, args, kwargs), group)
+
+
+def broadcast_and_keep(
+    draws: bool, group: str, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[torch.Tensor, Any]:
+    """The generator's state, for `broadcast_again`, and what `broadcast_random` then returns.
+
+    The state is empty on ranks that do not draw.
+    """
+    if not draws:
+        return torch.empty(0, dtype=torch.uint8), broadcast_random(draws, group, op, args, kwargs)
+    state, made = higher_order.run_and_save_rng_state(op, *args, **kwargs)
+    return state, _from_first(made, group)
+
+
+def broadcast_again(
+    draws: bool, group: str, state: torch.Tensor, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """`broadcast_random` of the numbers that come after a state; the generator stays as it is."""
+    if not draws:
+        return broadcast_random(draws, group, op, args, kwargs)
+    return _from_first(higher_order.run_with_rng_state(state, op, *args, **kwargs), group)
+
+
+BROADCASTS = (broadcast_random, broadcast_and_keep, broadcast_again)
+
+
+def _from_first(made: Any, group: str) -> Any:
+    """The tensors of rank 0, in what every rank has of an op's results."""
+    return tree_map_only(torch.Tensor, lambda result: _sent(c10d.broadcast, result, 0, group), made)
 
 
 def _sent(collective: Any, value: torch.Tensor, number: int, group: str) -> torch.Tensor:
@@ -67,14 +95,16 @@ def _sent(collective: Any, value: torch.Tensor, number: int, group: str) -> torc
     return found
 
 
-def _room_for(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+def _room_for(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Tensors of the shapes that an op returns, which the meta device tells without drawing anything."""
-    device = next((arg.device for arg in args if isinstance(arg, torch.Tensor)), kwargs.get("device"))
-    args = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), args)
+    given = (arg.device for arg in tree_leaves((args, kwargs)) if isinstance(arg, torch.Tensor))
+    device = next(given, kwargs.get("device")) or torch.device("cpu")
+    args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
     elsewhere = {"device": torch.device("meta"), "generator": None}
     changed = {name: elsewhere.get(name, value) for name, value in kwargs.items()}
-    results = tree_leaves(op(*args, **changed))
-    return [torch.empty_like(result, device=device or "cpu") for result in results]
+    return tree_map_only(
+        torch.Tensor, lambda result: torch.empty_like(result, device=device), op(*args, **changed)
+    )
 
 
 _JOIN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {

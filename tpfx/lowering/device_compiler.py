@@ -20,7 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..errors import DeviceCompilerError, TpfxError
 from ..ir.annotations import shards_of, source_of
 from ..ir.nodes import hint_of, is_tensor
-from ..kernels.collectives import broadcast_random, gather_shards
+from ..kernels.collectives import BROADCASTS, gather_shards
 from ..kernels.slices import shard_of
 from ..native.build import NoExecutor
 from ..native.collectives import Meeting
@@ -97,7 +97,7 @@ def _inductor(parallel: Graph, module: GraphModule, mesh: Mesh, rank: int) -> Fo
     with mode:
         inputs = [_input(node, rank, device) for node in placeholders]
     try:
-        cpp_wrapper = device.type == "cpu" and _only_reduces(module.graph)
+        cpp_wrapper = device.type == "cpu" and _only_reduces(module)
         compiled = compile_by_inductor(_for_inductor(module, inputs), inputs, mode, cpp_wrapper)
     except Exception as error:
         raise DeviceCompilerError(
@@ -107,9 +107,10 @@ def _inductor(parallel: Graph, module: GraphModule, mesh: Mesh, rank: int) -> Fo
     return _Laid(compiled, placeholders, inputs)
 
 
-def _only_reduces(graph: Graph) -> bool:
-    """Whether all-reduces are the graph's only collectives."""
-    return not any(node.target in (broadcast_random, gather_shards) for node in graph.nodes)
+def _only_reduces(module: GraphModule) -> bool:
+    """Whether all-reduces are the only collectives, in graphs that an op calls too."""
+    graphs = (inner.graph for inner in module.modules() if isinstance(inner, GraphModule))
+    return not any(node.target in (*BROADCASTS, gather_shards) for graph in graphs for node in graph.nodes)
 
 
 def _input(node: Node, rank: int, device: torch.device) -> Any:

@@ -23,9 +23,10 @@ from ..ir.layout import Split, Unfolding, carries, local_size, unfold
 from ..ir.nodes import arguments
 from ..ir.op_dims import Dims
 from ..ir.shards import SplitDims, concrete
-from ..kernels.collectives import broadcast_random, gather_shards
+from ..kernels.collectives import gather_shards
 from ..kernels.lookups import embedding_shard
 from ..kernels.slices import take, take_unfolded
+from .nested_graphs import broadcast_of
 
 aten = torch.ops.aten
 c10d = torch.ops._c10d_functional
@@ -132,11 +133,8 @@ def emit_to_partial(local: Rank, node: Node) -> Node:
 
 def emit_random(local: Rank, node: Node) -> Any:
     """What the unsharded model would draw: rank 0 does, from the caller's generator, and tells the others."""
-    named = local.args(node)
-    drawn = local.call(broadcast_random, local.draws, local.group, node.target, named)
-    if isinstance(node.meta["val"], torch.Tensor):
-        return local.call(operator.getitem, drawn, 0)
-    return tuple(local.call(operator.getitem, drawn, index) for index in range(len(node.meta["val"])))
+    target, args = broadcast_of(node, local.draws, local.group)
+    return local.call(target, *map_arg(args, local.of))
 
 
 # Shapes.

@@ -30,9 +30,9 @@ from ..ir.layout import Layout, Partial, Replicate, Split
 from ..ir.nodes import is_getitem, is_mutable, is_tensor, result_index, result_tensors, size_of, tensor_nodes
 from ..ir.provenance import module_path, origin_of
 from ..ir.resharding import all_gather, all_reduce, shard, to_partial
-from ..kernels.collectives import broadcast_random, gather_shards
+from ..kernels.collectives import BROADCASTS, gather_shards
 from ..planning.choices import allows
-from ..rules import is_random
+from ..rules import inner_draws, may_draw
 from .choose import is_decided
 from .divide import splits_in_use
 from .normalize import has_bias, is_transposed_product, is_view_by_size
@@ -300,7 +300,7 @@ def _planned(parallel: Graph) -> Iterator[tuple[Node, Signature]]:
             yield node, ("all_reduce", node.name, node.args[1].op)
         elif node.target is all_gather:
             yield node, ("all_gather", node.name)
-        elif is_random(node):
+        elif may_draw(node):
             yield node, ("draw", node.name)
 
 
@@ -311,8 +311,8 @@ def _issued(graph: Graph) -> Iterator[tuple[Node, Signature]]:
             continue
         if node.target in _REDUCTIONS:
             yield node, ("all_reduce", origin_of(node), node.args[1])
-        elif node.target in _BROADCASTS:
-            yield node, (_BROADCASTS[node.target], origin_of(node))
+        elif node.target in _ISSUED:
+            yield node, (_ISSUED[node.target], origin_of(node))
         elif (
             getattr(node.target, "namespace", "") == c10d.name and node.target is not c10d.wait_tensor.default
         ):
@@ -321,7 +321,13 @@ def _issued(graph: Graph) -> Iterator[tuple[Node, Signature]]:
 
 Signature = tuple[Any, ...]  # of a collective: what it is, what it is of, and how it reduces
 _REDUCTIONS = (c10d.all_reduce.default, c10d.all_reduce_.default)
-_BROADCASTS = {gather_shards: "all_gather", broadcast_random: "draw"}
+_ISSUED: dict[Any, str] = {gather_shards: "all_gather", **dict.fromkeys(BROADCASTS, "draw")}
+
+
+def _drawn_alone(graphs: tuple[Graph, ...], ranks: int) -> Iterator[Violation]:
+    for node in (node for graph in graphs[1:] for node in graph.nodes):
+        for alone in (*([node] if may_draw(node) else ()), *inner_draws(node)):
+            yield node, f"draws by {alone.target} for this rank alone"
 
 
 # The table.
@@ -360,4 +366,7 @@ INSERTED = (
     Invariant("what is written to is an input itself", _written_copies),
     Invariant("a gradient is laid out as its weight", _misplaced_gradients),
 )
-LOCALIZED = (Invariant("a rank issues the planned collectives in the planned order", _out_of_step),)
+LOCALIZED = (
+    Invariant("a rank issues the planned collectives in the planned order", _out_of_step),
+    Invariant("what draws does so on one rank for all, in graphs that an op calls too", _drawn_alone),
+)

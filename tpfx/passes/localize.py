@@ -17,11 +17,11 @@ from ..ir.layout import Partial
 from ..ir.nodes import is_check, is_getitem, is_tensor
 from ..ir.provenance import ORIGIN, add_represented, set_origin
 from ..ir.resharding import all_gather, all_reduce, shard, to_partial
-from ..kernels.collectives import broadcast_random, gather_shards
+from ..kernels.collectives import BROADCASTS, gather_shards
 from ..lowering.ops import LOWERINGS
 from ..lowering.rank_graph import Rank, emit_gather, emit_random, emit_reduce, emit_shard, emit_to_partial
 from ..lowering.shard_calls import call_on_shards
-from ..rules import is_random, rule_of
+from ..rules import may_draw, may_draw_inside, rule_of
 from ..torch_internals.fx import OpOverload
 
 aten = torch.ops.aten
@@ -29,14 +29,16 @@ aten = torch.ops.aten
 
 def localize(graph: Graph, rank: int, ranks: int, group: str, draws: bool) -> Graph:
     """The graph that one rank of a parallel graph runs; `draws`: it is the first of its process."""
-    local = Rank(Graph(), rank, ranks, group, draws)
+    local, inside = Rank(Graph(), rank, ranks, group, draws), set()
     for node in graph.nodes:
         before = len(local.graph.nodes)
         local.made[node] = _emit(local, node)
         _note(local, node, before)
+        if may_draw_inside(node):
+            inside.add(local.made[node])
     _fuse_biases(local)
     # A rank may not need what it sends: collectives stay, or the others would wait for it.
-    local.graph.eliminate_dead_code(is_impure_node=_must_stay)
+    local.graph.eliminate_dead_code(lambda node: _must_stay(node) or node in inside)
     return local.graph
 
 
@@ -72,7 +74,7 @@ def _must_stay(node: Node) -> bool:
         return True
     target = node.target
     if not isinstance(target, OpOverload):
-        return target in (broadcast_random, gather_shards)
+        return target in (*BROADCASTS, gather_shards)
     return target.namespace == "_c10d_functional" or target._schema.is_mutable or is_check(node)
 
 
@@ -84,7 +86,7 @@ def _emit(local: Rank, node: Node) -> Any:
         return special(local, node)
     if is_getitem(node) and isinstance(local.made[node.args[0]], tuple):  # type: ignore[index]
         return local.made[node.args[0]][node.args[1]]  # type: ignore[index]
-    if is_random(node):
+    if may_draw(node):
         return emit_random(local, node)
     choice, rule = choice_of(node), rule_of(node)
     if choice is None or choice.kind != "split" or rule is None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule
 
+from ..lowering.nested_graphs import place, rank_copy
 from ..runtime.mesh import Mesh
 from .invariants import LOCALIZED, check
 from .localize import localize
@@ -24,32 +24,25 @@ def lower(parallel: Graph, mesh: Mesh, root: torch.nn.Module) -> list[GraphModul
     graphs = [
         localize(parallel, rank, mesh.size, mesh.group_name(rank), rank in mesh.firsts) for rank in mesh.owned
     ]
-    check(LOCALIZE, LOCALIZED, (parallel, *graphs), mesh.size)
-    for graph in graphs:
-        show_stage(LOCALIZE, graph, STAGES)
     modules = []
     for rank, graph in zip(mesh.owned, graphs, strict=True):
-        _place(graph, mesh.devices[rank])
-        constants = _constants(graph, root, mesh.devices[rank])
+        place(graph, mesh.devices[rank])
+        constants = _constants(graph, root, mesh, rank)
         modules.append(GraphModule(constants, graph, class_name=f"Rank{rank}"))
+    check(LOCALIZE, LOCALIZED, (parallel, *(module.graph for module in modules)), mesh.size)
+    for module in modules:
+        show_stage(LOCALIZE, module.graph, STAGES)
     return modules
 
 
-def _place(graph: Graph, device: torch.device) -> None:
-    """Make on a rank's own GPU what the captured graph makes on the first one."""
-    for node in graph.nodes:
-        given = node.kwargs.get("device")
-        if isinstance(given, torch.device) and given.type == device.type != "cpu":
-            node.kwargs = {**node.kwargs, "device": device}
-
-
-def _constants(graph: Graph, root: torch.nn.Module, device: torch.device) -> dict[str, Any]:
-    """What a graph refers to by name, on a device: tensors, and graphs of branches or loops."""
+def _constants(graph: Graph, root: torch.nn.Module, mesh: Mesh, rank: int) -> dict[str, Any]:
+    """What a graph refers to by name, on a rank's device: tensors, and graphs of branches or loops."""
     names = {str(node.target) for node in graph.find_nodes(op="get_attr")}
-    return {name: _constant(getattr(root, name), device) for name in names}
+    return {name: _constant(getattr(root, name), mesh, rank) for name in names}
 
 
-def _constant(value: Any, device: torch.device) -> Any:
+def _constant(value: Any, mesh: Mesh, rank: int) -> Any:
+    device = mesh.devices[rank]
     if isinstance(value, torch.nn.Module):
-        return copy.deepcopy(value).to(device)
+        return rank_copy(value, rank in mesh.firsts, mesh.group_name(rank), device)
     return value.to(device) if isinstance(value, torch.Tensor) and value.dim() else value

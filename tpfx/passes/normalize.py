@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..ir.nodes import size_of
 from ..ir.provenance import ORIGIN
+from ..rules import may_draw, may_draw_inside
 from ..rules.views import FULL
 from ..torch_internals.fake import FakeTensor, unset_fake_temporarily
 
@@ -28,7 +29,7 @@ def normalize(graph: Graph) -> None:
     for view in _VIEWS[:2]:  # what is split may have other strides than the whole
         for node in graph.find_nodes(op="call_function", target=view):
             node.target = aten.reshape.default
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(lambda node: node.is_impure() or may_draw(node) or may_draw_inside(node))
 
 
 def has_bias(node: Node) -> bool:

@@ -12,8 +12,8 @@ import torch
 from torch.fx import Graph, Node
 
 from ..ir.nodes import is_tensor, size_of
-from ..rules import is_random
-from ..torch_internals.fx import OpOverload
+from ..rules import may_draw
+from ..torch_internals.fx import HigherOrderOperator, OpOverload
 
 aten = torch.ops.aten
 
@@ -38,9 +38,9 @@ def removable(graph: Graph) -> list[Node]:
 
 def _pure(node: Node) -> bool:
     target = node.target
-    if not isinstance(target, OpOverload):
-        return True  # getitem and arithmetic of sizes
-    return not target._schema.is_mutable and not is_random(node) and target.namespace in ("aten", "prims")
+    if not isinstance(target, OpOverload):  # getitem and arithmetic of sizes; higher-order ops call others
+        return not isinstance(target, HigherOrderOperator)
+    return not target._schema.is_mutable and not may_draw(node) and target.namespace in ("aten", "prims")
 
 
 def _seen(node: Node, known: dict[Hashable, Node]) -> Node | None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.fx import Node
 
-from ..ir.nodes import arguments
 from ..torch_internals.fx import OpOverload
 from . import backward, convolutions, indexing, pointwise, reductions, views, whole_dims
 from .lowering_names import Lowering
@@ -362,10 +360,3 @@ def rule_for(target: Any) -> Rule | None:
     if rule is None and isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags:
         return _TAGGED if not target._schema.is_mutable else None
     return rule
-
-
-def is_random(node: Node) -> bool:
-    """Whether a call draws random numbers: attention does so only where it drops something."""
-    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
-        return False
-    return bool(arguments(node).get("dropout_p", 1.0) != 0.0)

@@ -116,8 +116,11 @@ class ShardedTensor(InCheckpoints, Watched):
     def __tensor_unflatten__(
         inner: dict[str, torch.Tensor], context: Any, shape: Sequence[int], stride: Sequence[int]
     ) -> ShardedTensor:
-        """While a graph is captured: a tensor without shards, whose ops are those of a plain fake tensor."""
-        like = inner["probe"]
+        """While a graph is captured: a tensor without shards, whose ops are those of a plain fake tensor.
+
+        It has a probe of its own: tensors that share memory may not go into a branch or a loop.
+        """
+        like = inner["probe"].new_empty(0)
         return ShardedTensor(None, like, shape, held=Fake(), stride=stride, requires_grad=context[1])
 
     def __coerce_same_metadata_as_tangent__(

@@ -20,10 +20,10 @@ class Finding:
     """One thing that is wrong.
 
     Attributes:
-        kind: "collective" (missing, twice, in another order, of something else), "operand" (a rank takes
-            another value than planned), "shape" (another one than the layout says), "value" (other numbers
-            than unsharded), "rewrite" (the passes changed what the model computes), or "error" (a rank
-            raised).
+        kind: "collective" (missing, twice, in another order, of something else), "draw" (a rank draws
+            random numbers of its own), "operand" (a rank takes another value than planned), "shape" (another
+            one than the layout says), "value" (other numbers than unsharded), "rewrite" (the passes changed
+            what the model computes), or "error" (a rank raised).
         node: its name, as `tpfx dump` prints it.
         module: the path of the module that it belongs to; empty for the model itself.
         source: the file and line of the model that it comes from; empty where it is not known.

@@ -22,10 +22,11 @@ from ..ir.nodes import hint_of, is_tensor
 from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import origin_of, represents
 from ..ir.resharding import COLLECTIVES, all_reduce
-from ..kernels.collectives import broadcast_random, gather_shards
+from ..kernels.collectives import BROADCASTS, gather_shards
 from ..kernels.slices import shard_of
+from ..lowering.nested_graphs import broadcast_of
 from ..lowering.rank_graph import gathering
-from ..rules import is_random
+from ..rules import inner_draws, may_draw
 from ..torch_internals.fake import UNKNOWN_TO_FAKES, FakeTensorMode
 from ..torch_internals.fx import HigherOrderOperator
 from .findings import Findings
@@ -37,6 +38,7 @@ def check_graphs(parallel: ParallelGraph, modules: Sequence[GraphModule], findin
     """Note what is wrong with the graphs of ranks 0, 1, …"""
     for rank, module in enumerate(modules):
         _check_collectives(parallel, rank, module.graph, findings)
+        _check_draws(rank, module.graph, findings)
         _check_operands(rank, module.graph, findings)
         _check_shapes(rank, module, findings)
 
@@ -63,8 +65,8 @@ def _planned(parallel: ParallelGraph) -> Iterator[tuple[Node, Signature]]:
             reduces = node.target is all_reduce
             detail = node.args[1].op if reduces else gathering(node)
             yield node, Signature(COLLECTIVES[node.target], (node.args[0].name,), detail)
-        elif is_random(node):
-            yield node, Signature("draw", (node.name,), node.target)
+        elif may_draw(node):
+            yield node, Signature("draw", (node.name,), _drawn(node))
 
 
 def _issued(graph: Graph) -> Iterator[tuple[Node, Signature]]:
@@ -75,12 +77,17 @@ def _issued(graph: Graph) -> Iterator[tuple[Node, Signature]]:
             yield node, Signature("all_reduce", _moved(node), args[1])
         elif node.target is gather_shards:
             yield node, Signature("all_gather", _moved(node), (args[1], list(args[2]), args[6]))
-        elif node.target is broadcast_random:
-            yield node, Signature("draw", (origin_of(node) or "",), args[2])
+        elif node.target in BROADCASTS:
+            yield node, Signature("draw", (origin_of(node) or "",), args[-3])
         elif (
             getattr(node.target, "namespace", "") == c10d.name and node.target is not c10d.wait_tensor.default
         ):
             yield node, Signature(node.target._schema.name.partition("::")[2], _moved(node), None)
+
+
+def _drawn(node: Node) -> Any:
+    """The op that draws: that of a call which saves or takes the state of the generator is an argument."""
+    return broadcast_of(node, draws=False, group="")[1][-3]
 
 
 def _moved(node: Node) -> tuple[str, ...]:
@@ -124,6 +131,17 @@ def _unplanned(node: Node, kind: str) -> str:
     if kind == "all_reduce" and node.target is all_reduce:
         return "the sum is summed again"
     return f"an {kind} that is not planned"
+
+
+# Random numbers.
+
+
+def _check_draws(rank: int, graph: Graph, findings: Findings) -> None:
+    """Nothing draws for one rank alone, in graphs that an op calls neither."""
+    for node in graph.nodes:
+        for alone in (*([node] if may_draw(node) else ()), *inner_draws(node)):
+            planned = findings.nodes.get(origin_of(node) or "") or next(reversed(findings.nodes.values()))
+            findings.add("draw", planned, f"draws by {alone.target} for this rank alone ({alone.name})", rank)
 
 
 # Operands.
