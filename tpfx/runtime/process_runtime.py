@@ -11,6 +11,7 @@ from ..errors import TpfxError
 from ..torch_internals.distributed import below_autograd
 from .mesh import Mesh
 from .thread_runtime import node_of
+from .watch import waiting
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ class ProcessRuntime:
         rank = self.mesh.owned[0]
         device = self.mesh.devices[rank]
         try:
-            with torch.autocast(device.type, enabled=False):
+            with waiting("running a graph"), torch.autocast(device.type, enabled=False):
                 if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
                     return [calls[0]()]
                 with below_autograd():

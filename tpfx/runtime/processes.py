@@ -25,6 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ..errors import CollectiveError, DeviceError
 from ..torch_internals.distributed import outside_traces
 from .mesh import Mesh, is_automatic, parse_devices
+from .watch import waiting, watch
 
 
 def launched() -> bool:
@@ -112,6 +113,7 @@ def _mesh(group: dist.ProcessGroup, own: Sequence[torch.device], replicas: dist.
     mesh = Mesh(devices, owned, names, group, shares, replicas)
     _share_random_state(mesh)
     _await_threads_at_exit()
+    watch(group)
     return mesh
 
 
@@ -149,7 +151,7 @@ def require_same(mesh: Mesh, what: str, parts: Iterable[bytes]) -> None:
         digest.update(part)
     digests: list[Any] = [None] * len(mesh.shares)
     try:
-        with outside_traces():
+        with outside_traces(), waiting(f"comparing {what}"):
             dist.all_gather_object(digests, digest.hexdigest(), mesh.group)
     except Exception as error:
         rank = mesh.owned[0]
@@ -174,7 +176,8 @@ def from_all(rows: torch.Tensor, mesh: Mesh) -> torch.Tensor:
         torch.cat((rows, rows.new_zeros((most - len(rows), *rows.shape[1:])))) if len(rows) < most else rows
     )
     found = rows.new_empty((len(mesh.shares) * most, *rows.shape[1:]))
-    dist.all_gather_into_tensor(found, padded.contiguous(), mesh.group)
+    with waiting("gathering a split tensor"):
+        dist.all_gather_into_tensor(found, padded.contiguous(), mesh.group)
     if len(found) == mesh.size:
         return found
     return torch.cat([own[:share] for own, share in zip(found.split(most), mesh.shares, strict=True)])

@@ -63,6 +63,12 @@ def registered_group(name: str) -> dist.ProcessGroup:
     return group
 
 
+def shared_store() -> Any:
+    """A connection of its own to what the processes of the default group share, for another thread."""
+    store: Any = dist.distributed_c10d._get_default_store()
+    return store.clone()
+
+
 def completed_work() -> dist.Work:
     """A Work that is done. One may be returned any number of times, from any thread.
 
