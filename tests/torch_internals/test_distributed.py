@@ -78,9 +78,9 @@ def test_another_thread_has_a_connection_of_its_own_to_what_processes_share() ->
     code = """
 import torch.distributed as dist
 from tests.support.processes import free_port
-from tpfx.torch_internals.distributed import shared_store
+from tpfx.torch_internals import distributed
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
-one, other = shared_store(), shared_store()
+one, other = distributed.shared_store(), distributed.shared_store()
 one.set("key", "value")
 print(one is not other, other.check(["key"]), other.get("key"), other.check(["none"]))
 """
