@@ -184,6 +184,12 @@ def _index(graph: Graph, node: Node) -> None:
     _replace(node, _insert(graph, node, aten.slice.Tensor, (source, given[0], start, stop), node.meta["val"]))
 
 
+def _unsafe_index(graph: Graph, node: Node) -> None:
+    """The same without a check of the indices, as upsampling reads pixels."""
+    node.target = aten.index.Tensor
+    _index(graph, node)
+
+
 def _constant(graph: Graph, node: Any) -> torch.Tensor | None:
     """The value of a tensor that is part of the graph itself."""
     while isinstance(node, Node) and node.target in (aten.lift_fresh_copy.default, aten.alias.default):
@@ -218,6 +224,7 @@ _REWRITES: dict[Any, Callable[[Graph, Node], None]] = {
     aten.convolution_backward.default: _convolution_backward,
     aten.cat.default: _cat,
     aten.index.Tensor: _index,
+    aten._unsafe_index.Tensor: _unsafe_index,
     aten.view.default: _same_view,
     aten.alias.default: _alias,
     aten.mm.default: _mm,  # last: it sees through no alias

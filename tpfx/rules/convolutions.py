@@ -20,7 +20,7 @@ def convolution(call: Call) -> Bound:
     pattern = f"{x}, {weight}{bias} -> n {leaving} {after}"
     if bias:  # every rank would add it to its partial sum, so what is contracted must be whole
         pattern = pattern.replace("i", "i!")
-    return Rule(pattern, linear=() if bias else ((0,), (1,))).bind(call)
+    return Rule(pattern, linear=() if bias else ((0,), (1,))).bind(call, _told(call))
 
 
 def convolution_backward(call: Call) -> Bound:
@@ -29,7 +29,12 @@ def convolution_backward(call: Call) -> Bound:
         return unsplit(call)
     x, weight, leaving, after = _groups(call, call.operands[1], call.operands[2])
     made = [text for text, kept in zip((x, weight), call["output_mask"], strict=False) if kept]
-    return Rule(f"n {leaving} {after}, {x}, {weight} -> {', '.join(made)}", each=True).bind(call)
+    return Rule(f"n {leaving} {after}, {x}, {weight} -> {', '.join(made)}", each=True).bind(call, _told(call))
+
+
+def _told(call: Call) -> dict[str, int]:
+    """How many groups there are, where no operand's sizes tell: kernels lie as what enters, `(g i) o`."""
+    return {"g": call["groups"]} if call["transposed"] and call["groups"] != 1 else {}
 
 
 def _groups(call: Call, x: Node, weight: Node) -> tuple[str, str, str, str]:

@@ -16,7 +16,7 @@ that returns a `Bound`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -59,12 +59,12 @@ class Rule:
         if self.lower not in {None, *Lowering}:
             raise TypeError(f"lower={self.lower!r} of the rule {self.pattern!r} is none of {list(Lowering)}")
 
-    def bind(self, call: Call) -> Bound:
-        """What this rule says of a call."""
+    def bind(self, call: Call, sizes: Mapping[str, int] | None = None) -> Bound:
+        """What this rule says of a call; `sizes` are those of factors that no operand tells."""
         bound = (
             self.pattern(call)
             if callable(self.pattern)
-            else _Binder(parse(self.pattern), call).bind(self.reduce, self.each)
+            else _Binder(parse(self.pattern), call, sizes or {}).bind(self.reduce, self.each)
         )
         if not bound.linear:
             bound.linear = self.linear
@@ -118,9 +118,9 @@ def _term(text: str) -> Term:
 class _Binder:
     """Binds the factors of one pattern to the dimensions of one call."""
 
-    def __init__(self, pattern: Pattern, call: Call) -> None:
+    def __init__(self, pattern: Pattern, call: Call, sizes: Mapping[str, int]) -> None:
         self.pattern, self.call = pattern, call
-        self.known: dict[str, Dim] = {}
+        self.known: dict[str, Dim] = {name: Dim(size) for name, size in sizes.items()}
         self.bound = Bound(call.dims, [])
 
     def bind(self, reduce: str, each: bool) -> Bound:
