@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ class Reasons(nn.Module):
         torch.manual_seed(0)
         self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
         self.ruleless = nn.Parameter(torch.randn(32, 32) / 6)
-        self.grouped = nn.ConvTranspose1d(32, 32, 3, groups=2)
+        self.taken = nn.Parameter(torch.randn(32, 32))
         self.left, self.rnn = nn.Linear(32, 32), nn.GRU(32, 16)
         self.spare = nn.Linear(32, 64)
 
@@ -70,7 +70,7 @@ class Reasons(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(self.up(x).relu())
-        x = self.grouped(torch.ops.tpfx_test.times(x, self.ruleless).mT).mT
+        x = torch.ops.tpfx_test.times(x, self.ruleless) + torch.take(self.taken, torch.arange(32))
         return self.rnn(self.left_out(x))[0]  # type: ignore[no-any-return]
 
 
@@ -88,7 +88,7 @@ def told() -> Iterator[tuple[Reasons, list[str]]]:
 
 REASONS = {
     "ruleless": ("no rule says what tpfx_test.times.default does", "tpfx.register_rule"),
-    "grouped.weight": ("aten.convolution.default needs the whole of it", "an op that computes the same"),
+    "taken": ("aten.take.default needs the whole of it", "an op that computes the same"),
     "left.weight": ("code that Dynamo leaves out of every graph uses it", "TORCH_LOGS=graph_breaks"),
     "spare.weight": ("no call has used it yet", "the first call that does"),
     "down.bias": ("it is small", "a plan of your own"),
@@ -106,11 +106,36 @@ def test_the_report_says_why_and_what_helps(told: tuple[Reasons, list[str]], nam
 
 
 def test_one_warning_for_each_reason_that_costs_something(told: tuple[Reasons, list[str]]) -> None:
-    reasons = [REASONS[name] for name in ("ruleless", "grouped.weight", "left.weight")]
+    reasons = [REASONS[name] for name in ("ruleless", "taken", "left.weight")]
     for reason, remedy in reasons:
         (found,) = [message for message in told[1] if reason in message]
         assert remedy in found and found.startswith("Reasons: ") and " KiB of " in found
     assert len(told[1]) == len(reasons)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(
+            nn.ConvTranspose1d(16, 32, 3, groups=2), nn.ConvTranspose1d(32, 16, 3, groups=2)
+        ),
+        lambda: nn.Sequential(nn.Conv1d(16, 32, 1), nn.Upsample(scale_factor=2), nn.Conv1d(32, 16, 1)),
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (16, 1)),
+            nn.Conv2d(16, 32, 1),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            nn.Conv2d(32, 16, 1),
+        ),
+    ],
+    ids=["grouped transposed", "upsampled", "upsampled image"],
+)
+def test_what_is_divided_by_now(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    plain, x = make().eval(), torch.randn(3, 16, 6)
+    model = tpfx.compile(copy.deepcopy(plain), CPUS)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), plain(x))
+    assert largest(model) < 1.1 and not tpfx.report(model).whole_ops
 
 
 class Modes(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..torch_internals.aot import get_decompositions
+from .fast_paths import FAST_PATHS
 
 aten = torch.ops.aten
 
@@ -58,4 +59,4 @@ _SIMPLER = [
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """What AOTAutograd writes ops as: overload to function."""
     found: dict[Any, Callable[..., Any]] = get_decompositions(_SIMPLER)
-    return found
+    return {**found, **FAST_PATHS}
