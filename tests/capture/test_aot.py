@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from tests.support.nets import Net
 from tpfx.capture.aot import Compiled, Part, boxed, trace
+from tpfx.capture.gradient_flow import GradientFlow
 from tpfx.capture.graph import Captured
 from tpfx.capture.sources import input_sources, weight_sources
 from tpfx.errors import TpfxError
@@ -53,6 +54,10 @@ class Log:
 
         return boxed(run)
 
+    def differentiate(self, compiled: Compiled, flow: GradientFlow) -> Compiled:
+        self.events.append("differentiate")
+        return compiled
+
 
 def compiled(net: Net, log: Log) -> Any:
     """A net whose graphs are logged."""
@@ -78,7 +83,7 @@ def test_forward_and_backward_are_planned_as_one_then_parted() -> None:
     net, log = Net(), Log()
     compiled(net, log)(torch.randn(3, 8)).sum().backward()
     assert log.events[:2] == ["plan joint", "forward"]
-    assert sorted(log.events[2:]) == ["backward", "run backward", "run forward"]
+    assert sorted(log.events[2:]) == ["backward", "differentiate", "run backward", "run forward"]
     assert [source.kind for source in log.sources][-1] == "tangent"
     assert net.up.weight.grad is not None
 
@@ -87,7 +92,7 @@ def test_the_planned_graph_knows_what_is_backward_after_the_partition() -> None:
     net, log = Net(), Log(plans=True)
     with pytest.raises(Ended):
         compiled(net, log)(torch.randn(3, 8))
-    assert log.events == ["plan joint", "forward", "run forward"]
+    assert log.events == ["plan joint", "forward", "differentiate", "run forward"]
     assert log.parallel is not None
     graph, backward = log.parallel.graph, log.parallel.backward
     output = graph.output_node()

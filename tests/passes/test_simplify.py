@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.support.graphs import after, lines, parts, read
+from tpfx.ir.annotations import set_gradients
+from tpfx.passes.simplify import simplify
 
 CASES = {
     "a slice of all": """
@@ -196,3 +199,21 @@ CASES = {
 def test_rewrite(name: str) -> None:
     before, expected = parts(CASES[name])
     assert lines(after("simplify", read(before))) == expected
+
+
+def test_a_gradient_that_others_have_too_is_copied() -> None:
+    graph = read("""
+        a: f32[4] = parameter
+        b: f32[4] = parameter
+        c: f32[2, 2] = parameter
+        tangents_1: f32[4]
+        d: f32[4] = parameter
+        x = cos(tangents_1)
+        return x, x, reshape(x, [2, 2]), tangents_1
+    """)
+    output, inputs = graph.output_node(), graph.find_nodes(op="placeholder")
+    set_gradients(output, {0: inputs[0], 1: inputs[1], 2: inputs[2], 3: inputs[4]})
+    simplify(graph)
+    made = [node.target for node in output.args[0]]  # type: ignore[union-attr]
+    clone = torch.ops.aten.clone.default
+    assert made == [torch.ops.aten.cos.default, clone, clone, clone]

@@ -10,6 +10,7 @@ from torch._library import simple_registry
 from torch.fx import node as fx_node
 
 from tpfx.torch_internals import aot
+from tpfx.torch_internals.fake import FakeTensorMode
 
 
 def test_aot_module_simplified_hands_over_an_aten_graph() -> None:
@@ -168,3 +169,74 @@ def test_torch_leaves_out_dropout_between_recurrent_layers() -> None:
     torch.manual_seed(3)
     torch.testing.assert_close(found[0], net(x)[0])
     assert not torch.allclose(found[1], net(x)[0])
+
+
+def _differentiable(function: Any, *args: Any) -> tuple[Any, Any]:
+    """What a function returns that AOTAutograd has compiled, and its notes on it."""
+    from torch._functorch import aot_autograd
+
+    found: list[Any] = []
+
+    def compiler(module: torch.fx.GraphModule, _: Any) -> Any:
+        found.append(aot.notes_now())
+        return aot_autograd.make_boxed_func(module.forward)
+
+    def backend(module: Any, inputs: Any) -> Any:
+        return aot.aot_module_simplified(module, inputs, fw_compiler=compiler, bw_compiler=compiler)
+
+    results = torch.compile(function, backend=backend)(*args)
+    return results, found[0]
+
+
+def _several(x: torch.Tensor, y: torch.Tensor, count: torch.Tensor) -> Any:
+    count.add_(1)
+    z, total = x * y, x + y
+    return z.exp(), x.view(-1), total[:1], z.detach(), total[1:]
+
+
+def test_the_node_and_the_gradients_of_a_graph_are_known() -> None:
+    x, y = (torch.ones(2, 3, requires_grad=True) for _ in range(2))
+    results, notes = _differentiable(_several, x, y, torch.zeros(()))
+    node = aot.node_of_graph(results, notes)
+    assert node is not None and node is results[0].grad_fn
+    assert aot.node_of_graph(results[1:2], notes) is None  # a view of an input
+    assert aot.node_of_graph(results[2:3], notes) is node  # a view of what the graph has made
+    assert aot.written_inputs(notes) == {0}  # the first that is used
+    seen: list[Any] = []
+    node.register_hook(lambda _, given: seen.append([value is not None for value in given]))
+    aot.keep_saved(notes)
+    for at in (0, 2, 4):
+        results[at].sum().backward(retain_graph=True)
+    tangents = aot.tangents_of(notes)
+    assert [(one.result, one.of_base) for one in tangents] == [(0, False), (4, True)]
+    found = [[given[one.position] for one in tangents] for given in seen]
+    assert found == [[True, False], [False, True], [False, True]]
+
+
+def test_a_backward_says_whether_another_one_may_come() -> None:
+    x, seen = torch.ones(2, requires_grad=True), []
+    y = x.exp()
+    y.register_hook(lambda _: seen.append(aot.keeps_graph()))
+    y.sum().backward(retain_graph=True)
+    y.sum().backward()
+    assert seen == [True, False]
+
+
+def test_a_graph_that_is_lowered_alone_has_notes_too() -> None:
+    mode = FakeTensorMode()
+    with mode:
+        x = torch.ones(3, requires_grad=True)
+    found: list[Any] = []
+
+    def compiler(module: torch.fx.GraphModule, _: Any) -> Any:
+        found.append(aot.notes_now())
+        return module.forward
+
+    class Pair(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (x.tanh(),)
+
+    with aot.tracing_alone(mode):
+        aot.aot_module_simplified(Pair(), [x], fw_compiler=compiler, bw_compiler=compiler)
+    assert [len(notes.output_info) for notes in found] == [1]
+    assert aot.notes_now() is None and aot.Notes is not None and aot.Tangent(0, None).result is None

@@ -85,3 +85,17 @@ def test_slots_are_the_places_of_parameters_and_buffers() -> None:
     assert isinstance(tied, parameter_slots.Slot) and tied.value is model[0].weight
     tied.table[tied.key] = nn.Parameter(torch.zeros(2, 2))
     assert tied.value is model.tied is not model[0].weight
+
+
+def test_a_recurrent_layer_keeps_its_workspace_without_gradients() -> None:
+    assert inductor.has_rnn_layer()
+    x, weights = torch.randn(5, 3, 8), [torch.randn(64, 8), torch.randn(64, 16), *torch.randn(2, 64)]
+    states = torch.zeros(2, 3, 16)
+    rest = (*states, False, [], 2, 16, 1, True, False, False, False)
+    with torch.no_grad():
+        kept, plain = (
+            op(x, *weights, *rest)
+            for op in (inductor.rnn_layer_for_training(), aten.mkldnn_rnn_layer.default)
+        )
+    assert plain[3] is None and kept[3].numel()
+    torch.testing.assert_close(kept[:3], plain[:3])

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
+import torch
 from torch.fx import GraphModule, Node
 
 from ..ir.annotations import Source
 from ..ir.parallel_graph import ParallelGraph
-from ..torch_internals.aot import aot_module_simplified, drawing_as_eager
+from ..torch_internals.aot import aot_module_simplified, drawing_as_eager, notes_now
 from ..torch_internals.fake import unset_fake_temporarily
 from .decompositions import decompositions
+from .gradient_flow import Dependence, GradientFlow
 from .graph import Captured, Joint
 from .random_state import check_draws, check_preserved, stays
+from .recurrent import take_apart
 from .sources import settle_sources
 
 Compiled = Callable[..., Any]
@@ -32,6 +35,9 @@ class Use(Protocol):
 
     def finish(self, lowered: GraphModule, part: Part) -> Compiled:
         """What runs a graph, or a part of a joint one; it takes a list of arguments, which it may empty."""
+
+    def differentiate(self, compiled: Compiled, flow: GradientFlow) -> Compiled:
+        """What runs a joint graph, where autograd asks more of it than one backward."""
 
 
 def example_value(node: Node) -> Any:
@@ -57,6 +63,18 @@ def trace(
         TpfxError: AOTAutograd made other inputs than Dynamo gave it, or something draws random numbers where
             the devices cannot draw as one does.
     """
+    take_apart(module)
+    return trace_module(
+        module, [fake(node) for node in module.graph.find_nodes(op="placeholder")], sources, use
+    )
+
+
+def trace_module(
+    module: torch.nn.Module, fakes: Sequence[Any], sources: Sequence[Source], use: Use
+) -> Compiled:
+    """The same, of any module that takes tensors and returns a tuple of them; `fakes` are its inputs."""
+    known: list[tuple[Dependence, GraphModule]] = []
+    flows: list[GradientFlow] = []
 
     def whole(lowered: GraphModule, _: Sequence[Any]) -> Compiled:
         with unset_fake_temporarily():
@@ -70,14 +88,20 @@ def trace(
         joint = Joint(num_fwd_outputs, inputs, options)
         if not inputs:  # a region of its own inside the graph, which is called whole
             return joint.parts(lowered)
+        dependence = Dependence.of(lowered, num_fwd_outputs)
         with unset_fake_temporarily():
             check_draws(lowered.graph)
             check_preserved(module, lowered.graph)
             parallel = use.plan(Captured(lowered, settle_sources(lowered, sources), joint))
-        return joint.parts(lowered, parallel)
+        forward, backward = joint.parts(lowered, parallel)
+        known.append((dependence, backward))
+        return forward, backward
 
     def finish(part: Part) -> Callable[[GraphModule, Sequence[Any]], Compiled]:
         def run(lowered: GraphModule, _: Sequence[Any]) -> Compiled:
+            if part == "forward":
+                dependence, backward = known.pop()
+                flows.append(dependence.flow(notes_now(), backward))
             with unset_fake_temporarily():
                 return use.finish(lowered, part)
 
@@ -86,7 +110,7 @@ def trace(
     with drawing_as_eager(stays(module)):
         compiled: Compiled = aot_module_simplified(
             module,
-            [fake(node) for node in module.graph.find_nodes(op="placeholder")],
+            list(fakes),
             fw_compiler=finish("forward"),
             bw_compiler=finish("backward"),
             inference_compiler=whole,
@@ -94,7 +118,7 @@ def trace(
             decompositions=decompositions(),
             keep_inference_input_mutations=True,
         )
-    return compiled
+    return use.differentiate(compiled, flows[0]) if flows else compiled
 
 
 def boxed(compiled: Compiled) -> Compiled:

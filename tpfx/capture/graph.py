@@ -21,6 +21,7 @@ from ..ir.nodes import copy_graph, is_check, is_tensor
 from ..ir.parallel_graph import ParallelGraph
 from ..torch_internals.aot import keeping_repetitions, min_cut_rematerialization_partition
 from .random_state import hidden, pin_draws
+from .recurrent import keep_for_backward
 from .sources import is_tangent
 
 Phase = Literal["prefill", "decode", "train"]
@@ -85,6 +86,7 @@ class Captured:
     def __post_init__(self) -> None:
         if self.joint is not None:
             _mark_gradients(self.module.graph, self.joint.results)
+            keep_for_backward(self.module.graph)
 
     def results(self) -> list[Any]:
         """The values that the model returns: fake tensors, numbers, None."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
@@ -88,14 +89,14 @@ def _with_items(node: Node) -> Iterator[Node]:
             yield from _with_items(user)
 
 
-def stays(module: GraphModule) -> set[object]:
+def stays(module: torch.nn.Module) -> set[object]:
     """What one of Dynamo's graphs calls that may draw, or do anything, though nothing uses the result."""
     targets = {node.target for node in _all_nodes(module) if node.op == "call_function"}
     opaque = {op for target in targets if (op := overload_of(target)) is not None and is_opaque(op)}
     return opaque | {target for target in targets if calls_in_order(target)}
 
 
-def _all_nodes(module: GraphModule) -> Iterator[Node]:
+def _all_nodes(module: torch.nn.Module) -> Iterator[Node]:
     for inner in module.modules():
         if isinstance(inner, GraphModule):
             yield from inner.graph.nodes
@@ -116,7 +117,7 @@ def check_draws(graph: Graph) -> None:
             )
 
 
-def check_preserved(module: GraphModule, joint: Graph) -> None:
+def check_preserved(module: torch.nn.Module, joint: Graph) -> None:
     """Refuse a checkpoint that draws other numbers in the backward pass than in the forward pass.
 
     Raises:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from ..capture.aot import Compiled, Part, boxed, trace
+from ..capture.aot import Compiled, Part, boxed, trace, trace_module
+from ..capture.derivatives import Autocast, GradientsOf
+from ..capture.gradient_flow import GradientFlow
 from ..capture.graph import Captured
+from ..execution.gradients import Trained
 from ..execution.output_strides import Strides
 from ..execution.program import Program, Ranks
-from ..ir.annotations import Source, set_source, shards_of, source_of
+from ..ir.annotations import Source, gradients_in, set_gradients, set_source, shards_of, source_of
 from ..ir.parallel_graph import ParallelGraph
 from ..lowering.device_compiler import compile_for_devices
 from ..passes.apply_plan import encode_choices
@@ -27,25 +31,26 @@ from ..planning.whole_weights import why_whole
 from ..runtime.mesh import Mesh
 from ..runtime.processes import require_same
 from ..sharded_tensor import ShardedTensor
-from ..torch_internals.aot import aliased_outputs
+from ..torch_internals.aot import aliased_outputs, tracing_alone
 from ..torch_internals.batch_guards import serves_any_batch
 from ..torch_internals.distributed import outside_traces
+from ..torch_internals.fake import FakeTensorMode
 from .session import Session
 
 
 def compile_graph(session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> Compiled:
     """Dynamo's backend: plan a graph, write one for each rank, return what runs them."""
-    return _traced(module, _Lowering(session, example_inputs))
+    return _traced(module, _Lowering(session, example_inputs, module))
 
 
 def compile_for_any_batch(session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> Compiled:
     """Dynamo's backend inside `open_batches`; it refuses graphs that do for some batches alone."""
-    return _traced(module, _LoweringForAnyBatch(session, example_inputs))
+    return _traced(module, _LoweringForAnyBatch(session, example_inputs, module))
 
 
 def plan_graph(session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> Compiled:
     """Dynamo's backend while planning: choose layouts for the parameters, run nothing."""
-    return _traced(module, _LayoutsOnly(session, example_inputs))
+    return _traced(module, _LayoutsOnly(session, example_inputs, module))
 
 
 def _traced(module: GraphModule, use: _LayoutsOnly) -> Compiled:
@@ -61,6 +66,7 @@ class _LayoutsOnly:
 
     session: Session
     inputs: Sequence[Any]  # those that Dynamo gives as examples, with the weights
+    module: torch.nn.Module  # what is lowered
     results: Sequence[Any] = ()  # fake values of the model's results, as they were before any pass
 
     def plan(self, graph: Captured) -> ParallelGraph:
@@ -97,6 +103,10 @@ class _LayoutsOnly:
 
         return boxed(end)
 
+    def differentiate(self, compiled: Compiled, flow: GradientFlow) -> Compiled:
+        """Nothing runs here."""
+        return compiled
+
 
 class _Lowering(_LayoutsOnly):
     """Plans, and writes a graph for each rank."""
@@ -112,10 +122,20 @@ class _Lowering(_LayoutsOnly):
         views = frozenset() if backward else aliased_outputs()
         exact = {at: Strides(self.results[at], placeholders) for at in views}
         seen = len(self.results) if part == "forward" else None
-        kept = [at for at, value in enumerate(self.inputs) if isinstance(value, ShardedTensor) and backward]
+        kept = self._kept(backward)
         session.graphs += not backward  # forward and backward count as one graph
         ranks = Ranks(session.runtime, modules, forwards)
         return Program(lowered.graph, ranks, kept, exact, seen, session.count_run)
+
+    def _kept(self, backward: bool) -> list[int]:
+        """The results that stay sharded tensors: gradients of those."""
+        return [at for at, value in enumerate(self.inputs) if isinstance(value, ShardedTensor) and backward]
+
+    def differentiate(self, compiled: Compiled, flow: GradientFlow) -> Compiled:
+        """What runs a joint graph, and goes on where autograd asks for gradients of its gradients."""
+        device = self.session.mesh.devices[self.session.mesh.owned[0]]
+        derive = partial(_derivative, self.session, self.module, flow, Autocast(device.type))
+        return Trained(compiled, flow, device, derive)
 
 
 class _LoweringForAnyBatch(_Lowering):
@@ -126,6 +146,61 @@ class _LoweringForAnyBatch(_Lowering):
         if not serves_any_batch(node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")):
             raise SomeBatchesOnly("what was captured does for some batches alone")
         return super().plan(graph)
+
+
+class _LoweringGradients(_Lowering):
+    """Lowers what computes gradients: they lie as the inputs do whose gradients they are."""
+
+    module: GradientsOf
+
+    def plan(self, graph: Captured) -> ParallelGraph:
+        """Plan a graph that returns gradients."""
+        output, inputs = graph.module.graph.output_node(), graph.module.graph.find_nodes(op="placeholder")
+        returned: Sequence[Any] = output.args[0]  # type: ignore[assignment]
+        gradients = {
+            at: inputs[which] for at, which in enumerate(self._whose()) if isinstance(returned[at], Node)
+        }
+        set_gradients(output, {**gradients_in(output), **gradients})
+        return super().plan(graph)
+
+    def _whose(self) -> list[int]:
+        """The input of the lowered graph whose gradient each result is."""
+        return [self.module.tensors.index(at) for at in self.module.wanted]
+
+    def _kept(self, backward: bool) -> list[int]:
+        if backward:
+            return super()._kept(backward)
+        return [at for at, which in enumerate(self._whose()) if isinstance(self.inputs[which], ShardedTensor)]
+
+
+def _derivative(
+    session: Session,
+    module: torch.nn.Module,
+    flow: GradientFlow,
+    autocast: Autocast,
+    wanted: Sequence[int],
+    given: Sequence[int],
+    values: Sequence[Any],
+) -> Compiled:
+    """What computes gradients of a graph's inputs with a history, from these values; see `GradientsOf`."""
+    gradients = GradientsOf(module, flow, autocast, wanted, given, values)
+    tensors = [values[at] for at in gradients.tensors]
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    use = _LoweringGradients(session, tensors, gradients)
+    sources = [_source(value, f"input_{at}", session.mesh) for at, value in enumerate(tensors)]
+    with tracing_alone(mode):
+        compiled = trace_module(gradients, [_fake_like(value, mode) for value in tensors], sources, use)
+
+    def run(*values: Any) -> Any:
+        return compiled(*(values[at] for at in gradients.tensors))
+
+    return run
+
+
+def _fake_like(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    with mode:
+        fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    return fake.requires_grad_(value.requires_grad)
 
 
 def _plan_text(mesh: Mesh, parallel: ParallelGraph) -> Iterator[bytes]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from ..ir.nodes import is_tensor, size_of
+from ..ir.annotations import gradients_in
+from ..ir.nodes import is_tensor, is_view, size_of
 from ..rules import may_draw
 from ..torch_internals.fx import HigherOrderOperator, OpOverload
 
@@ -20,12 +21,47 @@ aten = torch.ops.aten
 
 def simplify(graph: Graph) -> None:
     """Remove no-ops and repetitions; what the graph returns stays tensors of their own."""
+    _reduce(graph)
+    if _copy_shared_gradients(graph):
+        _reduce(graph)
+
+
+def _reduce(graph: Graph) -> None:
     known: dict[Hashable, Node] = {}
     for node in removable(graph):
         other = nothing_done(node) or _seen(node, known)
         if other is not None:
             node.replace_all_uses_with(other)
             graph.erase_node(node)
+
+
+def _copy_shared_gradients(graph: Graph) -> bool:
+    """Two weights may have the same gradient, or that of a result; autograd adds to each in place.
+
+    Returns:
+        Whether there was one to copy.
+    """
+    output, taken, copied = graph.output_node(), set(), False
+    results: Any = output.args[0]
+    returned = list(results)
+    for at in gradients_in(output):
+        value = returned[at]
+        root = _memory_of(value)
+        if root in taken or root.op == "placeholder":
+            with graph.inserting_before(output):
+                returned[at] = graph.call_function(aten.clone.default, (value,))
+            returned[at].meta, copied = dict(value.meta), True
+        taken.add(root)
+    if copied:
+        output.args = (type(results)(returned),)
+    return copied
+
+
+def _memory_of(node: Node) -> Node:
+    """The value in whose memory another may lie, which is a view of it."""
+    while (is_view(node) or node.target in _MAYBE_VIEWS) and is_tensor(node.args[0]):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 def removable(graph: Graph) -> list[Node]:
@@ -90,6 +126,8 @@ def _always(node: Node) -> bool:
 def _one_step(node: Node) -> bool:
     return len(node.args) < 5 or bool(node.args[4] == 1)
 
+
+_MAYBE_VIEWS = (aten.reshape.default, aten.contiguous.default)
 
 _NO_OPS: dict[Any, Callable[[Node], bool]] = {
     aten.slice.Tensor: _one_step,

@@ -305,6 +305,7 @@ _UNSPLIT = family(
     aten.grid_sampler_2d_backward.default,
     # recurrent nets: every state depends on the whole of the last
     aten.mkldnn_rnn_layer.default,
+    aten.mkldnn_rnn_layer_backward.default,
     aten._cudnn_rnn.default,
     # a value depends on its index, or where it lies on strides
     aten.arange.default,
@@ -345,6 +346,7 @@ TABLE: dict[Any, Rule] = {
 
 # Custom ops of other libraries, by name: they need not be installed.
 _EXTERNAL: dict[str, Rule] = {
+    "tpfx.rnn_layer.default": Rule(whole_dims.unsplit),
     "transformers.grouped_mm_fallback.default": Rule(reductions.grouped_mm),
     "transformers.grouped_mm_fallback_backward.default": Rule(
         "t! k, e! k n, e!, t! n -> t! k, e! k n", each=True

@@ -1,9 +1,11 @@
-"""AOTAutograd: its compile function, its partitioner, and which results it makes views of itself."""
+"""AOTAutograd: its compile function, its partitioner, which results it makes views of itself, and the node of
+autograd's graph that stands for one of its graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +14,13 @@ import torch.utils.checkpoint as _checkpoint
 from torch._decomp import decompositions as _decompositions
 from torch._functorch import aot_autograd as _aot
 from torch._functorch import partitioners as _partitioners
-from torch._guards import TracingContext
+from torch._guards import TracingContext, tracing
 from torch._library import simple_registry
+from torch.autograd.graph import Node
 from torch.fx.node import _side_effectful_functions, has_side_effect
 
 from .effects import replace_in
+from .fake import FakeTensorMode
 
 # For ops, the functions that AOTAutograd writes them as: `get_decompositions([aten.mse_loss])`.
 get_decompositions: Any = _decomp.get_decompositions
@@ -123,3 +127,82 @@ def _with_dropout(unroll: Callable[..., Any]) -> Callable[..., Any]:
         return (x.transpose(0, 1) if batch_first else x), last
 
     return run
+
+
+# What AOTAutograd notes of a graph: its inputs that change, its results, how it stands to autograd.
+Notes = Any
+
+
+def notes_now() -> Notes | None:
+    """The notes on the graph whose forward part is compiled now."""
+    context = TracingContext.try_get()
+    return None if context is None else context.fw_metadata
+
+
+def keep_saved(notes: Notes) -> None:
+    """Say that a backward part overwrites nothing that is saved for it: so it may run more than once."""
+    notes.bw_donated_idxs = []
+
+
+def tracing_alone(mode: FakeTensorMode) -> AbstractContextManager[Any]:
+    """For a graph that is lowered outside of Dynamo: notes on it have a place of their own."""
+    return tracing(TracingContext(mode))
+
+
+def keeps_graph() -> bool:
+    """Whether the backward that runs now leaves what is saved for another one (`retain_graph`)."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+def node_of_graph(results: Sequence[Any], notes: Notes) -> Node | None:
+    """The node that has run a graph, by the results of the call: their own, or behind views of them."""
+    for result in results:
+        node = result.grad_fn if isinstance(result, torch.Tensor) else None
+        while node is not None:
+            function = getattr(type(node), "_forward_cls", None)
+            if getattr(function, "metadata", None) is notes:
+                return node
+            node = next((before for before, _ in node.next_functions), None) if function is None else None
+    return None
+
+
+def written_inputs(notes: Notes) -> frozenset[int]:
+    """The positions of the inputs that a graph writes into."""
+    return frozenset(at for at, info in enumerate(notes.input_info) if info.mutates_data)
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """A gradient that a backward part takes.
+
+    Attributes:
+        position: of the result in autograd's node.
+        result: which result of the traced function has this gradient; None: an input that it writes into.
+        of_base: whether it is that of the tensor which the result is a view of.
+    """
+
+    position: int
+    result: int | None
+    of_base: bool = False
+
+
+def tangents_of(notes: Notes) -> list[Tangent]:
+    """The gradients that the backward part of a graph takes, in its order."""
+    written = [notes.input_info[at] for at in notes.mutated_inp_runtime_indices]
+    found = [Tangent(at, None) for at, info in enumerate(written) if info.mutates_data and info.requires_grad]
+    first, bases = len(written), len(written) + len(notes.output_info)
+    found += [Tangent(first + at, at) for at, info in enumerate(notes.output_info) if _has_gradient(info)]
+    viewing = {info.base_idx: at for at, info in enumerate(notes.output_info) if _views_a_base(info)}
+    found += [Tangent(bases + base, viewing[base], True) for base in range(notes.num_intermediate_bases)]
+    return found
+
+
+def _has_gradient(info: Any) -> bool:
+    """Whether a result is made by the graph itself, and gradients flow back to it."""
+    own = info.output_type.name in ("non_alias", "unsafe_view_alias", "custom_function_view")
+    flows = getattr(info, "requires_grad_for_backward", info.requires_grad)  # new in torch 2.13
+    return bool(own and issubclass(info.raw_type, torch.Tensor) and flows)
+
+
+def _views_a_base(info: Any) -> bool:
+    return info.output_type.name in ("alias_of_intermediate_save_as_output", "alias_of_intermediate")

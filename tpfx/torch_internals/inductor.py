@@ -1,4 +1,4 @@
-"""oneDNN's product, faster than ATen's on CPU; TorchInductor: one graph's code, and an op for it."""
+"""oneDNN on CPU, where it is faster than ATen; TorchInductor: one graph's code, and an op for it."""
 
 from __future__ import annotations
 
@@ -70,4 +70,31 @@ def linear_for_inductor() -> torch._ops.OpOverload:
 
     op: torch._ops.OpOverload = torch.ops.tpfx.linear.default
     lowering.register_lowering(op, type_promotion_kind=None)(lower)
+    return op
+
+
+def has_rnn_layer() -> bool:
+    """Whether torch has oneDNN's recurrent layers, and may use them."""
+    return bool(torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled())
+
+
+@functools.cache
+def rnn_layer_for_training() -> torch._ops.OpOverload:
+    """aten.mkldnn_rnn_layer, keeping what its backward reads: without gradients it gives None for that."""
+    layer = torch.ops.aten.mkldnn_rnn_layer.default
+
+    @torch.library.custom_op(
+        "tpfx::rnn_layer",
+        mutates_args=(),
+        schema=str(layer._schema).removeprefix("aten::mkldnn_rnn_layer"),
+    )
+    def rnn_layer(*args: Any) -> Any:
+        with torch.enable_grad():
+            return layer(*args[:-1], True)
+
+    @rnn_layer.register_fake
+    def _(*args: Any) -> Any:
+        return layer(*args)
+
+    op: torch._ops.OpOverload = torch.ops.tpfx.rnn_layer.default
     return op

@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 
 from ..capture.aot import Compiled, Part, boxed, trace
 from ..capture.capture import capture_error, training_mode
+from ..capture.gradient_flow import GradientFlow
 from ..capture.graph import Captured
 from ..capture.inputs import Inputs, call_of, leave_sizes_open
 from ..capture.sources import input_sources, is_tangent, weight_sources
@@ -193,6 +194,10 @@ class _Graph:
 
         runs: dict[Part, Compiled] = {"whole": self._run, "forward": forward}
         return boxed(runs.get(part, lambda args: lowered(*args)))
+
+    def differentiate(self, compiled: Compiled, flow: GradientFlow) -> Compiled:
+        """The backward part is never called here."""
+        return compiled
 
     def _run(self, args: list[Any]) -> Any:
         assert self.captured is not None and self.parallel is not None
