@@ -3,7 +3,7 @@
 >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
 """
 
-from .api import compile, load, report
+from .api import compile, load, report, unshard
 from .errors import (
     AlreadyCompiledError,
     CollectiveError,
@@ -53,4 +53,5 @@ __all__ = [
     "plan",
     "register_rule",
     "report",
+    "unshard",
 ]

@@ -1,4 +1,4 @@
-"""`compile` and `report`: what most users need."""
+"""`compile`, `load`, `report` and `unshard`: what most users need."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from .capture.inputs import Inputs
 from .checkpoint.safetensors_files import Checkpoint, Stored, reading, weights_in
 from .errors import AlreadyCompiledError, InputError, ModelError
 from .frontend.compiled_forward import Entry
-from .frontend.dynamo_backend import session_of
+from .frontend.dynamo_backend import end_session, session_of
 from .frontend.methods import lead_through, method_names
 from .frontend.options import Target
+from .frontend.plain_copy import is_split, stand_ins, strip
 from .frontend.report import Report
 from .frontend.session import Session
+from .frontend.weight_holders import HOLDERS
 from .plan.plan import Plan
 from .planning import Topology
 from .runtime.data_parallel import average_gradients
@@ -31,8 +33,10 @@ from .sharded_tensor.model_weights import (
     read_weights,
     restore_weights,
     shard_weights,
+    unshard_weights,
 )
-from .torch_internals.parameter_slots import Slot
+from .sharded_tensor.optimizers import release
+from .torch_internals.parameter_slots import Slot, slots_of
 
 log = logging.getLogger("tpfx")
 
@@ -207,6 +211,54 @@ def report(model: torch.nn.Module) -> Report:
     if session is None:
         raise ModelError("this model is not compiled; call tpfx.compile(model, devices) first")
     return Report.of(model, session)
+
+
+def unshard(model: M, device: torch.device | str | None = None) -> M:
+    """Make a compiled model plain again, in place: as before `compile`, with its weights as they are now.
+
+    Parameters and buffers become whole, plain tensors, tied ones stay tied; gradients, and what optimizers
+    remember of each element, follow. An optimizer that has the split weights goes on with the plain ones. The
+    model's methods are its own again; its parts that were compiled by themselves are made plain too. Threads
+    end, and groups that tpfx has made are closed. Of processes, every one calls it, and has the whole model
+    then. If weights cannot be gathered, the model is left as it was.
+
+    Args:
+        model: what `compile` returned, or a model that has such parts, or what
+            `torch.compile(model, backend="tpfx")` returned.
+        device: where the weights shall be, "cpu" for a model larger than a device; None for the first one.
+
+    Returns:
+        The same model; of what `torch.compile` returned, the model inside.
+
+    Raises:
+        ModelError: nothing of the model is compiled, or the model is a part of a compiled one.
+
+    >>> torch.export.export(tpfx.unshard(model), (x,))
+    """
+    if not is_split(model):
+        raise ModelError(f"{type(model).__name__} is not compiled: there is nothing to make whole")
+    modules = list(model.modules())
+    found = [one for module in modules for _, one in stand_ins(module)]
+    for one in found:
+        if not any(one.model is module for module in modules):
+            raise ModelError(
+                f"this {type(model).__name__} is a part of a compiled {type(one.model).__name__}; call "
+                "tpfx.unshard on that"
+            )
+    session = session_of(model)
+    unshard_weights(list(slots_of(model)), device)
+    for module in modules:
+        strip(module)
+    HOLDERS.search()
+    for optimizer in HOLDERS.optimizers():
+        release(optimizer)
+    for one in found:
+        if isinstance(one, Entry):
+            one.close()
+    if session is not None:
+        end_session(session, modules)
+    inner: M = getattr(model, "_orig_mod", model)
+    return inner
 
 
 def _entry(model: torch.nn.Module) -> Entry | None:

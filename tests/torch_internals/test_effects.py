@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer
 from tests.support.fresh_python import run
 from tpfx.frontend.effects import Effects
 from tpfx.torch_internals import effects
-from tpfx.torch_internals.effects import Effect, Undo, before_every_step, step_runs
+from tpfx.torch_internals.effects import Effect, Undo, before_every_step, before_export, step_runs
 
 # What a process looks like: the names in torch's modules, its tables, its threads and groups.
 SNAPSHOT = '''
@@ -26,7 +26,7 @@ import torch.optim.optimizer as optimizer
 from torch._decomp import decomposition_table, meta_table
 import torch._meta_registrations, torch._refs, torch._inductor.config, torch._dynamo.config
 import torch.fx.experimental.symbolic_shapes, torch.distributed, torch.distributed.tensor
-import torch.utils._pytree
+import torch.utils._pytree, torch.export._trace, torch.jit._script
 torch.compile(lambda x: x + 1, backend="aot_eager")(torch.ones(2))   # torch's own first time
 torch.ops.aten.reshape.default, torch.ops.aten.squeeze.dims      # ops are there once they have been named
 
@@ -103,6 +103,9 @@ import tpfx
 
 CHANGED = {"decompositions: aten.squeeze.dims", "kernels: aten.squeeze.dims", "kernels: aten.reshape.default"}
 CHANGED |= {"hooks", "foreach", "skipped", "functions: torch._dynamo.convert_frame._compile"}
+EXPORTS = {"torch.jit.trace_module", "torch.jit._trace.trace_module", "torch.jit._trace._trace_impl"}
+EXPORTS |= {"torch.jit._script._script_impl", "torch.export._trace._export"}
+CHANGED |= {f"functions: {name}" for name in EXPORTS} | {"functions: torch.nn.utils.parametrize._maybe_set"}
 
 
 def test_importing_and_planning_change_nothing_and_start_nothing() -> None:
@@ -155,6 +158,29 @@ except RuntimeError:
     print(changed(untouched, snapshot()))
 """
     assert run(SNAPSHOT + code).splitlines() == ["[]"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_is_exported_is_what_is_said_to_be_plain() -> None:
+    """Whatever the public name: each leads to a function that is replaced."""
+    seen: list[type] = []
+
+    def plain(model: Any) -> Any:
+        seen.append(type(model))
+        return torch.nn.ReLU() if isinstance(model, torch.nn.Tanh) else model
+
+    undo, x = before_export(plain).install(), -torch.ones(2)
+    try:
+        for made in (
+            torch.export.export(torch.nn.Tanh(), (x,)).module(),
+            torch.jit.trace(torch.nn.Tanh(), x),
+            torch.jit.trace_module(torch.nn.Tanh(), {"forward": x}),
+            torch.jit.script(torch.nn.Tanh()),
+        ):
+            assert torch.equal(made(x), torch.zeros(2))
+    finally:
+        undo()
+    assert torch.nn.Tanh in seen and torch.jit.trace(torch.nn.Tanh(), x)(x)[0] < 0
 
 
 # The class itself.

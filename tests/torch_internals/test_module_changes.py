@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as all_modules
 
-from tpfx.torch_internals.module_changes import CHANGES, Changes, hook_tables
+from tpfx.torch_internals.module_changes import CHANGES, Changes, hook_tables, remove_state_hooks
 
 
 def test_hooks_of_modules_and_tensors_make_another_number() -> None:
@@ -35,3 +35,17 @@ def test_the_tables_of_hooks_are_those_inside_of_a_model_and_those_of_all_module
     assert len(list(hook_tables(net))) == 5
     handle.remove()
     assert len(list(hook_tables(net))) == 4
+
+
+def test_hooks_of_state_dicts_are_taken_out() -> None:
+    def ours(*_: object) -> None: ...
+
+    def other(*_: object) -> None: ...
+
+    net = nn.Linear(2, 2)
+    for hook in (ours, other):
+        net.register_load_state_dict_pre_hook(hook)
+        net.register_state_dict_post_hook(hook)
+    remove_state_hooks(net, (ours,))
+    assert len(net._load_state_dict_pre_hooks) == len(net._state_dict_hooks) == 1
+    assert other in net._state_dict_hooks.values()

@@ -26,8 +26,8 @@ from ..torch_internals.module_changes import CHANGES
 from ..torch_internals.parameter_slots import slots_of
 from .aot_compiler import LayoutsChosen, plan_graph
 from .call_inputs import brought_to, described, lies_on, require_contents, unfit
-from .graphs import Graphs
-from .model_state import UNSEEN, ModelState
+from .graphs import UNSEEN, Graphs, ModelState
+from .plain_copy import StandIn
 from .session import Session
 from .undivided import warn_of
 
@@ -44,7 +44,7 @@ class _Inside(threading.local):
 _inside = _Inside()
 
 
-class Entry:
+class Entry(StandIn):
     """A compiled `forward`.
 
     Args:
@@ -60,6 +60,7 @@ class Entry:
         self._state = UNSEEN  # a copy is made of a model before its parts are there
         self._by_state: dict[Hashable, Graphs] = {}
         self._calls = 0
+        self._closed = False
         self._worked: str | None = None  # what the first call was given that the model could take
         self.methods: dict[str, Entry] = {}  # others of the model that are compiled
         self._stored_after = -1  # so many graphs were the weights that none has reached divided evenly
@@ -95,8 +96,12 @@ class Entry:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `forward` returns, in plain tensors."""
-        if self.session in _inside.sessions:  # called by a method of the model that is compiled
+        if (
+            self._closed or self.session in _inside.sessions
+        ):  # called by a method of the model that is compiled
             return self.forward(*args, **kwargs)
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            self._refuse_to_be_traced()
         tensors = list(tensors_in((args, kwargs)))
         if not all(lies_on(self._device, one) for one in tensors):
             args, kwargs = self._brought(args, kwargs)
@@ -205,6 +210,21 @@ class Entry:
             value.data = value.detach().to(dtype)
         return module
 
+    def close(self) -> None:
+        """The model is plain again: whoever has this still calls the model's own forward."""
+        for method in self.methods.values():
+            method.close()
+        self._closed = True
+        self._by_state.clear()
+        vars(self).pop("_graphs", None)
+        self.session.close()
+
+    def _refuse_to_be_traced(self) -> NoReturn:
+        raise ModelError(
+            f"this compiled {type(self.model).__name__} is in no module of what is exported or traced here; "
+            "call tpfx.unshard(model) first, or pass the model itself"
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
         model = copy.deepcopy(self.model, memo)
         session = replace(self.session, graphs=0, whole_ops={}, runs=0, whole_calls=0, warned=set())
@@ -212,7 +232,10 @@ class Entry:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         name = type(self.model).__name__
-        raise ModelError(f"a compiled {name} cannot be pickled; save tpfx.full_state_dict(model) instead")
+        raise ModelError(
+            f"a compiled {name} cannot be pickled; save tpfx.full_state_dict(model), or "
+            "tpfx.unshard(model) itself"
+        )
 
     def _require_same_inputs(self, given: Sequence[torch.Tensor]) -> None:
         """Compare the processes' inputs, at the first calls and less and less often later: it takes time."""

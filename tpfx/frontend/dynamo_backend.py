@@ -147,6 +147,13 @@ def _end_with(module: torch.nn.Module, session: Session) -> None:
         weakref.finalize(module, _gone, id(module), session).atexit = False
 
 
+def end_session(session: Session, modules: Sequence[torch.nn.Module]) -> None:
+    """These modules' weights are plain again: a session of `backend="tpfx"` ends, if no others are its."""
+    if session in _modules and _modules[session] <= {id(module) for module in modules}:
+        for module in list(_modules[session]):
+            _gone(module, session)
+
+
 def _gone(module: int, ended: Session) -> None:
     """A module has gone. If it was the last one, only Dynamo keeps the session now, for its graphs."""
     known = _modules[ended]

@@ -16,7 +16,8 @@ from ..sharded_tensor.optimizers import OPTIMIZER_EFFECTS
 from ..torch_internals.batch_guards import BATCH_EFFECTS
 from ..torch_internals.dynamo import skip_frames
 from ..torch_internals.dynamo_cache import capture_as_often_as_asked
-from ..torch_internals.effects import Effect, Undo
+from ..torch_internals.effects import Effect, Undo, before_export
+from .plain_copy import plain_copy
 
 T = TypeVar("T")
 
@@ -113,4 +114,5 @@ EFFECTS = Effects(
     capture_as_often_as_asked(lambda backend: hasattr(backend, _OURS)),
     *BATCH_EFFECTS,
     *OPTIMIZER_EFFECTS,
+    before_export(plain_copy),
 )

@@ -19,6 +19,7 @@ import torch
 from ..errors import InputError
 from ..torch_internals.dynamo import as_code_of
 from .compiled_forward import Entry, tensors_in
+from .plain_copy import STANDS_IN
 
 
 def method_names(model: torch.nn.Module, asked: Sequence[str] | None) -> list[str]:
@@ -60,7 +61,9 @@ def _leading(original: Callable[..., Any], name: str) -> FunctionType:
             return original(self, *args, **kwargs)
         return _entry_for(self, name)(*args, **kwargs)
 
-    return as_code_of(method, inspect.unwrap(original))
+    made = as_code_of(method, inspect.unwrap(original))
+    setattr(made, STANDS_IN, True)
+    return made
 
 
 def _entry_for(model: torch.nn.Module, name: str) -> Entry:

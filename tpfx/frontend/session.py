@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..ir.parallel_graph import ParallelGraph
 from ..passes.apply_plan import GraphChoices
@@ -13,6 +15,9 @@ from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.thread_runtime import Runtime
 from .effects import EFFECTS
 from .options import Target
+
+# Which sessions have their ranks run by a runtime.
+_USERS: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Session]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(eq=False)
@@ -52,6 +57,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._release = EFFECTS.hold(self)
+        _USERS.setdefault(self.runtime, weakref.WeakSet()).add(self)
 
     @staticmethod
     def on(mesh: Mesh, target: Target) -> Session:
@@ -64,8 +70,11 @@ class Session:
         return Session(mesh, runtime, target.topology or Topology(), target.device_compiler)
 
     def close(self) -> None:
-        """End what was started for a model that could not be compiled after all."""
-        self.runtime.close()
+        """End what was started for a model that is not compiled after all, or no longer."""
+        users = _USERS[self.runtime]
+        users.discard(self)
+        if not users:  # copies of a model share it
+            self.runtime.close()
         self._release()
 
     def count_run(self) -> None:

@@ -33,7 +33,7 @@ class Holders:
             return []
         found = self._places(weights)
         if {id(table[key]) for _, table, key in found} != set(weights):
-            self._search()
+            self.search()
             found = self._places(weights)
         return found
 
@@ -55,7 +55,8 @@ class Holders:
             if id(value) in weights
         ]
 
-    def _search(self) -> None:
+    def search(self) -> None:
+        """Look at every object of the process."""
         self.searches += 1
         modules, optimizers = [], []
         for one in gc.get_objects():

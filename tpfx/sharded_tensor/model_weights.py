@@ -22,7 +22,7 @@ from ..torch_internals.parameter_slots import Slot, slots_of
 from ..torch_internals.wrapper_subclass import is_traceable_wrapper_subclass
 from .optimizers import forget_successor, succeed
 from .storage import Cell, Sharded, Unread, Unsharded
-from .tensor import ShardedTensor
+from .tensor import OWN_ATTRIBUTES, ShardedTensor
 
 log = logging.getLogger("tpfx")
 
@@ -118,7 +118,7 @@ def sharded_weight(value: torch.Tensor, name: str, mesh: Mesh, stored: Stored | 
 def _mark_like(tensor: torch.Tensor, original: torch.Tensor) -> None:
     """What others have noted on a parameter, and that it is one."""
     for attribute, noted in vars(original).items():
-        if attribute not in vars(tensor):
+        if attribute not in vars(tensor) and attribute not in OWN_ATTRIBUTES:
             setattr(tensor, attribute, noted)
     if isinstance(original, torch.nn.Parameter) and not isinstance(tensor, torch.nn.Parameter):
         tensor._is_param = True
@@ -132,6 +132,33 @@ def restore_weights(slots: list[Slot]) -> None:
         if id(sharded) not in originals:
             originals[id(sharded)] = _put_back(sharded, _original(sharded))
         slot.table[slot.key] = originals[id(sharded)]
+
+
+def unshard_weights(slots: list[Slot], device: torch.device | str | None) -> None:
+    """Put whole, plain tensors in the place of sharded ones, with their gradients; first all are gathered."""
+    distinct = {id(slot.value): slot.value for slot in slots if isinstance(slot.value, ShardedTensor)}
+    whole = {key: plain_weight(sharded, device) for key, sharded in distinct.items()}
+    made: dict[int, torch.Tensor] = {}
+    for key, sharded in distinct.items():
+        _mark_like(whole[key], sharded)
+        whole[key].grad = None if sharded.grad is None else _plain(sharded.grad, whole[key].device)
+        made[key] = _put_back(sharded, whole[key])
+    for slot in slots:
+        slot.table[slot.key] = made.get(id(slot.value), slot.value)
+
+
+def plain_weight(
+    sharded: ShardedTensor, device: torch.device | str | None, copy: bool = False
+) -> torch.Tensor:
+    """What a split weight is whole, a parameter where it is one; the original, if it is not split yet."""
+    held = sharded.held
+    target = sharded.device if device is None else torch.device(device)
+    if isinstance(held, Unsharded) and held.whole.device == target and not copy:
+        held.whole.requires_grad_(sharded.requires_grad)
+        return held.whole
+    whole = sharded.full(target)
+    is_parameter = isinstance(sharded, torch.nn.Parameter)
+    return torch.nn.Parameter(whole, sharded.requires_grad) if is_parameter else whole
 
 
 def read_weights(slots: list[Slot], mesh: Mesh, expect: Callable[[int], None]) -> None:
@@ -194,10 +221,7 @@ def _original(sharded: ShardedTensor) -> torch.Tensor:
             return held.whole
         case Sharded(unread=Unread(original)):
             return original
-    whole = sharded.full()
-    return (
-        torch.nn.Parameter(whole, sharded.requires_grad) if isinstance(sharded, torch.nn.Parameter) else whole
-    )
+    return plain_weight(sharded, None)
 
 
 def full_state_dict(

@@ -68,6 +68,16 @@ def adopt(optimizer: Optimizer, *_: Any) -> None:
                 _divide(optimizer.state.get(weight, {}), weight)
 
 
+def release(optimizer: Optimizer) -> None:
+    """Take plain weights for the sharded ones that they have taken the place of, and gather their state."""
+    adopt(optimizer)
+    for weight, state in optimizer.state.items():
+        if not isinstance(weight, ShardedTensor):
+            for key, value in state.items():
+                if isinstance(value, ShardedTensor):
+                    state[key] = value.full(weight.device)
+
+
 def _divide(state: dict[str, Any], weight: ShardedTensor) -> None:
     """Lay out what an optimizer remembers of each element as the weight is."""
     placement = weight.placement

@@ -12,6 +12,7 @@ import functools
 import sys
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from importlib import import_module
 from types import CodeType
 from typing import Any
 
@@ -92,6 +93,32 @@ def before_every_step(hook: Callable[..., None]) -> Effect:
         return undo
 
     return Effect(f"{hook.__name__} before every step", install)
+
+
+# What is called with a module to export, trace or script it, by whatever public name.
+_EXPORTERS = (
+    ("torch.export._trace", "_export"),
+    ("torch.jit._trace", "_trace_impl"),
+    ("torch.jit._trace", "trace_module"),
+    ("torch.jit", "trace_module"),
+    ("torch.jit._script", "_script_impl"),
+)
+
+
+def before_export(plain: Callable[[Any], Any]) -> Effect:
+    """What is exported, traced or scripted is `plain(model)`; `plain` gives any other argument as it is."""
+
+    def change(export: Callable[..., Any]) -> Callable[..., Any]:
+        def of_plain(*args: Any, **kwargs: Any) -> Any:
+            return export(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+
+        return of_plain
+
+    def install() -> Undo:
+        undo = [replace_in(vars(import_module(module)), name, change) for module, name in _EXPORTERS]
+        return lambda: all([each() for each in undo])
+
+    return Effect("plain models are exported", install)
 
 
 def step_runs() -> bool:

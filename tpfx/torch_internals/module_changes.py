@@ -7,7 +7,7 @@ tables = list(hook_tables(model))                # [(place, the table of hooks)]
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -52,3 +52,11 @@ def hook_tables(model: torch.nn.Module) -> Iterator[tuple[object, dict[int, Any]
             table = attributes.get(name)
             if table:
                 yield (at, name), table
+
+
+def remove_state_hooks(module: torch.nn.Module, hooks: Collection[Any]) -> None:
+    """Take such hooks out of those that a module has for loading, and for making, state dicts."""
+    for table in (module._load_state_dict_pre_hooks, module._state_dict_hooks):
+        for key, known in list(table.items()):
+            if getattr(known, "hook", known) in hooks:
+                del table[key]

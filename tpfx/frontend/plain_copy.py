@@ -1,0 +1,91 @@
+"""A plain copy of a model of which parts are split: what those who trace modules are given.
+
+plain_copy(model)        # its weights whole, its forward its own; others, as they are
+
+What tpfx has put in a module's attributes it can tell, and take out again.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+
+from ..errors import ModelError
+from ..sharded_tensor.model_weights import load_into_place, plain_weight
+from ..sharded_tensor.state_tensor import give_addresses
+from ..sharded_tensor.tensor import ShardedTensor
+from ..torch_internals.module_changes import remove_state_hooks
+from ..torch_internals.parameter_slots import slots_of
+
+STANDS_IN = "_tpfx_stands_in"  # a function has it that leads through the compiled forward of its module
+
+
+class StandIn:
+    """What stands in the place of a method of a model, which is its `forward`."""
+
+    model: torch.nn.Module
+    forward: Callable[..., Any]
+
+
+def stand_ins(module: torch.nn.Module) -> Iterator[tuple[str, StandIn]]:
+    """The attributes of a module that hold a stand-in, or a method of one, or what leads there."""
+    for name, value in list(vars(module).items()):
+        found = getattr(value.func, "__self__", None) if isinstance(value, functools.partial) else value
+        if getattr(value, STANDS_IN, False):
+            found = vars(module).get("_tpfx_entry")
+        if isinstance(found, StandIn):
+            yield name, found
+
+
+def strip(module: torch.nn.Module) -> None:
+    """Take stand-ins out of a module, and what was there before back in."""
+    for name, found in list(stand_ins(module)):
+        value = vars(module).pop(name)
+        before = found.forward if value is found and not name.startswith("_tpfx") else None
+        function = getattr(before, "__func__", None)
+        if before is not None and function is not getattr(type(module), name, None):
+            vars(module)[name] = before if function is None else MethodType(function, module)
+    remove_state_hooks(module, (load_into_place, give_addresses))
+
+
+def is_split(model: Any) -> bool:
+    """Whether something is a module with split weights, or with a part that is compiled."""
+    return isinstance(model, torch.nn.Module) and (
+        any(isinstance(slot.value, ShardedTensor) for slot in slots_of(model))
+        or any(True for module in model.modules() for _ in stand_ins(module))
+    )
+
+
+def plain_copy(model: Any) -> Any:
+    """A copy with whole weights, where anything is split; of a compiled forward, that of such a copy.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+    if isinstance(model, StandIn):
+        return plain_copy(model.model).forward
+    if not is_split(model):
+        return model
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name, _ in stand_ins(module):
+            memo[id(vars(module)[name])] = vars(module)[name]
+    for slot in slots_of(model):
+        if isinstance(slot.value, ShardedTensor) and id(slot.value) not in memo:
+            memo[id(slot.value)] = plain_weight(slot.value, None, copy=True)
+    try:
+        made = copy.deepcopy(model, memo)
+    except Exception as problem:
+        name = type(model).__name__
+        raise ModelError(
+            f"{name} is split, and cannot be copied as a plain model ({problem}); call "
+            "tpfx.unshard(model) first"
+        ) from problem
+    for module in made.modules():
+        strip(module)
+    return made
