@@ -26,7 +26,7 @@ from .frontend.session import Session
 from .frontend.weight_holders import HOLDERS
 from .plan.plan import Plan
 from .planning import Topology
-from .runtime.data_parallel import average_gradients
+from .runtime.data_parallel import stop_averaging
 from .runtime.mesh import DeviceSpec
 from .sharded_tensor.model_weights import (
     check_weights,
@@ -186,8 +186,6 @@ def _compile(
         raise
     _install(model, entry)
     lead_through(model, names)
-    if mesh.replicas is not None:
-        average_gradients(model, mesh)
     return model
 
 
@@ -246,6 +244,7 @@ def unshard(model: M, device: torch.device | str | None = None) -> M:
                 "tpfx.unshard on that"
             )
     session = session_of(model)
+    stop_averaging(model)
     unshard_weights(list(slots_of(model)), device)
     for module in modules:
         strip(module)

@@ -98,6 +98,16 @@ def test_a_changed_model_computes_what_the_unsharded_one_does(
     assert not tpfx.report(model).whole_calls
 
 
+def test_a_state_dict_that_is_assigned_brings_its_dtypes() -> None:
+    model = tpfx.compile(Net(), ["cpu", "cpu"])
+    model(X)
+    model.load_state_dict({name: value.double() for name, value in Net(1).state_dict().items()}, assign=True)
+    assert all(
+        weight.dtype == torch.float64 and weight.placement is not None for weight in model.parameters()
+    )
+    torch.testing.assert_close(model(X.double()), Net(1).double()(X.double()))
+
+
 def test_what_is_new_is_split() -> None:
     model = tpfx.compile(Net(), ["cpu"] * 2)
     with torch.no_grad():

@@ -103,6 +103,26 @@ def test_hooks_run_and_change_what_they_see(register: Register, late: bool) -> N
     assert want[1], "the hook was called"
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_hooks_of_a_weight_change_its_gradient_until_they_are_taken_out(late: bool) -> None:
+    gradients: list[Log] = []
+    for compiled in (False, True):
+        model, log = Net(), Log()
+        if compiled and late:
+            tpfx.compile(model, ["cpu", "cpu"])
+        handle = model.up.weight.register_hook(lambda gradient: gradient * 3)
+        model.down.weight.register_post_accumulate_grad_hook(lambda weight, log=log: log.append(1))
+        if compiled and not late:
+            tpfx.compile(model, ["cpu", "cpu"])
+        for _ in range(2):
+            model.zero_grad()
+            model(X).square().mean().backward()
+            log += [_noted(weight.grad) for weight in model.parameters()]
+            handle.remove()
+        gradients.append(log)
+    torch.testing.assert_close(*gradients)
+
+
 def test_several_hooks_run_in_order() -> None:
     log: Log = []
     model = tpfx.compile(Net(), ["cpu"] * 3)

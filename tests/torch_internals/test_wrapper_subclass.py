@@ -138,3 +138,16 @@ def test_parametrizations_set_tensors_of_a_kind() -> None:
     undo = wrapper_subclass.set_in_place(Kind).install()
     nn.utils.parametrize.register_parametrization(layer, "weight", Halved())
     assert undo() and len(seen) == 1
+
+
+def test_hooks_of_a_tensor_are_shared_with_another() -> None:
+    one, other = (torch.ones(1, requires_grad=True) for _ in range(2))
+    handle = one.register_hook(lambda gradient: gradient * 3)
+    seen: list[Tensor] = []
+    one.register_post_accumulate_grad_hook(seen.append)
+    wrapper_subclass.share_hooks(other, one)
+    (other * 2).backward()
+    assert other.grad.tolist() == [6] and seen == [other]
+    handle.remove()
+    (other * 2).backward()
+    assert other.grad.tolist() == [8]

@@ -15,6 +15,7 @@ import torch
 from ..capture.inputs import Inputs, call_of, is_text, varying_sizes
 from ..errors import ModelError
 from ..execution.program import OtherWeight
+from ..runtime.data_parallel import average_gradients
 from ..runtime.processes import bytes_of_tensors, require_same
 from ..sharded_tensor.even_storage import store_evenly
 from ..sharded_tensor.model_weights import adopt_weights, load_into_place
@@ -93,6 +94,8 @@ class Entry(StandIn):
                 module._apply = functools.partial(self.convert, module)  # type: ignore[method-assign]
                 module.register_load_state_dict_pre_hook(load_into_place)
                 module.register_state_dict_post_hook(give_addresses)
+        if self.session.mesh.replicas is not None:
+            average_gradients(self.model, self.session.mesh)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `forward` returns, in plain tensors."""
@@ -221,8 +224,8 @@ class Entry(StandIn):
 
     def _refuse_to_be_traced(self) -> NoReturn:
         raise ModelError(
-            f"this compiled {type(self.model).__name__} is in no module of what is exported or traced here; "
-            "call tpfx.unshard(model) first, or pass the model itself"
+            f"a compiled {type(self.model).__name__} cannot be exported or traced so; call "
+            "tpfx.unshard(model) first"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Entry:

@@ -12,7 +12,10 @@ from .mesh import Mesh
 
 
 def average_gradients(model: torch.nn.Module, mesh: Mesh) -> None:
-    """Average every gradient over the replicas as soon as it is there: data parallel training."""
+    """Average every gradient over the replicas as soon as it is there: data parallel training.
+
+    Weights of which that has been said already are left out; `stop_averaging` takes it back.
+    """
     group, size = mesh.replicas, dist.get_world_size(mesh.replicas)
 
     def average(weight: torch.Tensor) -> None:
@@ -22,5 +25,13 @@ def average_gradients(model: torch.nn.Module, mesh: Mesh) -> None:
             shard.div_(size)
 
     for weight in model.parameters():
-        if weight.requires_grad:
-            weight.register_post_accumulate_grad_hook(average)
+        if weight.requires_grad and "averaging" not in vars(weight):
+            weight.averaging = weight.register_post_accumulate_grad_hook(average)  # type: ignore[attr-defined]
+
+
+def stop_averaging(model: torch.nn.Module) -> None:
+    """Leave gradients as they are from now on."""
+    for weight in model.parameters():
+        handle: Any = vars(weight).pop("averaging", None)
+        if handle is not None:
+            handle.remove()

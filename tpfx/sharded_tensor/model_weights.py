@@ -19,12 +19,15 @@ from ..checkpoint.safetensors_files import Stored
 from ..errors import AlreadyCompiledError, ModelError
 from ..runtime.mesh import Mesh
 from ..torch_internals.parameter_slots import Slot, slots_of
-from ..torch_internals.wrapper_subclass import is_traceable_wrapper_subclass
+from ..torch_internals.wrapper_subclass import is_traceable_wrapper_subclass, share_hooks
 from .optimizers import forget_successor, succeed
 from .storage import Cell, Sharded, Unread, Unsharded
-from .tensor import OWN_ATTRIBUTES, ShardedTensor
+from .tensor import ShardedTensor
 
 log = logging.getLogger("tpfx")
+
+# What a ShardedTensor has in its `__dict__`, beside what others note there.
+_OWN = frozenset({"mesh", "qualified_name", "probe", "last_held", "_is_param", "averaging"})
 
 
 def check_weights(model: torch.nn.Module, stored: Collection[int] = ()) -> None:
@@ -116,9 +119,10 @@ def sharded_weight(value: torch.Tensor, name: str, mesh: Mesh, stored: Stored | 
 
 
 def _mark_like(tensor: torch.Tensor, original: torch.Tensor) -> None:
-    """What others have noted on a parameter, and that it is one."""
+    """What others have noted on a parameter, its hooks, and that it is one."""
+    share_hooks(tensor, original)
     for attribute, noted in vars(original).items():
-        if attribute not in vars(tensor) and attribute not in OWN_ATTRIBUTES:
+        if attribute not in vars(tensor) and attribute not in _OWN:
             setattr(tensor, attribute, noted)
     if isinstance(original, torch.nn.Parameter) and not isinstance(tensor, torch.nn.Parameter):
         tensor._is_param = True
@@ -271,5 +275,10 @@ def load_into_place(
     module: torch.nn.Module, state: Mapping[str, Any], prefix: str, metadata: dict[str, Any], *_: Any
 ) -> None:
     """Before `load_state_dict` of a part of a model: its values go where the weights lie, even where the
-    caller would have the tensors themselves put in their place (`assign=True`)."""
+    caller would have the tensors themselves put in their place (`assign=True`): then with their dtype."""
+    if metadata.get("assign_to_params_buffers"):
+        for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            given = state.get(prefix + name)
+            if isinstance(given, torch.Tensor) and given.dtype != value.dtype:
+                value.data = value.detach().to(given.dtype)
     metadata["assign_to_params_buffers"] = False

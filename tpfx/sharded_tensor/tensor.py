@@ -47,9 +47,6 @@ from .storage import (
     whole_of,
 )
 
-# What a ShardedTensor has in its `__dict__`, beside what others note there.
-OWN_ATTRIBUTES = frozenset({"mesh", "qualified_name", "probe", "last_held", "_is_param"})
-
 
 class ShardedTensor(InCheckpoints, Watched):
     """A tensor whose shards lie on the devices of a mesh.

@@ -49,6 +49,14 @@ class Watched(torch.Tensor):
         return self
 
 
+def share_hooks(tensor: torch.Tensor, other: torch.Tensor) -> None:
+    """Have a tensor's gradient go through the hooks of another's: those tables, so that handles work on."""
+    for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        table = getattr(other, name, None)
+        if table:
+            setattr(tensor, name, table)
+
+
 def set_in_place(kind: type[torch.Tensor]) -> Effect:
     """A parametrization that is registered puts its own value into such a tensor.
 
