@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from tests.support.fresh_python import run
+from tests.support.processes import free_port
 from tpfx.torch_internals import distributed, inductor
 
 OPS = torch.ops._c10d_functional
@@ -75,16 +75,14 @@ def test_a_group_is_called_by_the_names_of_each_release() -> None:
 
 
 def test_another_thread_has_a_connection_of_its_own_to_what_processes_share() -> None:
-    code = """
-import torch.distributed as dist
-from tests.support.processes import free_port
-from tpfx.torch_internals import distributed
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
-one, other = distributed.shared_store(), distributed.shared_store()
-one.set("key", "value")
-print(one is not other, other.check(["key"]), other.get("key"), other.check(["none"]))
-"""
-    assert run(code).strip() == "True True b'value' False"
+    store = torch.distributed.TCPStore("127.0.0.1", int(free_port()), 1, is_master=True)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        one, other = distributed.shared_store(), distributed.shared_store()
+        one.set("key", "value")
+        assert one is not other and other.get("key") == b"value" and not other.check(["none"])
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_no_process_group_is_initialised() -> None:
