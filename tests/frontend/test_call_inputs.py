@@ -39,6 +39,7 @@ def test_gradients_flow_back_to_what_was_moved() -> None:
 
 
 IDS = torch.arange(15).view(3, 5)
+FOUND_LATE = torch.__version__ < "2.12"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,15 @@ IDS = torch.arange(15).view(3, 5)
             (torch.ones(4, 7),),
             r"Net .* x float32\[4, 7\]: .*8, 24.*nets\.py.*self\.up",
         ),
-        (TiedNet, (IDS,), (IDS.float(),), r"ids float32\[3, 5\]: Expected tensor for argument #1 'indices'"),
+        pytest.param(
+            TiedNet,
+            (IDS,),
+            (IDS.float(),),
+            r"ids float32\[3, 5\]: Expected tensor for argument #1 'indices'",
+            marks=pytest.mark.skipif(
+                FOUND_LATE, reason="this torch finds it when the graph runs, and says it"
+            ),
+        ),
         (
             TiedNet,
             (IDS,),
