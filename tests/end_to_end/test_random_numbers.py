@@ -16,6 +16,8 @@ from tests.support.random_nets import INNER, Drawing, assert_same, steps
 from tests.support.sharded import whole
 
 slow = pytest.mark.slow
+# What a reentrant checkpoint says to who asks for no gradients.
+pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 REFUSED = ("new_draws_in_the_backward_pass", "inside_of_attention")
 # Each another mechanism; the others are slow.
 FEW = ("checkpointed", "branch", "scanned", "custom_ops", "checkpointed_branch", "unused")
