@@ -233,6 +233,32 @@ def test_a_second_backward_without_retaining_is_refused() -> None:
         y.sum().backward()
 
 
+# Sparse gradients.
+
+
+def train_table(model: nn.Module, call: Any) -> Values:
+    ids, seen = torch.randint(0, 31, (4, 5)), []
+    table, rest = next(model.parameters()), list(model.parameters())[1:]
+    optimizers = torch.optim.SparseAdam([table]), torch.optim.SGD(rest, lr=0.1)
+    for _ in range(2):
+        call(ids).square().mean().backward()
+        seen.append(table.grad)
+        assert table.grad is not None and table.grad.is_sparse
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return [*seen, *model.parameters()]
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+def test_the_gradient_of_a_sparse_table_is_sparse(devices: int) -> None:
+    model = agree(
+        lambda: nn.Sequential(nn.Embedding(31, 12, sparse=True), nn.Linear(12, 4)), train_table, devices
+    )
+    report = tpfx.report(model)
+    assert max(report.bytes_per_device) * devices < 1.2 * report.total_bytes
+
+
 # Recurrent nets.
 
 

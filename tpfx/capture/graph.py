@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..ir.annotations import Source, set_gradients
@@ -105,7 +106,12 @@ def _mark_gradients(joint: Graph, results: int) -> None:
     inputs = [node for node in joint.find_nodes(op="placeholder") if not is_tangent(node)]
     returned: Sequence[Any] = output.args[0]  # type: ignore[assignment]
     gradients = zip(range(results, len(returned)), inputs, strict=True)
-    set_gradients(output, {at: node for at, node in gradients if isinstance(returned[at], Node)})
+    set_gradients(output, {at: node for at, node in gradients if _is_dense(returned[at])})
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether a result can be divided: a sparse tensor, such as an embedding's gradient, is whole."""
+    return is_tensor(value) and value.meta["val"].layout is torch.strided
 
 
 def _keep_checks(joint: Graph, forward: Graph) -> None:

@@ -205,7 +205,7 @@ class _Input:
 
 def _output(node: Any, mesh: Mesh, kept: bool, seen: bool) -> Callable[[list[Any]], Any]:
     """How the ranks' results become one."""
-    if not is_tensor(node):
+    if not is_tensor(node) or node.meta["val"].layout is not torch.strided:
         return _first
     layout = shards_of(node)
     kept = kept or isinstance(

@@ -84,7 +84,7 @@ def _owner(args: Sequence[Any]) -> ShardedTensor | None:
 
 def _by_shards(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:
     """The op on every shard by itself; None where that is not the same thing."""
-    if not isinstance(owner.held, Sharded) or "device" in kwargs:
+    if not isinstance(owner.held, Sharded) or "device" in kwargs or any(map(_is_sparse, args)):
         return None
     if func in REDUCTIONS:
         number = by_reduction(func, args, kwargs)
@@ -101,6 +101,11 @@ def _by_shards(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: 
         if owner.pinned is None:
             made.last_held = Unsharded(Cell(replace(made.held, chosen=False)))
     return made
+
+
+def _is_sparse(arg: Any) -> bool:
+    """Whether an argument has no memory to divide, as the gradient of an embedding with `sparse=True`."""
+    return isinstance(arg, torch.Tensor) and arg.layout is not torch.strided
 
 
 def _in_place(func: Any, args: tuple[Any, ...], owner: ShardedTensor, bound: BoundOp) -> bool:
