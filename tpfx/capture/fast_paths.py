@@ -73,6 +73,9 @@ def attention(
         given = zip((query, key, value), qkv_weight.chunk(3), qkv_bias.chunk(3), strict=True)
         parts = tuple(F.linear(x, weight, bias) for x, weight, bias in given)
     q, k, v = (part.unflatten(-1, (num_head, embed_dim // num_head)).transpose(1, 2) for part in parts)
+    if mask is None and not need_weights:
+        result = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return F.linear(result, proj_weight, proj_bias), None
     scores = q * (embed_dim // num_head) ** -0.5 @ k.transpose(-2, -1)
     if mask is not None:
         hidden = mask.to(torch.bool)  # also one of numbers: whatever is not 0
