@@ -167,6 +167,12 @@ def require_same(mesh: Mesh, what: str, parts: Iterable[bytes]) -> None:
         )
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _all_gather(found: torch.Tensor, own: torch.Tensor, group: Any) -> None:
+    """Between two graphs Dynamo would capture torch.distributed's own function."""
+    dist.all_gather_into_tensor(found, own, group)
+
+
 def from_all(rows: torch.Tensor, mesh: Mesh) -> torch.Tensor:
     """A row of each rank, from those of the ranks that this process owns."""
     if mesh.group is None:
@@ -177,7 +183,7 @@ def from_all(rows: torch.Tensor, mesh: Mesh) -> torch.Tensor:
     )
     found = rows.new_empty((len(mesh.shares) * most, *rows.shape[1:]))
     with waiting("gathering a split tensor"):
-        dist.all_gather_into_tensor(found, padded.contiguous(), mesh.group)
+        _all_gather(found, padded.contiguous(), mesh.group)
     if len(found) == mesh.size:
         return found
     return torch.cat([own[:share] for own, share in zip(found.split(most), mesh.shares, strict=True)])
