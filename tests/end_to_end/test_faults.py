@@ -7,7 +7,9 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 import tpfx
 from tests.support.sharded import CPUS
+from tpfx.rules.table import TABLE
 
 HOURS = 7200.0  # where a rank that waits for its timeout is to be noticed, by the limit of each test
 _serials = itertools.count()  # an op lives as long as the process: each test has one of its own
@@ -22,7 +25,7 @@ _serials = itertools.count()  # an op lives as long as the process: each test ha
 
 @dataclass
 class Probe:
-    """A custom op that no rule knows, and what it shall do on each rank."""
+    """A custom op that every rank runs, since a rule knows it, and what it shall do on each."""
 
     name: str
     op: Callable[[Tensor], Tensor]
@@ -40,17 +43,26 @@ def probe() -> Iterator[Probe]:
                 act()
         return x * 2
 
-    @double.register_fake
-    def _(x: Tensor) -> Tensor:
-        return torch.empty_like(x)
-
+    double.register_fake(torch.empty_like)
     made = Probe(name, double)
-    yield made
+    with rule_for_each(double):
+        yield made
     made.on_rank.clear()
 
 
+@contextmanager
+def rule_for_each(*ops: Any) -> Iterator[None]:
+    """Rules of ops, which go with the test."""
+    before = dict(TABLE)
+    for op in ops:
+        tpfx.register_rule(op, "... -> ...")
+    yield
+    TABLE.clear()
+    TABLE.update(before)
+
+
 class Faulty(nn.Module):
-    """A table, an op without a rule, and two layers with an all-reduce behind them."""
+    """A table, an op, and two layers with an all-reduce behind them."""
 
     def __init__(self, op: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -153,10 +165,17 @@ def test_a_rank_that_is_late_is_waited_for(probe: Probe) -> None:
     call()
 
 
-def test_an_op_without_a_rule_runs_whole_and_is_reported(probe: Probe) -> None:
-    _, model = compiled(probe)
+def test_an_op_without_a_rule_runs_whole_and_is_reported() -> None:
+    name = f"tpfx_faults::unknown{next(_serials)}"
+
+    @torch.library.custom_op(name, mutates_args=())
+    def unknown(x: Tensor) -> Tensor:
+        return x * 2
+
+    unknown.register_fake(torch.empty_like)
+    _, model = compiled(Probe(name, unknown))
     report = tpfx.report(model)
-    name = probe.name.replace("::", ".")
+    name = name.replace("::", ".")
     assert report.whole_ops == {f"{name}.default": 1}
     assert f"runs whole: {name}" in str(report)
     assert model.up.weight.placement, "what has a rule is split all the same"
@@ -170,7 +189,7 @@ def test_an_error_in_the_model_itself_passes_through(probe: Probe) -> None:
 
 @pytest.fixture
 def backward_probe() -> Iterator[tuple[Probe, Callable[[Tensor], Tensor]]]:
-    """A custom op that no rule knows, called in the backward pass; and the op whose gradient it makes."""
+    """A custom op called in the backward pass; and the op whose gradient it makes."""
     serial = next(_serials)
 
     @torch.library.custom_op(f"tpfx_faults::back{serial}", mutates_args=())
@@ -188,7 +207,8 @@ def backward_probe() -> Iterator[tuple[Probe, Callable[[Tensor], Tensor]]]:
         op.register_fake(torch.empty_like)
     there.register_autograd(lambda _, gradient: back(gradient))
     made = Probe(f"tpfx_faults::back{serial}", back)
-    yield made, there
+    with rule_for_each(back, there):
+        yield made, there
     made.on_rank.clear()
 
 

@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 import tpfx
 from tests.support.random_nets import noise, shake
 from tpfx.rules.random_ops import calls_in_order, inner_draws, is_opaque, is_random, may_draw, may_draw_inside
+from tpfx.rules.table import TABLE
 
 aten, higher_order = torch.ops.aten, torch.ops.higher_order
 
@@ -39,6 +40,8 @@ def test_a_rule_says_that_an_op_is_a_function_of_what_it_is_given() -> None:
     assert is_opaque(target)
     tpfx.register_rule(ruled, "... -> ...")
     assert not is_opaque(target)
+    del TABLE[target]  # what a test registers goes with it
+    assert is_opaque(target)
 
 
 def test_what_draws_in_a_graph_that_a_graph_calls() -> None:

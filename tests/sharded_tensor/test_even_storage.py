@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.support.sharded import MESH, PLACEMENTS, SHAPE, agree, sharded
-from tpfx.ir.shards import Shards
+from tpfx.ir.shards import Shards, even_layout
 from tpfx.runtime.mesh import Mesh
-from tpfx.sharded_tensor.even_storage import even_layout, store_evenly
+from tpfx.sharded_tensor.even_storage import store_evenly
 from tpfx.sharded_tensor.tensor import ShardedTensor
 
 ROWS = PLACEMENTS["rows"]

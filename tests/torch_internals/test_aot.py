@@ -240,3 +240,11 @@ def test_a_graph_that_is_lowered_alone_has_notes_too() -> None:
         aot.aot_module_simplified(Pair(), [x], fw_compiler=compiler, bw_compiler=compiler)
     assert [len(notes.output_info) for notes in found] == [1]
     assert aot.notes_now() is None and aot.Notes is not None and aot.Tangent(0, None).result is None
+
+
+def test_the_partitioner_merges_equal_calls_unless_told_not_to() -> None:
+    config = torch._functorch.config
+    assert config.cse is True
+    with aot.keeping_repetitions():
+        assert config.cse is False
+    assert config.cse is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import re
@@ -245,3 +246,17 @@ def test_what_dynamo_calls_from_a_frame_of_its_own_has_one_for_itself(calls: str
             torch.compile(own, backend=backend)(torch.ones(3))
             torch.compile(dynamo.twin(own), backend=backend)(torch.ones(3))
     assert len(made) == 6
+
+
+def test_dynamo_goes_by_the_file_of_a_functions_code() -> None:
+    def here(x: Tensor) -> Tensor:
+        return x + 1
+
+    def there(x: Tensor) -> Tensor:
+        return x + 1
+
+    made = dynamo.as_code_of(there, copy.copy)
+    assert made is there and made.__code__.co_filename == copy.copy.__code__.co_filename
+    check = torch._dynamo.trace_rules.check
+    assert check(made) and not check(here)
+    assert not check(dynamo.as_code_of(made, here))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from .axes import Concat, Dim, factors, find, segments
 from .layout import (
@@ -121,6 +122,22 @@ def even_sizes(units: int, loads: Sequence[float]) -> list[int]:
     for rank in sorted(range(len(loads)), key=lambda rank: (loads[rank], rank))[: units % len(loads)]:
         sizes[rank] += 1
     return sizes
+
+
+def even_layout(shape: Sequence[int], loads: Sequence[float]) -> Shards:
+    """One interval for each rank of the dimension that divides most evenly; a number lies on every rank.
+
+    Args:
+        shape: of the tensor.
+        loads: bytes that each rank has already: those with the fewest get what is left over.
+    """
+    ranks = len(loads)
+    dim = min(range(len(shape)), key=lambda at: -(-shape[at] // ranks) / max(1, shape[at]), default=None)
+    if dim is None or 0 in shape or shape[dim] == 1:
+        return Shards()
+    ends = accumulate(even_sizes(shape[dim], loads), initial=0)
+    owned: tuple[Pieces, ...] = tuple(((a, b),) if a < b else () for a, b in pairwise(ends))
+    return Shards(((dim, owned),))
 
 
 def concrete(dims: Sequence[Dim], split: Split) -> Shards:

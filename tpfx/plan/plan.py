@@ -26,7 +26,7 @@ The file is JSON, of this schema (version 1):
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ import torch
 from ..capture.graph import Phase
 from ..errors import PlanError
 from ..ir.parallel_graph import Collective, Solution
-from ..ir.shards import Shards
+from ..ir.shards import Shards, even_layout
 from ..passes.apply_plan import GraphChoices
 from ..planning import Topology
 from ..torch_internals.parameter_slots import slots_of
@@ -57,7 +57,7 @@ class WeightPlan:
         shape: the unsharded one.
         dtype: as torch names it, "bfloat16".
         axes: what each dimension is made of, as in a dump: "(a:8 b:128)".
-        shards: what each rank holds; None where no graph uses it, and it stays whole on the first rank.
+        shards: what each rank holds; None where no graph uses it, and it is divided evenly as storage.
     """
 
     kind: str
@@ -74,14 +74,24 @@ class WeightPlan:
             size *= extent
         return size
 
-    def on_rank(self, rank: int) -> int:
-        """The bytes that a rank holds."""
-        if self.shards is None:
-            return self.bytes if rank == 0 else 0
-        held = self.bytes
-        for dim, owned in self.shards.dims:
-            held = held // max(1, self.shape[dim]) * sum(stop - start for start, stop in owned[rank])
+    def on_ranks(self, loads: Sequence[int]) -> list[int]:
+        """The bytes that each rank holds.
+
+        Args:
+            loads: what each has already: those with the least get what is left over of a weight that no graph
+                uses.
+        """
+        shards = even_layout(self.shape, loads) if self.shards is None else self.shards
+        held = [self.bytes] * len(loads)
+        for dim, owned in shards.dims:
+            units = [sum(stop - start for start, stop in pieces) for pieces in owned]
+            held = [size // max(1, self.shape[dim]) * own for size, own in zip(held, units, strict=True)]
         return held
+
+
+def _unreached_last(weight: WeightPlan) -> tuple[bool, int]:
+    """In the order in which weights are divided: of those that no graph uses, large ones first."""
+    return weight.shards is None, -weight.bytes
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,10 @@ class Plan:
     @property
     def bytes_per_device(self) -> list[int]:
         """Bytes of parameters and buffers on each device, in the order of the ranks."""
-        return [sum(weight.on_rank(rank) for weight in self.weights.values()) for rank in range(self.devices)]
+        held = [0] * self.devices
+        for weight in sorted(self.weights.values(), key=_unreached_last):
+            held = [size + more for size, more in zip(held, weight.on_ranks(held), strict=True)]
+        return held
 
     @property
     def total_bytes(self) -> int:

@@ -7,12 +7,9 @@ The first graph that takes such a weight chooses how it lies from then on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable
 
-import torch
-
-from ..ir.shards import Pieces, Shards, even_sizes
+from ..ir.shards import even_layout
 from ..runtime.mesh import Mesh
 from .tensor import ShardedTensor
 
@@ -39,19 +36,3 @@ def store_evenly(weights: Iterable[object], mesh: Mesh) -> None:
 def _count(weight: ShardedTensor, loads: list[float]) -> None:
     for rank, size in enumerate(weight.resident_bytes):
         loads[rank] += size
-
-
-def even_layout(shape: torch.Size | Sequence[int], loads: Sequence[float]) -> Shards:
-    """One interval for each rank of the dimension that divides most evenly; a number lies on every rank.
-
-    Args:
-        shape: of the tensor.
-        loads: bytes that each rank has already: those with the fewest get what is left over.
-    """
-    ranks = len(loads)
-    dim = min(range(len(shape)), key=lambda at: -(-shape[at] // ranks) / max(1, shape[at]), default=None)
-    if dim is None or 0 in shape or shape[dim] == 1:
-        return Shards()
-    ends = accumulate(even_sizes(shape[dim], loads), initial=0)
-    owned: tuple[Pieces, ...] = tuple(((a, b),) if a < b else () for a, b in pairwise(ends))
-    return Shards(((dim, owned),))

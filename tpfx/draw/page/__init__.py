@@ -103,7 +103,7 @@ def _weight(weights: Weights, at: int, ranks: int) -> dict[str, Any]:
         "dtype": weight.dtype,
         "axes": weight.axes,
         "bytes": weight.bytes,
-        "held": [weight.on_rank(rank) for rank in range(ranks)],
+        "held": weight.on_ranks([0] * ranks),
         "shards": None if weight.shards is None else weight.shards.dims,
         "cuts": weights.cuts[at],
     }
