@@ -78,18 +78,26 @@ def resident():
 OBJECTS, BYTES = 400, 1 << 20
 
 
-@pytest.mark.parametrize("door", ["compile", "backend"])
-def test_twenty_models_compiled_and_deleted_leave_nothing(door: str) -> None:
-    """Through torch's own door Dynamo keeps its code with the class's, up to a number of models: it must be
-    reset for more. Nothing of tpfx waits for that."""
+@pytest.mark.parametrize(
+    "doors",
+    [
+        ("compile", "backend"),
+        pytest.param(("compile",), marks=pytest.mark.slow),
+        pytest.param(("backend",), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_twenty_models_compiled_and_deleted_leave_nothing(doors: tuple[str, ...]) -> None:
+    """In turns through each door. Through torch's own Dynamo keeps its code with the class's, up to a number
+    of models: it must be reset for more. Nothing of tpfx waits for that."""
     code = f"""
-counts = []
+counts, doors = [], {doors!r}
 for turn in range(20):
-    left = cycle({door!r})
+    left = cycle(doors[turn % len(doors)])
     settled()
     counts.append((threads(), len(groups), EFFECTS.in_place, sum(one() is not None for one in left),
                    len(gc.get_objects()), resident()))
-    if {door!r} == "backend" and turn % 3 == 2:
+    if "backend" in doors and turn % (3 * len(doors)) == 2:
         torch._dynamo.reset()
 print(counts)
 """

@@ -38,7 +38,7 @@ def trained(name: str) -> tuple[Any, Any, dict[str, torch.Tensor]]:
     return made.eval(), split.eval(), given
 
 
-@pytest.mark.parametrize("name", ["opt", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["opt", "gpt2", pytest.param("t5", marks=pytest.mark.slow)])
 def test_save_pretrained_and_from_pretrained(name: str, tmp_path: Path) -> None:
     plain, split, given = trained(name)
     split.save_pretrained(tmp_path / "split")
