@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
+from types import MethodType
 from typing import Any, NoReturn
 
 import torch
@@ -22,6 +23,7 @@ from ..sharded_tensor.model_weights import adopt_weights, load_into_place
 from ..sharded_tensor.state_tensor import give_addresses
 from ..sharded_tensor.storage import CALLS
 from ..sharded_tensor.tensor import ShardedTensor, gather_tree
+from ..torch_internals.aot import in_transform
 from ..torch_internals.dynamo import FailedOp, dynamic_sizes, mark_dynamic_sizes
 from ..torch_internals.module_changes import CHANGES
 from ..torch_internals.parameter_slots import slots_of
@@ -57,6 +59,7 @@ class Entry(StandIn):
     def __init__(self, model: torch.nn.Module, forward: Callable[..., Any], session: Session) -> None:
         functools.update_wrapper(self, forward)
         self.model, self.forward, self.session = model, forward, session
+        self._of_class = getattr(forward, "__func__", None) is type(model).forward
         self._device = session.mesh.devices[session.mesh.owned[0]]
         self._state = UNSEEN  # a copy is made of a model before its parts are there
         self._by_state: dict[Hashable, Graphs] = {}
@@ -68,6 +71,8 @@ class Entry(StandIn):
 
     def _look_again(self) -> None:
         """The model may have been changed: use the graphs that were captured of it as it is now."""
+        if self._of_class:  # which may have been given another since
+            self.forward = MethodType(type(self.model).forward, self.model)
         adopt_weights(self.model, self.session.mesh)
         self.prepare_modules()
         self._stored_after = -1
@@ -142,17 +147,25 @@ class Entry(StandIn):
 
         Raises:
             InputError: an op cannot take what it is given, as Dynamo has found.
+            ModelError: torch.func, or a forward-mode derivative, would go through split weights.
         """
+        name = type(self.model).__name__
         _inside.sessions.append(self.session)
         CALLS.running = True
         try:
             return graphs.call(is_step, args, kwargs)
         except FailedOp as problem:
             failed = problem
+        except NotImplementedError as problem:
+            if not in_transform():
+                raise
+            raise ModelError(
+                f"{name} is split over {self.session.mesh.size} devices, and what torch.func transforms, or "
+                "derives in forward mode, cannot be; transform what tpfx.unshard(copy.deepcopy(model)) gives"
+            ) from problem
         finally:
             _inside.sessions.pop()
             CALLS.running = bool(_inside.sessions)
-        name = type(self.model).__name__
         raise unfit(name, self.forward, (args, kwargs), self._worked, failed)
 
     def _brought(
@@ -180,6 +193,8 @@ class Entry(StandIn):
 
     def store_the_rest(self) -> None:
         """Divide evenly, as storage, the weights that no graph has reached so far."""
+        if in_transform():  # of torch.func, which would take part in all that is made now
+            return
         self._stored_after = self.session.graphs
         store_evenly((slot.value for slot in slots_of(self.model)), self.session.mesh)
         if self.session.newest is not None:  # else it has been said that all ran whole

@@ -43,11 +43,13 @@ class ModelState:
         key: equal where graphs that were captured then do now.
         hooks: the tables of hooks that were not empty, with the ids in them.
         seen: the number of changes in this process.
+        kind: the model's class, and the `forward` that it had.
     """
 
     key: Hashable
     hooks: tuple[tuple[dict[int, Any], tuple[int, ...]], ...]
     seen: int
+    kind: tuple[type[torch.nn.Module], Any]
 
     @staticmethod
     def of(model: torch.nn.Module) -> ModelState:
@@ -56,11 +58,12 @@ class ModelState:
         tables = list(hook_tables(model))
         places = tuple((place, tuple(table)) for place, table in tables)
         hooks = tuple((table, tuple(table)) for _, table in tables)
-        return ModelState((places, tuple(_weights(model))), hooks, seen)
+        kind = type(model), type(model).forward
+        return ModelState((kind, places, tuple(_weights(model))), hooks, seen, kind)
 
     def holds(self) -> bool:
         """Whether nothing can have changed since; if not, look again."""
-        if CHANGES.number() != self.seen:
+        if CHANGES.number() != self.seen or self.kind[0].forward is not self.kind[1]:
             return False
         return not self.hooks or all(tuple(table) == ids for table, ids in self.hooks)
 
@@ -74,7 +77,7 @@ def _weights(model: torch.nn.Module) -> Iterator[Hashable]:
         yield which, type(value), value.shape, value.dtype, value.requires_grad
 
 
-UNSEEN = ModelState(None, (), -1)  # of a model that has not been looked at
+UNSEEN = ModelState(None, (), -1, (torch.nn.Module, None))  # of a model that has not been looked at
 
 
 class Graphs:

@@ -112,6 +112,10 @@ def _is_empty(method: Any) -> bool:
     return code is not None and set(code.co_names) <= {"NotImplementedError"}
 
 
+# A method with one of these is a loop around the model: no graph has a backward in its midst.
+_TRAINS = {"backward", "manual_backward"}
+
+
 def _runs_parts(model: torch.nn.Module, name: str, seen: set[str]) -> bool:
     """Whether a method names a submodule or weight of the model, or calls a method that does."""
     method = inspect.getattr_static(type(model), name, None)
@@ -122,6 +126,8 @@ def _runs_parts(model: torch.nn.Module, name: str, seen: set[str]) -> bool:
     if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
         return False
     names = set(_names_in(function.__code__))
+    if names & _TRAINS:
+        return False
     if names & (model._modules.keys() | model._parameters.keys()):
         return True
     return any(_runs_parts(model, one, seen) for one in names if hasattr(type(model), one))

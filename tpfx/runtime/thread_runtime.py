@@ -8,6 +8,7 @@ with a note where it happened, and the runtime stays usable.
 """
 
 import linecache
+import os
 import re
 import sys
 import threading
@@ -52,6 +53,7 @@ class Runtime:
         self.mesh = mesh
         self.timeout = timeout
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._gpus = mesh.gpus
         workers: list[Worker] = []
         # The groups must not refer to the runtime itself, or it would never be collected.
@@ -75,6 +77,11 @@ class Runtime:
         """
         if in_rank_thread():
             raise TpfxError("Runtime.run was called inside a rank's thread; call it from outside the graphs")
+        if os.getpid() != self._process:
+            raise TpfxError(
+                f"process {os.getpid()} was forked from {self._process}, whose threads run the model, and "
+                "has none of them; call the model there (a DataLoader with num_workers=0), or compile it here"
+            )
         if len(calls) != len(self.mesh.owned):
             owned = len(self.mesh.owned)
             raise TpfxError(f"{len(calls)} calls for {owned} ranks; pass one call per owned rank")

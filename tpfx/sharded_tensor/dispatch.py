@@ -34,6 +34,22 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     owner = _owner(args)
     if owner is None or isinstance(owner.held, Fake):
         return _on_wholes(func, args, kwargs)
+    if func.is_view and torch.is_inference_mode_enabled() and not owner.is_inference():
+        return _view_of_tracked(func, args, kwargs, owner)
+    return _carry_out(func, args, kwargs, owner)
+
+
+def _view_of_tracked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:
+    """In inference mode, a view of what autograd follows: torch wants one that it could follow too."""
+    parts = func.decompose(*args, **kwargs)
+    if parts is not NotImplemented:
+        return parts
+    with torch.inference_mode(False):
+        return _carry_out(func, args, kwargs, owner)
+
+
+def _carry_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: ShardedTensor) -> Any:
+    """An op of which this argument's shards decide how it is carried out."""
     if func in _ALIASES:
         return owner.alias()
     if CALLS.running:
@@ -49,6 +65,9 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     done = _by_shards(func, args, kwargs, owner)
     if done is not None:
         return done
+    parts = func.decompose(*args, **kwargs)  # in inference mode ops come before torch has taken them apart
+    if parts is not NotImplemented:
+        return parts
     if func.is_view:
         return _view(func, args, kwargs, owner)
     if func is _TO_COPY and isinstance(owner.held, Unsharded) and "device" not in kwargs:

@@ -16,6 +16,7 @@ from torch._functorch import aot_autograd as _aot
 from torch._functorch import partitioners as _partitioners
 from torch._guards import TracingContext, tracing
 from torch._library import simple_registry
+from torch.autograd import forward_ad
 from torch.autograd.graph import Node
 from torch.fx.node import _side_effectful_functions, has_side_effect
 
@@ -206,3 +207,8 @@ def _has_gradient(info: Any) -> bool:
 
 def _views_a_base(info: Any) -> bool:
     return info.output_type.name in ("alias_of_intermediate_save_as_output", "alias_of_intermediate")
+
+
+def in_transform() -> bool:
+    """Whether torch.func transforms what is called now (`grad`, `vmap`), or it is derived in forward mode."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
