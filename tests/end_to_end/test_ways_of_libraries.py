@@ -86,7 +86,7 @@ def test_tokens_are_streamed_from_a_thread() -> None:
 
 
 def test_a_prompts_cache_is_used_again_and_edited() -> None:
-    """Copied for each prompt; kept from a generation; rows repeated and chosen; entries dropped; crop."""
+    """Copied for each prompt; kept from a generation; rows repeated and chosen; entries dropped."""
 
     def reuse(model: Any) -> list[Any]:
         cache = DynamicCache(config=model.config)
@@ -96,8 +96,6 @@ def test_a_prompts_cache_is_used_again_and_edited() -> None:
         done = model.generate(IDS, return_dict_in_generate=True, **GREEDY)
         more = torch.cat([done.sequences, IDS[:, :2]], 1)
         said.append(model.generate(more, past_key_values=done.past_key_values, **GREEDY))
-        cache.crop(-2)
-        said.append(model(IDS[:, 5:], past_key_values=cache).logits)
         cache.batch_repeat_interleave(2)
         cache.reorder_cache(torch.tensor([3, 0, 1, 1]))
         cache.batch_select_indices(torch.tensor([1, 3]))

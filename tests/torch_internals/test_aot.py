@@ -248,3 +248,18 @@ def test_the_partitioner_merges_equal_calls_unless_told_not_to() -> None:
     with aot.keeping_repetitions():
         assert config.cse is False
     assert config.cse is True
+
+
+def test_what_torch_func_transforms_is_known_inside_of_it() -> None:
+    seen = []
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        seen.append(aot.in_transform())
+        return x.sum()
+
+    note(torch.ones(2))
+    torch.func.grad(note)(torch.ones(2))
+    with torch.autograd.forward_ad.dual_level():
+        note(torch.ones(2))
+    note(torch.ones(2))
+    assert seen == [False, True, True, False]
