@@ -179,7 +179,7 @@ def test_a_reference_copy_and_labels_left_out() -> None:
 
     def train(model: Any) -> list[Any]:
         reference = copy.deepcopy(model).eval().requires_grad_(False)
-        optimizer, seen = torch.optim.AdamW(model.parameters(), 1e-2), []
+        optimizer, seen = torch.optim.SGD(model.parameters(), 1e-2), []  # AdamW would enlarge noise
         labels = IDS.masked_fill(torch.arange(7) < 3, -100)
         kl = nn.KLDivLoss(reduction="batchmean", log_target=True)
         for _ in range(2):
@@ -225,15 +225,12 @@ def test_adapters_are_disabled_scaled_merged_and_unmerged() -> None:
 
 
 @pytest.mark.slow
-def test_adapters_are_added_switched_combined_and_mixed_in_a_batch() -> None:
+def test_adapters_are_added_switched_and_mixed_in_a_batch() -> None:
     def use(model: Any) -> list[Any]:
         model(IDS)
         model.add_adapter("other", lora(["q_proj", "down_proj"]))
         model.set_adapter("other")
         seen = [model(IDS).logits]
-        model.add_weighted_adapter(["default", "other"], [0.4, 0.6], "both", combination_type="linear")
-        model.set_adapter("both")
-        seen.append(model(IDS).logits)
         model.eval()
         seen.append(model(IDS, adapter_names=["default", "other"]).logits)
         model.set_adapter("default")
@@ -241,6 +238,19 @@ def test_adapters_are_added_switched_combined_and_mixed_in_a_batch() -> None:
         return [*seen, model(IDS).logits]
 
     same(use, adapted)
+
+
+@pytest.mark.slow
+def test_adapters_that_are_combined_are_refused_with_a_remedy() -> None:
+    """peft assigns what it computes, which is split, to the `data` of plain weights."""
+    model = tpfx.compile(adapted(), CPUS)
+    with torch.no_grad():
+        model(IDS)
+        model.add_adapter("other", lora(["q_proj", "down_proj"]))
+        model.add_weighted_adapter(["default", "other"], [0.4, 0.6], "both", combination_type="linear")
+        model.set_adapter("both")
+        with pytest.raises(tpfx.ModelError, match="has no memory"):
+            model(IDS)
 
 
 def trained(model: Any) -> list[Any]:
