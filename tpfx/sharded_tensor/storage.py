@@ -179,7 +179,7 @@ def split_among(whole: torch.Tensor, layout: Shards, mesh: Mesh) -> tuple[torch.
     """The shard of each owned rank, in memory of its own, on its device.
 
     Raises:
-        ModelError: a split tensor was assigned to the `data` of a plain one, which torch leaves without memory.
+        ModelError: a plain tensor was assigned a split one as its `data`, and has no memory.
     """
     if not _has_memory(whole):
         raise ModelError(
