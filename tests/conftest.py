@@ -55,8 +55,19 @@ def browser():
         browser.close()
 
 
+LAUNCHING = {"tests.support.launches", "tests.support.processes"}
+
+
+def launches(item: pytest.Item) -> bool:
+    """Whether a test's module launches processes, each of which imports torch and compiles."""
+    names = vars(item.module).values() if isinstance(item, pytest.Function) else ()
+    return any(getattr(value, "__module__", None) in LAUNCHING for value in names)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test that looks at a launch waits for all of it."""
+    """What takes longest comes first, so that no worker is left alone with it at the end. The first test that
+    looks at a launch waits for all of it."""
+    items.sort(key=lambda item: not launches(item))
     for item in items:
         if {"two_processes", "three_processes"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.timeout(900))
