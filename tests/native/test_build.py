@@ -52,6 +52,7 @@ def test_without_a_compiler_graphs_run_from_python(
         split = tpfx.compile(Net(), ["cpu", "cpu"])
         with caplog.at_level(logging.WARNING, "tpfx"):
             torch.testing.assert_close(split(x), plain(x))
+        assert ", run by eager" in str(tpfx.report(split))
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("graphs run op by op from Python") and "install g++ or clang++" in said
     assert not list(elsewhere.rglob("*.so"))

@@ -24,6 +24,7 @@ from ..execution.program import Program, Ranks
 from ..ir.annotations import Source, gradients_in, set_gradients, set_source, shards_of, source_of
 from ..ir.parallel_graph import ParallelGraph
 from ..lowering.device_compiler import compile_for_devices
+from ..native.rank_program import RankProgram
 from ..passes.apply_plan import encode_choices
 from ..passes.lower import lower
 from ..passes.pipeline import parallelize
@@ -118,6 +119,8 @@ class _Lowering(_LayoutsOnly):
         meeting = session.runtime.native_meeting
         name, mesh = session.device_compiler, session.mesh
         forwards = compile_for_devices(name, lowered.graph, modules, mesh, meeting)
+        if name == "native" and not all(isinstance(one, RankProgram) for one in forwards):
+            session.device_compiler = "eager"  # the report says what runs
         placeholders = lowered.graph.find_nodes(op="placeholder")
         views = frozenset() if backward else aliased_outputs()
         exact = {at: Strides(self.results[at], placeholders) for at in views}
