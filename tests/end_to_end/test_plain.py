@@ -205,8 +205,14 @@ MODULES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
-@pytest.mark.parametrize("devices", [2, 3])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [
+        pytest.param(name, devices, marks=[pytest.mark.slow] if (name, devices) == ("transformer", 3) else [])
+        for name in MODULES
+        for devices in (2, 3)
+    ],
+)
 def test_eval(name: str, devices: int) -> None:
     build, inputs = MODULES[name]
     check(build().eval(), *inputs, devices=devices, calls=2)
