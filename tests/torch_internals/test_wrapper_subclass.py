@@ -48,6 +48,20 @@ def test_data_goes_through_detach() -> None:
     assert Plain.seen == ["aten.detach.default"]
 
 
+def test_a_tensor_of_its_own_is_no_view_for_who_asks_in_python() -> None:
+    """Autograd does not ask there, and follows the view."""
+
+    class Own(wrapper_subclass.OfItsOwn):
+        pass
+
+    base = torch.ones(3, 4, requires_grad=True)
+    for kind, is_view in ((Tensor, True), (Own, False)):
+        view = (base * 1).as_subclass(kind)[1:]
+        assert (view._is_view(), view._base is not None) == (is_view, is_view)
+    view.mul_(2).sum().backward()
+    assert base.grad.sum() == 16
+
+
 def test_is_param_makes_a_parameter() -> None:
     made = wrapper(dtype=torch.float32)
     assert not isinstance(made, nn.Parameter)

@@ -312,4 +312,4 @@ def _is_made_eagerly(value: torch.Tensor) -> bool:
 
     Of a view Dynamo knows the sizes by those of its base.
     """
-    return isinstance(value, ShardedTensor) and value.qualified_name is None and value._base is None
+    return isinstance(value, ShardedTensor) and value.qualified_name is None

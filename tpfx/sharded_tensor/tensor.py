@@ -27,6 +27,7 @@ from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
 from ..torch_internals.module_changes import CHANGES
 from ..torch_internals.pytree import tree_map_only
 from ..torch_internals.wrapper_subclass import (
+    OfItsOwn,
     Watched,
     make_wrapper_subclass,
     set_data,
@@ -48,7 +49,7 @@ from .storage import (
 )
 
 
-class ShardedTensor(InCheckpoints, Watched):
+class ShardedTensor(InCheckpoints, Watched, OfItsOwn):
     """A tensor whose shards lie on the devices of a mesh.
 
     Attributes:

@@ -24,6 +24,19 @@ without_torch_function: Any = torch._C._disabled_torch_function_impl
 set_data: Any = vars(torch._C.TensorBase)["data"].__set__
 
 
+class OfItsOwn(torch.Tensor):
+    """A tensor that Dynamo takes for one of its own, not for a view, whatever it was made of.
+
+    It derives the sizes of a view from those of its base, and fails where these vary: it replays, with sizes
+    of which it has no symbols, the ops that made the view.
+    """
+
+    _base = None  # type: ignore[assignment]
+
+    def _is_view(self) -> bool:
+        return False
+
+
 _REQUIRES_GRAD: Any = vars(torch._C.TensorBase)["requires_grad"]
 
 
