@@ -1,4 +1,4 @@
-"""Caches of keys and values that people cut, choose from, join and hand in again: the tokens of the unsharded model."""
+"""Caches of keys and values that people cut, choose from, join and hand in again: the unsharded tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GREEDY = {"do_sample": False, "max_new_tokens": 8}
 
 
 class Remembers(nn.Module):
-    """Adds what it is given to what it was given before: `[batch, length, 8]`, and all of it `[batch, any, 24]`."""
+    """Adds what it is given to what came before: `[batch, length, 8]`, and all so far `[batch, any, 24]`."""
 
     def __init__(self) -> None:
         super().__init__()
