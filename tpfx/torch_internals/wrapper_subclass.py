@@ -31,7 +31,7 @@ class OfItsOwn(torch.Tensor):
     of which it has no symbols, the ops that made the view.
     """
 
-    _base = None  # type: ignore[assignment]
+    _base = None
 
     def _is_view(self) -> bool:
         return False
