@@ -10,6 +10,7 @@ import torch
 import tpfx
 from tests.support.sharded import PLACEMENTS, SHAPE, agree, sharded
 from tpfx.ir.shards import Shards
+from tpfx.sharded_tensor.dispatch import whole_data
 from tpfx.sharded_tensor.storage import ViewOf
 from tpfx.sharded_tensor.tensor import ShardedTensor
 
@@ -107,3 +108,13 @@ def test_an_error_of_the_op_is_the_ops_own() -> None:
 def test_what_follows_a_shape_is_handed_on() -> None:
     x = sharded(torch.randn(SHAPE), PLACEMENTS["replicated"])
     assert x.new_full((2, 3), 7.0).tolist() == [[7.0] * 3] * 2
+
+
+@pytest.mark.parametrize("placement", ["undivided", "rows", "two dims"])
+def test_data_of_a_plain_tensor_is_the_whole_of_what_was_computed(placement: str) -> None:
+    tensor = sharded(torch.ones(SHAPE), PLACEMENTS[placement])
+    assert torch.equal(whole_data(tensor), torch.ones(SHAPE))
+    tensor.qualified_name = "weight"
+    for named in (tensor, tensor.detach(), tensor[1:]):
+        with pytest.raises(tpfx.ShardingError, match=r"assign a copy, plain\.data = tensor\.full\(\)"):
+            whole_data(named)  # type: ignore[arg-type]

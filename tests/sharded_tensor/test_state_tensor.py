@@ -145,7 +145,10 @@ def test_a_state_dict_is_the_model_still() -> None:
 
 def test_weights_themselves_have_no_address(tmp_path: Path) -> None:
     split = split_net(TiedNet())
-    with pytest.raises(tpfx.ShardingError, match=r"embed\.weight.* lies in shards: save model\.state_dict"):
+    with pytest.raises(
+        tpfx.ShardingError,
+        match=r"embed\.weight.* lies in shards, and has no address: save model\.state_dict",
+    ):
         save_file(dict(split.named_parameters()), tmp_path / "a")
 
 

@@ -14,7 +14,7 @@ import tpfx
 from tests.support.sharded import MESH, PLACEMENTS, SHAPE, sharded
 from tpfx.checkpoint.safetensors_files import Stored
 from tpfx.ir.shards import Shards
-from tpfx.sharded_tensor.storage import Cell, Fake, Sharded, Unread, Unsharded, ViewOf, split_among
+from tpfx.sharded_tensor.storage import Cell, Fake, Sharded, Unread, Unsharded, ViewOf
 from tpfx.sharded_tensor.tensor import ShardedTensor
 
 ROWS = PLACEMENTS["rows"]
@@ -29,14 +29,6 @@ def test_aliases_share_a_cell_and_what_it_becomes() -> None:
     tensor.distribute(ROWS)
     assert isinstance(tensor.held, Sharded) and alias.held is tensor.held  # type: ignore[attr-defined]
     assert alias.placement is ROWS  # type: ignore[attr-defined]
-
-
-def test_a_plain_tensor_whose_data_is_split_has_no_memory() -> None:
-    """torch lets it be assigned; reading it would end the process."""
-    plain = torch.nn.Parameter(torch.zeros(SHAPE))
-    plain.data = sharded(torch.ones(SHAPE), ROWS)
-    with pytest.raises(tpfx.ModelError, match=r"has no memory: a split tensor was assigned to its \.data"):
-        split_among(plain, ROWS, MESH)
 
 
 def test_what_is_sharded_cannot_be_sharded_again() -> None:

@@ -1,9 +1,12 @@
 """What tpfx expects of each private name of torch; a failure here names what a torch release changed."""
 
 import inspect
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.processes import free_port
 from tpfx.torch_internals import distributed, inductor
@@ -72,6 +75,46 @@ def test_a_group_is_called_by_the_names_of_each_release() -> None:
         assert hasattr(torch.distributed.ProcessGroup, former) or hasattr(
             torch.distributed.ProcessGroup, name
         )
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process alone."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_collectives_are_ops_that_return_their_work() -> None:
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = op(*args, **(kwargs or {}))
+            if op.namespace != distributed.COLLECTIVES:
+                return result
+            ops.append(op._schema.name)
+            return distributed.waited_for(result)
+
+    ops: list[str] = []
+    x, gathered = torch.ones(3), [torch.zeros(3)]
+    with Seen():
+        torch.distributed.all_reduce(x)
+        torch.distributed.broadcast(x, 0, async_op=True).wait()  # type: ignore[union-attr]
+        torch.distributed.all_gather(gathered, x)
+    assert ops == ["c10d::allreduce_", "c10d::broadcast_", "c10d::allgather_"]
+    assert gathered[0].tolist() == [1] * 3
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_is_scattered_is_what_is_said_to_be_plain() -> None:
+    twice = distributed.scatter_of(lambda lists: [[one * 2 for one in each] for each in lists])
+    undo, x, y = twice.install(), torch.zeros(3), torch.zeros(3)
+    torch.distributed.scatter(x, [torch.ones(3)])
+    torch.distributed.reduce_scatter(y, [torch.ones(3)])
+    assert undo() and x.tolist() == y.tolist() == [2] * 3
+    torch.distributed.scatter(x, [torch.ones(3)])
+    assert x.tolist() == [1] * 3
 
 
 def test_another_thread_has_a_connection_of_its_own_to_what_processes_share() -> None:

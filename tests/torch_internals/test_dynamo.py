@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tpfx
+from tpfx.frontend.effects import own_backend
 from tpfx.torch_internals import dynamo
 
 
@@ -105,7 +106,8 @@ def test_guard_entries_say_what_tpfx_filters_by() -> None:
     model = tpfx.compile(Counting(), ["cpu"])
     model.twin = model.weight  # tied: one guard says that they are one
     forward = lambda x: model.weight.dim() + model.twin.dim() + x  # noqa: E731
-    torch.compile(forward, backend="eager", options={"guard_filter_fn": keep})(torch.ones(4))
+    backend = own_backend(lambda module, _: module.forward)
+    torch.compile(forward, backend=backend, options={"guard_filter_fn": keep})(torch.ones(4))
     weights = [entry for entry in entries if "._parameters[" in entry.name and entry.value is model.weight]
     assert {entry.guard_type for entry in weights} >= {"TYPE_MATCH", "TENSOR_MATCH", "DUPLICATE_INPUT"}
 
@@ -260,3 +262,16 @@ def test_dynamo_goes_by_the_file_of_a_functions_code() -> None:
     check = torch._dynamo.trace_rules.check
     assert check(made) and not check(here)
     assert not check(dynamo.as_code_of(made, here))
+
+
+def test_graphs_are_captured_without_tensors_of_a_kind() -> None:
+    class Kind(torch.Tensor):
+        pass
+
+    taken: list[Any] = []
+    backend = lambda module, inputs: taken.extend(inputs) or module.forward  # noqa: E731
+    with dynamo.capturing_without((Kind,)):
+        made = torch.compile(lambda x, y: (x.dim(), y + 1), backend=backend)(
+            torch.ones(2).as_subclass(Kind), torch.ones(2)
+        )
+    assert made[0] == 1 and [type(one) for one in taken] == [Tensor]

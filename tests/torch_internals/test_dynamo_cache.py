@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import eval_frame
 
+from tests.support.sharded import PLACEMENTS, SHAPE, sharded
+from tpfx.frontend.effects import own_backend
+from tpfx.sharded_tensor import ShardedTensor
 from tpfx.torch_internals import dynamo, dynamo_cache
 
 
@@ -90,7 +93,7 @@ def test_limits_of_captures_are_those_of_other_backends_alone(ours: bool) -> Non
     def scaled(x: Tensor, by: str) -> Tensor:
         return x * len(by)
 
-    undo = dynamo_cache.capture_as_often_as_asked(lambda one: ours and one is backend).install()
+    undo = dynamo_cache.capture_for(lambda one: ours and one is backend, ()).install()
     try:
         compiled = torch.compile(scaled, backend=backend)
         with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=2):
@@ -99,3 +102,25 @@ def test_limits_of_captures_are_those_of_other_backends_alone(ours: bool) -> Non
     finally:
         assert undo()
     assert len(made) == (4 if ours else 1)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_tensors_of_a_kind_are_in_graphs_of_our_backends_alone(ours: bool) -> None:
+    taken: list[type] = []
+
+    def backend(module: torch.fx.GraphModule, examples: Any) -> Callable[..., Any]:
+        taken.extend(type(one) for one in examples)
+        return module.forward
+
+    split = sharded(torch.arange(72.0).view(SHAPE), PLACEMENTS["rows"])
+    if ours:
+        own_backend(backend)  # models of other tests may have an effect in place that asks for it
+    skipped = dynamo.skip_frames("tpfx").install()
+    undo = dynamo_cache.capture_for(lambda one: ours and one is backend, (ShardedTensor,)).install()
+    try:
+        compiled = torch.compile(lambda x, y: (x * 2, y + 1), backend=backend)
+        doubled, more = compiled(split, torch.ones(2))
+    finally:
+        assert undo() and skipped()
+    assert torch.equal(doubled.full(), split.full() * 2) and more.tolist() == [2, 2]
+    assert (ShardedTensor in taken) == ours

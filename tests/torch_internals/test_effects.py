@@ -47,7 +47,7 @@ def functions():
                 if isinstance(value, type) and value.__module__.split(".")[0] == "torch":
                     for inner, method in list(vars(value).items()):
                         if callable(method):
-                            yield f"{name}.{key}.{inner}", method
+                            yield f"{value.__module__}.{value.__qualname__}.{inner}", method
 
 def snapshot():
     gc.collect(); gc.collect()
@@ -64,6 +64,7 @@ def snapshot():
                      "recompile_limit", "accumulated_recompile_limit")},
         "open": torch.fx.experimental._config.backed_size_oblivious,
         "callbacks": list(gc.callbacks),
+        "data": vars(torch.Tensor).get("data"),
         "threads": sorted(one.name for one in threading.enumerate() if one.name.startswith("tpfx")),
         "distributed": torch.distributed.is_initialized(),
     }
@@ -105,7 +106,13 @@ CHANGED = {"decompositions: aten.squeeze.dims", "kernels: aten.squeeze.dims", "k
 CHANGED |= {"hooks", "foreach", "skipped", "functions: torch._dynamo.convert_frame._compile"}
 EXPORTS = {"torch.jit.trace_module", "torch.jit._trace.trace_module", "torch.jit._trace._trace_impl"}
 EXPORTS |= {"torch.jit._script._script_impl", "torch.export._trace._export"}
-CHANGED |= {f"functions: {name}" for name in EXPORTS} | {"functions: torch.nn.utils.parametrize._maybe_set"}
+GROUP = "torch.distributed.distributed_c10d.ProcessGroup"
+SCATTERS = {f"{GROUP}.scatter", f"{GROUP}.reduce_scatter"}
+CHANGED |= (
+    {"data"}
+    | {f"functions: {name}" for name in EXPORTS | SCATTERS}
+    | {"functions: torch.nn.utils.parametrize._maybe_set"}
+)
 
 
 def test_importing_and_planning_change_nothing_and_start_nothing() -> None:

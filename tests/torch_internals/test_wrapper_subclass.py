@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -165,3 +166,38 @@ def test_hooks_of_a_tensor_are_shared_with_another() -> None:
     handle.remove()
     (other * 2).backward()
     assert other.grad.tolist() == [8]
+
+
+def test_a_kind_of_tensor_is_assigned_as_data_in_another_way() -> None:
+    """Dynamo, and whoever reads `data`, notices nothing."""
+    undo = wrapper_subclass.as_data(Plain, lambda value: torch.full(value.shape, 7.0)).install()
+    try:
+        plain = nn.Parameter(torch.zeros(2, 3))
+        plain.data = wrapper(dtype=torch.float32)
+        assert plain.data.tolist() == [[7] * 3] * 2
+        plain.data = torch.ones(2, 3)
+        compiled = torch.compile(lambda x: x.data + 1, backend="eager", fullgraph=True)
+        assert compiled(plain).tolist() == [[2] * 3] * 2
+    finally:
+        assert undo()
+    assert "data" not in vars(Tensor)
+
+
+def test_views_are_told_in_cpp() -> None:
+    whole = torch.ones(3, requires_grad=True) * 1
+    assert wrapper_subclass.is_view(whole[1:]) and not wrapper_subclass.is_view(whole)
+
+
+def test_memory_that_is_not_there_is_not_written_to() -> None:
+    made = wrapper(dtype=torch.float32)
+    wrapper_subclass.unreadable(made)
+    with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+        Tensor.data_ptr(made)
+
+
+def test_what_aotautograd_traces_is_functional() -> None:
+    from functorch.compile import aot_function, nop
+
+    seen: list[bool] = []
+    aot_function(lambda x: seen.append(wrapper_subclass.is_functional(x)) or x * 2, nop)(torch.ones(2))
+    assert seen[-1] and not wrapper_subclass.is_functional(torch.ones(2))

@@ -12,10 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..sharded_tensor import ShardedTensor
+from ..sharded_tensor.dispatch import BESIDE_OPS
 from ..sharded_tensor.optimizers import OPTIMIZER_EFFECTS
+from ..sharded_tensor.state_tensor import StateTensor
 from ..torch_internals.batch_guards import BATCH_EFFECTS
 from ..torch_internals.dynamo import skip_frames
-from ..torch_internals.dynamo_cache import capture_as_often_as_asked
+from ..torch_internals.dynamo_cache import capture_for
 from ..torch_internals.effects import Effect, Undo, before_export
 from .plain_copy import plain_copy
 
@@ -111,8 +114,9 @@ def own_backend(backend: T) -> T:
 
 EFFECTS = Effects(
     skip_frames(__name__.partition(".")[0]),
-    capture_as_often_as_asked(lambda backend: hasattr(backend, _OURS)),
+    capture_for(lambda backend: hasattr(backend, _OURS), (ShardedTensor, StateTensor)),
     *BATCH_EFFECTS,
     *OPTIMIZER_EFFECTS,
     before_export(plain_copy),
+    *BESIDE_OPS,
 )

@@ -29,6 +29,7 @@ from ..ir.op_dims import Bound, Call
 from ..ir.shards import Shards, SplitDims
 from ..rules import Rule, pointwise, rule_for
 from ..rules.whole_dims import unsplit
+from ..torch_internals.distributed import COLLECTIVES
 from .local_calls import Local, local_call
 from .owned_axes import OwnedAxes, leaves
 from .tensor import ShardedTensor
@@ -119,7 +120,9 @@ def _twin(func: Any) -> Any:
 
 @functools.cache
 def written(func: Any) -> tuple[int, ...]:
-    """The positions of the arguments that an op writes into."""
+    """The positions of the arguments that an op writes into; a collective does not say it of its first."""
+    if func.namespace == COLLECTIVES:
+        return (0,) if func._schema.name.endswith("_") else ()
     arguments = enumerate(func._schema.arguments)
     return tuple(
         at for at, argument in arguments if argument.alias_info is not None and argument.alias_info.is_write

@@ -16,7 +16,9 @@ import torch
 
 from ..errors import ShardingError
 from ..kernels.slices import restride
-from ..torch_internals.pytree import tree_map
+from ..torch_internals.distributed import COLLECTIVES, scatter_of, waited_for
+from ..torch_internals.pytree import tree_leaves, tree_map, tree_map_only
+from ..torch_internals.wrapper_subclass import as_data, is_view
 from .bound_ops import BoundOp, bound_op, written
 from .foreach import REDUCTIONS, by_list, by_reduction, over_lists
 from .per_shard import gathered_for, run_bound
@@ -190,8 +192,10 @@ def _on_wholes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return gathered.setdefault(id(leaf), gathered_for(leaf, func) if id(leaf) not in gathered else None)
 
     result = func(*tree_map(gather, args), **tree_map(gather, kwargs))
-    if not func._schema.is_mutable:
+    if not written(func):
         return result
+    if func.namespace == COLLECTIVES:
+        result = waited_for(result)
     targets = list(_targets(func, args, kwargs))
     for target in targets:
         target.store(gathered[id(target)])
@@ -203,9 +207,30 @@ def _targets(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
     for position in written(func):
         name = func._schema.arguments[position].name
         value = args[position] if position < len(args) else kwargs.get(name)
-        for leaf in value if isinstance(value, (list, tuple)) else (value,):
+        for leaf in tree_leaves(value):
             if isinstance(leaf, ShardedTensor):
                 yield leaf
 
+
+def whole_data(tensor: ShardedTensor) -> torch.Tensor:
+    """What `plain.data = tensor` puts there: of what was computed, the whole.
+
+    Raises:
+        ShardingError: it is a weight or a view, whose memory the plain tensor would share.
+    """
+    if tensor.qualified_name is not None or is_view(tensor):
+        raise ShardingError(
+            f"{tensor!r} has no memory that a plain tensor could share: assign a copy, "
+            "plain.data = tensor.full(), or the parameter itself"
+        )
+    return tensor.full()
+
+
+def _wholes(tensors: Any) -> Any:
+    return tree_map_only(ShardedTensor, lambda one: gathered_for(one, "a collective"), tensors)
+
+
+# Ways to a split tensor's memory that are no ops of its own.
+BESIDE_OPS = (as_data(ShardedTensor, whole_data), scatter_of(_wholes))
 
 ShardedTensor.carry_out = staticmethod(dispatch)

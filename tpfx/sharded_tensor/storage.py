@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from ..checkpoint.safetensors_files import Stored
-from ..errors import ModelError
 from ..ir.shards import Shards, SplitDims
 from ..kernels.slices import fold, join_shards, local_shape, take, unfold_shard, whole_shape
 from ..runtime.mesh import Mesh
@@ -168,24 +167,8 @@ def same_memory(left: torch.Tensor, right: torch.Tensor) -> bool:
     return left.numel() > 0 and left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
 
 
-def _has_memory(tensor: torch.Tensor) -> bool:
-    try:
-        return tensor.numel() == 0 or tensor.is_meta or tensor.untyped_storage().data_ptr() != 0
-    except RuntimeError:  # torch's word for a storage of which nothing but Python knows
-        return False
-
-
 def split_among(whole: torch.Tensor, layout: Shards, mesh: Mesh) -> tuple[torch.Tensor, ...]:
-    """The shard of each owned rank, in memory of its own, on its device.
-
-    Raises:
-        ModelError: a plain tensor was assigned a split one as its `data`, and has no memory.
-    """
-    if not _has_memory(whole):
-        raise ModelError(
-            f"a tensor of shape {list(whole.shape)} has no memory: a split tensor was assigned to its .data; "
-            "give it a whole one, weight.data = other.full(), or assign the parameter itself"
-        )
+    """The shard of each owned rank, in memory of its own, on its device."""
     with torch.inference_mode(False), torch.no_grad():
         return tuple(_own(take(whole, layout.dims, rank), whole, mesh.devices[rank]) for rank in mesh.owned)
 

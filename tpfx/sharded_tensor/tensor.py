@@ -29,11 +29,13 @@ from ..torch_internals.pytree import tree_map_only
 from ..torch_internals.wrapper_subclass import (
     OfItsOwn,
     Watched,
+    is_functional,
     make_wrapper_subclass,
     set_data,
+    unreadable,
     without_torch_function,
 )
-from .in_checkpoints import InCheckpoints
+from .outside import Outside
 from .storage import (
     Cell,
     Fake,
@@ -49,7 +51,7 @@ from .storage import (
 )
 
 
-class ShardedTensor(InCheckpoints, Watched, OfItsOwn):
+class ShardedTensor(Outside, Watched, OfItsOwn):
     """A tensor whose shards lie on the devices of a mesh.
 
     Attributes:
@@ -93,6 +95,7 @@ class ShardedTensor(InCheckpoints, Watched, OfItsOwn):
             device=device,
             requires_grad=requires_grad,
         )
+        unreadable(self)
         if mesh is not None:
             self.mesh = mesh
         self.last_held, self.qualified_name = held, None
@@ -218,7 +221,15 @@ class ShardedTensor(InCheckpoints, Watched, OfItsOwn):
                 case ViewOf(base, again):
                     return again(base.gathered(target))
                 case Fake():
-                    return self.probe.new_empty_strided(self.shape, self.stride())
+                    return self._faked()
+
+    def _faked(self) -> torch.Tensor:
+        if is_functional(self.probe):
+            raise ShardingError(
+                f"a split tensor of {list(self.shape)} cannot go into a graph that another compiler makes: "
+                "pass tensor.full()"
+            )
+        return self.probe.new_empty_strided(self.shape, self.stride())
 
     def _joined(self, held: Sharded, target: torch.device) -> torch.Tensor:
         if held.placement.unfolding:
@@ -315,26 +326,6 @@ class ShardedTensor(InCheckpoints, Watched, OfItsOwn):
         set_data(self, other)
         self.last_held, self.probe = other.kept, other.probe
         CHANGES.note()
-
-    def numpy(self, *, force: bool = False) -> Any:
-        """The whole tensor as an array, of its own memory."""
-        if self.requires_grad and not force:
-            raise RuntimeError("a tensor that requires grad has no numpy(); use tensor.detach().numpy()")
-        return self.full("cpu" if force else None).numpy(force=force)
-
-    def storage(self) -> Any:
-        """Savers ask for it; a state dict's tensors have one.
-
-        Raises:
-            ShardingError: what is split has none.
-        """
-        raise ShardingError(
-            f"{self!r} lies in shards: save model.state_dict(), or what tpfx.full_state_dict(model) gives"
-        )
-
-    def tolist(self) -> Any:
-        """The whole tensor as nested lists."""
-        return self.gathered().tolist()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ShardedTensor:
         if id(self) in memo:

@@ -4,7 +4,7 @@
 there by name and not somewhere inside a model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,10 +13,15 @@ import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
 
+from .effects import Effect, Undo
+
 # Untyped: the stubs describe C++ overloads that a Python subclass need not, and cannot, all offer.
 ProcessGroup: Any = dist.ProcessGroup
 
 _c10d: Any = c10d
+
+# The namespace of the ops behind torch.distributed's functions.
+COLLECTIVES = "c10d"
 
 # What a functional collective calls its reduction, by what its process group is told.
 REDUCTIONS: dict[Any, str] = {
@@ -79,6 +84,43 @@ def completed_work() -> dist.Work:
     future.set_result([torch.empty(0)])
     work: dist.Work = _c10d._create_work_from_future(future)
     return work
+
+
+def waited_for(result: Any) -> Any:
+    """What an op of `COLLECTIVES` has returned, after what it has begun is done.
+
+    Its work is another then: Gloo's wait for the next message, where one waits twice for what was received.
+    """
+    if isinstance(result, tuple):
+        return tuple(map(waited_for, result))
+    if not isinstance(result, torch.ScriptObject):
+        return result
+    _c10d.Work.unbox(result).wait()
+    return completed_work().boxed()
+
+
+def scatter_of(plain: Callable[[Any], Any]) -> Effect:
+    """What is scattered is `plain(lists)`: torch looks into no list of lists for a kind of tensor."""
+
+    def change(scatter: Callable[..., Any]) -> Callable[..., Any]:
+        def of_plain(group: Any, outputs: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+            return scatter(group, outputs, plain(inputs), *rest, **named)
+
+        return of_plain
+
+    def install() -> Undo:
+        before = {name: vars(ProcessGroup)[name] for name in ("scatter", "reduce_scatter")}
+        for name in before:
+            setattr(ProcessGroup, name, change(getattr(ProcessGroup, name)))
+
+        def undo() -> bool:
+            for name, method in before.items():
+                setattr(ProcessGroup, name, method)
+            return True
+
+        return undo
+
+    return Effect("plain tensors are scattered", install)
 
 
 def below_autograd() -> AbstractContextManager[None]:

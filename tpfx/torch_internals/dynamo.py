@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from types import CodeType, FunctionType, MethodType
 from typing import Any
@@ -90,6 +90,13 @@ def capturing_again() -> AbstractContextManager[Any]:
     Dynamo counts earlier captures of a function, by other backends too, and above a limit leaves it out.
     """
     patch = torch._dynamo.config.patch(recompile_limit=2**31, accumulated_recompile_limit=2**31)
+    return patch  # type: ignore[no-any-return]
+
+
+def capturing_without(kinds: Iterable[type[torch.Tensor]]) -> AbstractContextManager[Any]:
+    """For captures of graphs that take no tensors of these classes; ops on such break the graph."""
+    left_out = {*torch._dynamo.config.nontraceable_tensor_subclasses, *kinds}
+    patch = torch._dynamo.config.patch(nontraceable_tensor_subclasses=left_out)
     return patch  # type: ignore[no-any-return]
 
 

@@ -20,7 +20,7 @@ from torch._guards import TracingContext
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.weak import TensorWeakRef
 
-from .dynamo import capturing_again
+from .dynamo import capturing_again, capturing_without
 from .effects import Effect, replace_in
 
 Backend = Callable[..., Any]
@@ -39,14 +39,17 @@ def compile_with(
     return compiled
 
 
-def capture_as_often_as_asked(made_by: Callable[[Backend], bool]) -> Effect:
+def capture_for(made_by: Callable[[Backend], bool], kinds: Iterable[type[torch.Tensor]]) -> Effect:
     """Dynamo captures code for some backends however often it has captured that code before.
 
     It counts captures by code, which all models of a class have in common and modules of torch with all
     others, and above a limit runs what calls it as it is. Other backends keep their limits.
 
+    Those, in turn, get no graph that takes tensors of some kinds: ops on such run as they are.
+
     Args:
         made_by: whether it is one of them, given the backend.
+        kinds: the classes of tensors that no other backend can compile.
     """
 
     def change(capture: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,14 +57,12 @@ def capture_as_often_as_asked(made_by: Callable[[Backend], bool]) -> Effect:
 
         def captured(*args: Any, **kwargs: Any) -> Any:
             backend = _given(signature.bind(*args, **kwargs).arguments["compiler_fn"])[0]
-            if not made_by(backend):
-                return capture(*args, **kwargs)
-            with capturing_again():
+            with capturing_again() if made_by(backend) else capturing_without(kinds):
                 return capture(*args, **kwargs)
 
         return captured
 
-    return Effect("no limit of captures", lambda: replace_in(vars(convert_frame), "_compile", change))
+    return Effect("captures by backend", lambda: replace_in(vars(convert_frame), "_compile", change))
 
 
 def forget_graphs(made_by: Callable[[Backend, Mapping[str, Any]], bool]) -> None:

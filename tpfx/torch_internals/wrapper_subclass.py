@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.utils import parametrize
 from torch.optim import optimizer as _optimizer
 from torch.utils import _foreach_utils
@@ -35,6 +36,43 @@ class OfItsOwn(torch.Tensor):
 
     def _is_view(self) -> bool:
         return False
+
+
+# C++ that would write to the memory of such a tensor raises a RuntimeError, instead of ending the process.
+unreadable: Callable[[torch.Tensor], None] = torch._C._set_throw_on_mutable_data_ptr
+
+_DATA: Any = vars(torch._C.TensorBase)["data"]
+_BASE: Any = vars(torch._C.TensorBase)["_base"]
+
+
+def is_functional(tensor: torch.Tensor) -> bool:
+    """Whether AOTAutograd follows a tensor through a graph that it traces."""
+    return isinstance(tensor, FunctionalTensor)
+
+
+def is_view(tensor: torch.Tensor) -> bool:
+    """Whether autograd follows a tensor as a view of another."""
+    return _BASE.__get__(tensor) is not None
+
+
+def as_data(kind: type[torch.Tensor], whole: Callable[[Any], torch.Tensor]) -> Effect:
+    """`plain.data = tensor`, of a kind, takes `whole(tensor)`: torch would leave `plain` without memory."""
+
+    def assign(plain: torch.Tensor, value: Any) -> None:
+        _DATA.__set__(plain, whole(value) if isinstance(value, kind) else value)
+
+    def install() -> Undo:
+        made = property(_DATA.__get__, assign)
+        torch.Tensor.data = made  # type: ignore[assignment]
+
+        def undo() -> bool:
+            if vars(torch.Tensor).get("data") is made:
+                del torch.Tensor.data
+            return True
+
+        return undo
+
+    return Effect(f"{kind.__name__} as data", install)
 
 
 _REQUIRES_GRAD: Any = vars(torch._C.TensorBase)["requires_grad"]
