@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import copy
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,17 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch._dispatch.python import enable_python_dispatcher
 from torch.distributed.device_mesh import init_device_mesh
+from torch.fx import Graph, GraphModule
 
 import tpfx
 from tests.support import spmd
 from tests.support.models import inputs, tiny
 from tests.support.nets import TwoTowers
 from tests.support.random_nets import Drawing, steps
+from tpfx.native.rank_program import RankProgram
+from tpfx.runtime import shared_memory
+from tpfx.runtime.mesh import Mesh
+from tpfx.runtime.process_runtime import ProcessRuntime
 from tpfx.runtime.processes import from_all, mesh_from, require_same, world_mesh
 from tpfx.runtime.thread_runtime import Runtime
 
@@ -101,6 +109,77 @@ def _collectives_of(rank: int, name: str) -> Callable[[], dict[Any, Any]]:
     return call
 
 
+c10d = torch.ops._c10d_functional
+# Ops, and what follows their tensor.
+IN_MEMORY = [(c10d.all_gather_into_tensor.default, 2), *((c10d.broadcast.default, root) for root in (0, 1))]
+IN_MEMORY += [(c10d.all_to_all_single.default, [16, 8], [16, 8]), (c10d.all_reduce_.default, "sum")]
+IN_MEMORY += [(c10d.all_reduce.default, how) for how in ("sum", "avg", "max", "min", "product")]
+IN_MEMORY += [(c10d.reduce_scatter_tensor.default, how, 2) for how in ("sum", "avg", "max")]
+
+
+def program(mesh: Mesh, op: Any, *args: Any, before: Callable[..., Any] | None = None) -> RankProgram:
+    """A graph of one collective, after a call in Python."""
+    graph = Graph()
+    value = graph.placeholder("x")
+    value = value if before is None else graph.call_function(before, (value,))
+    sent = graph.call_function(op, (value, *args, mesh.group_name(mesh.owned[0])))
+    graph.output((graph.call_function(c10d.wait_tensor.default, (sent,)),))
+    return RankProgram(GraphModule({}, graph), mesh.owned[0], ProcessRuntime(mesh).native_meeting())
+
+
+def meeting(_: Path) -> list[Any]:
+    """What collectives in shared memory give, and those of the process group."""
+    mesh = world_mesh(timeout=20)
+    rank, runtime, found = mesh.owned[0], ProcessRuntime(mesh), []
+    for op, *args in IN_MEMORY:
+        if op is c10d.all_to_all_single.default:  # of 24 rows; the ranks give each other 8
+            args = [[8, 16], [8, 16]] if rank else [[16, 8], [16, 8]]
+        for dtype in (*DTYPES, torch.float64):
+            if dtype is torch.int64 and "avg" in args:
+                continue
+            for shape in ((24, 100), (24, 0), (24, 3, 1)):
+                x = torch.randint(-9, 9, shape, generator=torch.Generator().manual_seed(rank)).to(dtype)
+                x = x.transpose(-1, -2).contiguous().transpose(-1, -2)  # not contiguous
+                one = program(mesh, op, *args)
+                (mine,) = runtime.run([partial(one, x.clone())])[0]
+                gloo = "sum" if "avg" in args else None
+                theirs = op(
+                    x.clone().contiguous(), *([gloo, *args[1:]] if gloo else args), mesh.group_name(rank)
+                )
+                found.append((mine, c10d.wait_tensor(theirs) / (2 if gloo else 1)))
+    return found
+
+
+def leaving(_: Path) -> list[str]:
+    """A rank fails, ranks disagree, one is late: each is an error on both."""
+    mesh = world_mesh(timeout=20)
+    rank, runtime = mesh.owned[0], ProcessRuntime(mesh)
+
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no")
+
+    def outcome(one: RankProgram, x: torch.Tensor) -> str:
+        try:
+            return str(runtime.run([lambda: one(x)])[0][0].tolist())
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    usual = program(mesh, c10d.all_reduce.default, "sum")
+    failing = program(mesh, c10d.all_reduce.default, "sum", before=fail)
+    said = []
+    for one, x in ((failing if rank else usual, torch.ones(2)), (usual, torch.ones(2 + rank))):
+        said += [outcome(one, x), outcome(usual, torch.ones(2))]
+    mesh = mesh_from(None, 20.0, dist.new_group(timeout=timedelta(seconds=3)))
+    runtime = ProcessRuntime(mesh)
+
+    def doze(x: torch.Tensor) -> torch.Tensor:
+        time.sleep(5.0 * rank)
+        return x
+
+    late = program(mesh, c10d.all_reduce.default, "sum", before=doze)
+    return [*said, outcome(late, torch.ones(2)), outcome(late, torch.ones(2))]
+
+
 def refused(_: Path) -> None:
     """What owners of several ranks cannot do."""
     mesh = mesh_from(2, 60.0, dist.group.WORLD)
@@ -167,11 +246,14 @@ CHECKS = (
     comparing_amid_a_trace,
     reached_later,
     random_numbers,
+    meeting,
+    leaving,
 )
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    shared_memory.ROOM = 1 << 10  # bytes: most collectives go in several parts
     folder = Path(sys.argv[1])
     for check in CHECKS:
         try:

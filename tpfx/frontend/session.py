@@ -66,7 +66,7 @@ class Session:
         Raises:
             TpfxError: the timeout is not above 0.
         """
-        runtime = ProcessRuntime(mesh) if mesh.rank_is_process else Runtime(mesh, target.timeout)
+        runtime = (ProcessRuntime if mesh.rank_is_process else Runtime)(mesh, target.timeout)
         return Session(mesh, runtime, target.topology or Topology(), target.device_compiler)
 
     def close(self) -> None:

@@ -70,17 +70,19 @@ def compile_for_devices(
         DeviceCompilerError: Inductor cannot compile one.
     """
     if name == "native":
-        return _native(modules, meeting)
+        return _native(modules, mesh.owned, meeting)
     if name == "eager" or not any(is_tensor(node) for node in parallel.find_nodes(op="placeholder")):
         return [module.forward for module in modules]
     return [_inductor(parallel, module, mesh, rank) for module, rank in zip(modules, mesh.owned, strict=True)]
 
 
-def _native(modules: Sequence[GraphModule], meeting: Callable[[], Meeting | None]) -> list[Forward]:
+def _native(
+    modules: Sequence[GraphModule], ranks: Sequence[int], meeting: Callable[[], Meeting | None]
+) -> list[Forward]:
     """Programs of the native executor; where it cannot be built, the graphs themselves."""
     try:
         where = meeting()
-        return [RankProgram(module, seat, where) for seat, module in enumerate(modules)]
+        return [RankProgram(*each, where) for each in zip(modules, ranks, strict=True)]
     except NoExecutor as problem:
         _say_once(str(problem))
         return [module.forward for module in modules]

@@ -1,4 +1,4 @@
-// Where the rank threads of one process meet for a collective, without Python's lock.
+// Where ranks meet for a collective, without Python's lock; here those that are threads of one process.
 //
 // Every rank brings a Call. The last one to come compares the calls and does the work; where the tensors are large,
 // each rank does its share. A rank that waits spins for some microseconds, then yields, then sleeps. Reductions go over
@@ -37,7 +37,7 @@ struct Call {
 
 // Why a rank leaves a collective without its result. Python makes an error of tpfx of it.
 struct Left : std::exception {
-  enum Why { aborted, timed_out, disagreed } why;
+  enum Why { aborted, timed_out, disagreed, lost } why;
   explicit Left(Why why) : why(why) {}
   const char* what() const noexcept override { return "left a collective"; }
 };
@@ -52,13 +52,43 @@ inline void pause_briefly() {
 
 class Meeting {
  public:
+  virtual ~Meeting() = default;
+  virtual int64_t size() const = 0;
+  // Ranks that meet have the same.
+  virtual uint64_t generation() const = 0;
+  // Carry out one collective; returns when the tensors of `seat` are ready.
+  virtual void meet(int64_t seat, uint64_t generation, Call call) = 0;
+};
+
+inline void combine(at::Tensor& total, const at::Tensor& part, Reduction how) {
+  switch (how) {
+    case Reduction::product: total.mul_(part); return;
+    case Reduction::max: at::maximum_out(total, total, part); return;
+    case Reduction::min: at::minimum_out(total, total, part); return;
+    default: total.add_(part);
+  }
+}
+
+// In rank order into `out`, which may be the first part; narrow floats are added up in float32.
+inline void reduce(const std::vector<at::Tensor>& parts, const at::Tensor& out, Reduction how) {
+  const bool narrow = out.scalar_type() == at::kBFloat16 || out.scalar_type() == at::kHalf;
+  const bool wide = narrow && how != Reduction::max && how != Reduction::min;
+  at::Tensor total = wide ? parts[0].to(at::kFloat) : out;
+  if (!wide && !out.is_same(parts[0])) out.copy_(parts[0]);
+  for (size_t rank = 1; rank < parts.size(); ++rank) combine(total, parts[rank], how);
+  if (how == Reduction::avg) total.div_(static_cast<int64_t>(parts.size()));
+  if (!total.is_same(out)) out.copy_(total);
+}
+
+class ThreadMeeting : public Meeting {
+ public:
   // `big`: bytes from which each rank does its share of the work. `timeout`: seconds.
-  Meeting(int64_t size, double timeout, int64_t big)
+  ThreadMeeting(int64_t size, double timeout, int64_t big)
       : size_(size), timeout_(timeout), big_(big), calls_(size), present_(size),
         spins_(std::thread::hardware_concurrency() >= static_cast<unsigned>(size) ? 2000 : 50) {}
 
-  int64_t size() const { return size_; }
-  uint64_t generation() const { return generation_.load(); }
+  int64_t size() const override { return size_; }
+  uint64_t generation() const override { return generation_.load(); }
 
   // Release every rank that waits, and every one that comes before `reset`.
   void abort() {
@@ -86,8 +116,7 @@ class Meeting {
 
   const std::vector<Call>& calls() const { return calls_; }
 
-  // Carry out one collective; returns when the tensors of `seat` are ready.
-  void meet(int64_t seat, uint64_t generation, Call call) {
+  void meet(int64_t seat, uint64_t generation, Call call) override {
     require_running(generation);
     calls_[seat] = std::move(call);
     present_[seat].store(true);
@@ -223,7 +252,7 @@ class Meeting {
     std::vector<at::Tensor> parts;
     for (const Call& call : calls_) parts.push_back(whole ? call.input : section(call.input, seat));
     if (add_floats(parts)) return;
-    reduce(parts, parts[0]);
+    reduce(parts, parts[0], calls_[0].reduction);
     for (int64_t rank = 1; rank < size_; ++rank) parts[rank].copy_(parts[0]);
   }
 
@@ -248,27 +277,6 @@ class Meeting {
     return true;
   }
 
-  // In rank order into `out`, which may be the first part; narrow floats are added up in float32.
-  void reduce(const std::vector<at::Tensor>& parts, const at::Tensor& out) const {
-    const auto how = calls_[0].reduction;
-    const bool narrow = out.scalar_type() == at::kBFloat16 || out.scalar_type() == at::kHalf;
-    const bool wide = narrow && how != Reduction::max && how != Reduction::min;
-    at::Tensor total = wide ? parts[0].to(at::kFloat) : out;
-    if (!wide && !out.is_same(parts[0])) out.copy_(parts[0]);
-    for (size_t rank = 1; rank < parts.size(); ++rank) combine(total, parts[rank], how);
-    if (how == Reduction::avg) total.div_(size_);
-    if (!total.is_same(out)) out.copy_(total);
-  }
-
-  static void combine(at::Tensor& total, const at::Tensor& part, Reduction how) {
-    switch (how) {
-      case Reduction::product: total.mul_(part); return;
-      case Reduction::max: at::maximum_out(total, total, part); return;
-      case Reduction::min: at::minimum_out(total, total, part); return;
-      default: total.add_(part);
-    }
-  }
-
   void all_gather(int64_t target) {
     const auto rows = calls_[target].output.size(0) / size_;
     for (int64_t rank = 0; rank < size_; ++rank)
@@ -280,7 +288,7 @@ class Meeting {
     const auto rows = out.size(0);
     std::vector<at::Tensor> parts;
     for (const Call& call : calls_) parts.push_back(call.input.narrow(0, target * rows, rows));
-    reduce(parts, out);
+    reduce(parts, out, calls_[0].reduction);
   }
 
   void all_to_all(int64_t target) {

@@ -4,17 +4,32 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "program.h"
+#include "shared_meeting.h"
 
 namespace {
 
 using namespace tpfx;
 
 // Of the calls that each rank has made: (kind, reduction, root, tensor, received, sent).
-py::list calls_of(const Meeting& meeting) {
+py::list listed(const std::vector<Call>& calls) {
   py::list made;
-  for (const Call& call : meeting.calls())
+  for (const Call& call : calls)
     made.append(py::make_tuple(call.kind, call.reduction, call.root, call.input, call.received, call.sent));
   return made;
+}
+
+// While a rank waits in C++, Python's signals are looked at: Ctrl-C ends the wait.
+void raise_signals() {
+  py::gil_scoped_acquire locked;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+// Over memory that the caller keeps mapped as long as this lives; `file` is its open file.
+std::shared_ptr<SharedMeeting> shared_meeting(const py::buffer& memory, int file, int64_t seat, int64_t size,
+                                              int64_t room, double timeout) {
+  const py::buffer_info info = memory.request(/*writable=*/true);
+  TORCH_CHECK(info.size * info.itemsize >= SharedMeeting::bytes(size, room), "too little shared memory");
+  return std::make_shared<SharedMeeting>(info.ptr, file, seat, size, room, timeout, &raise_signals);
 }
 
 }  // namespace
@@ -39,19 +54,32 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     try {
       if (thrown) std::rethrow_exception(thrown);
     } catch (const Left& one) {
-      static const char* const why[] = {"aborted", "timed out", "disagreed"};
+      static const char* const why[] = {"aborted", "timed out", "disagreed", "lost"};
       py::set_error(left, why[one.why]);
     }
   });
 
   py::class_<Register>(m, "Register").def(py::init<int64_t>());
 
-  py::class_<Meeting, std::shared_ptr<Meeting>>(m, "Meeting")
+  py::class_<Meeting, std::shared_ptr<Meeting>>(m, "Meeting");
+
+  py::class_<ThreadMeeting, Meeting, std::shared_ptr<ThreadMeeting>>(m, "ThreadMeeting")
       .def(py::init<int64_t, double, int64_t>(), py::arg("size"), py::arg("timeout"), py::arg("big"))
-      .def("abort", &Meeting::abort)
-      .def("reset", &Meeting::reset)
-      .def("missing", &Meeting::missing)
-      .def("calls", &calls_of);
+      .def("abort", &ThreadMeeting::abort)
+      .def("reset", &ThreadMeeting::reset)
+      .def("missing", &ThreadMeeting::missing)
+      .def("calls", [](const ThreadMeeting& meeting) { return listed(meeting.calls()); });
+
+  py::class_<SharedMeeting, Meeting, std::shared_ptr<SharedMeeting>>(m, "SharedMeeting")
+      .def(py::init(&shared_meeting), py::arg("memory"), py::arg("file"), py::arg("seat"), py::arg("size"),
+           py::arg("room"), py::arg("timeout"))
+      .def_static("bytes", &SharedMeeting::bytes, py::arg("size"), py::arg("room"))
+      .def("begin", &SharedMeeting::begin)
+      .def("fail", &SharedMeeting::fail)
+      .def("missing", &SharedMeeting::missing)
+      .def("ended", &SharedMeeting::ended)
+      .def("calls", [](const SharedMeeting& meeting) { return listed(meeting.calls()); })
+      .def("gather", &SharedMeeting::gather, py::call_guard<py::gil_scoped_release>());
 
   py::class_<Program>(m, "Program")
       .def(py::init<int64_t, int64_t, std::shared_ptr<Meeting>>())

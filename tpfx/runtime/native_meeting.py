@@ -9,7 +9,7 @@ from ..errors import CollectiveError, CollectiveTimeout, RankAborted
 from ..native.build import load
 from .mesh import Mesh
 from .rendezvous import describe_timeout
-from .thread_collectives import PARALLEL_BYTES, CollectiveCall, mismatch
+from .thread_collectives import PARALLEL_BYTES, call_of, mismatch
 
 
 class NativeMeeting:
@@ -27,7 +27,7 @@ class NativeMeeting:
     def __init__(self, mesh: Mesh, timeout: float, locate: Callable[[int], str | None] | None) -> None:
         self.mesh, self.timeout, self.locate = mesh, timeout, locate
         self.names = {mesh.group_name(rank) for rank in mesh.owned}
-        self.native: Any = load().Meeting(size=mesh.size, timeout=timeout, big=PARALLEL_BYTES)
+        self.native: Any = load().ThreadMeeting(size=mesh.size, timeout=timeout, big=PARALLEL_BYTES)
 
     def abort(self) -> None:
         """Release every rank that waits or comes."""
@@ -41,17 +41,9 @@ class NativeMeeting:
         """What a rank raises that has left the collective `node`, "aborted", "timed out" or "disagreed"."""
         if why == "aborted":
             return RankAborted(f"rank {rank} was released from {node}: another rank failed")
-        calls = [_call(*each) for each in self.native.calls()]
+        calls = [call_of(*each) for each in self.native.calls()]
         if why == "disagreed":
             return CollectiveError(mismatch(calls))
         missing = self.native.missing()
         text = describe_timeout(self.mesh, rank, calls[rank], missing, self.timeout, self.locate)
         return CollectiveTimeout(text)
-
-
-def _call(
-    kind: Any, reduction: Any, root: int, tensor: Any, received: list[int], sent: list[int]
-) -> CollectiveCall:
-    how = "" if reduction.name == "none" else reduction.name
-    tensors = [] if tensor is None else [tensor]  # of a rank that has not come, or is gone
-    return CollectiveCall(kind.name, tensors, reduction=how, root=root, splits=(received, sent))

@@ -25,6 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ..errors import CollectiveError, DeviceError
 from ..torch_internals.distributed import outside_traces
 from .mesh import Mesh, is_automatic, parse_devices
+from .shared_memory import known_meeting
 from .watch import waiting, watch
 
 
@@ -168,9 +169,14 @@ def require_same(mesh: Mesh, what: str, parts: Iterable[bytes]) -> None:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _all_gather(found: torch.Tensor, own: torch.Tensor, group: Any) -> None:
-    """Between two graphs Dynamo would capture torch.distributed's own function."""
-    dist.all_gather_into_tensor(found, own, group)
+def _all_gather(own: torch.Tensor, mesh: Mesh) -> Any:
+    """The rows of all processes. Between two graphs Dynamo would capture torch.distributed's own function."""
+    meeting = known_meeting(mesh)
+    if meeting is not None:
+        return meeting.gather(own)
+    found = own.new_empty((len(mesh.shares) * len(own), *own.shape[1:]))
+    dist.all_gather_into_tensor(found, own, mesh.group)
+    return found
 
 
 def from_all(rows: torch.Tensor, mesh: Mesh) -> torch.Tensor:
@@ -181,9 +187,8 @@ def from_all(rows: torch.Tensor, mesh: Mesh) -> torch.Tensor:
     padded = (
         torch.cat((rows, rows.new_zeros((most - len(rows), *rows.shape[1:])))) if len(rows) < most else rows
     )
-    found = rows.new_empty((len(mesh.shares) * most, *rows.shape[1:]))
     with waiting("gathering a split tensor"):
-        _all_gather(found, padded.contiguous(), mesh.group)
+        found: torch.Tensor = _all_gather(padded.contiguous(), mesh)
     if len(found) == mesh.size:
         return found
     return torch.cat([own[:share] for own, share in zip(found.split(most), mesh.shares, strict=True)])

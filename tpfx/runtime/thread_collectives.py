@@ -10,6 +10,7 @@ Reductions go over the ranks in rank order, whoever computes them, so all ranks 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,15 @@ class CollectiveCall:
         if self.kind == "broadcast":
             words.append(f"from {self.root}")
         return f"{self.kind}({', '.join(words)})"
+
+
+def call_of(
+    kind: Any, reduction: Any, root: int, tensor: Any, received: list[int], sent: list[int]
+) -> CollectiveCall:
+    """What a rank has called, as C++ has it."""
+    how = "" if reduction.name == "none" else reduction.name
+    tensors = [] if tensor is None else [tensor]  # of a rank that has not come, or is gone
+    return CollectiveCall(kind.name, tensors, reduction=how, root=root, splits=(received, sent))
 
 
 def mismatch(calls: list[CollectiveCall]) -> str | None:

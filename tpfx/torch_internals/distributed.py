@@ -74,6 +74,14 @@ def shared_store() -> Any:
     return store.clone()
 
 
+def group_timeout(group: dist.ProcessGroup) -> float | None:
+    """Seconds that a group's collectives on the CPU wait; None of a group that does not say."""
+    backend: Any = group
+    options = getattr(backend._get_backend(torch.device("cpu")), "options", None)
+    given: timedelta | None = getattr(options, "_timeout", None)
+    return None if given is None else given.total_seconds()
+
+
 def completed_work() -> dist.Work:
     """A Work that is done. One may be returned any number of times, from any thread.
 
