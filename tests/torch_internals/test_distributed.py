@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -124,6 +125,17 @@ def test_another_thread_has_a_connection_of_its_own_to_what_processes_share() ->
         one, other = distributed.shared_store(), distributed.shared_store()
         one.set("key", "value")
         assert one is not other and other.get("key") == b"value" and not other.check(["none"])
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_group_says_how_long_it_waits() -> None:
+    store = torch.distributed.TCPStore("127.0.0.1", int(free_port()), 1, is_master=True)
+    torch.distributed.init_process_group(
+        "gloo", timeout=timedelta(seconds=17), store=store, rank=0, world_size=1
+    )
+    try:
+        assert distributed.group_timeout(torch.distributed.group.WORLD) == 17.0
     finally:
         torch.distributed.destroy_process_group()
 
