@@ -213,15 +213,6 @@ def test_the_node_and_the_gradients_of_a_graph_are_known() -> None:
     assert found == [[True, False], [False, True], [False, True]]
 
 
-def test_a_backward_says_whether_another_one_may_come() -> None:
-    x, seen = torch.ones(2, requires_grad=True), []
-    y = x.exp()
-    y.register_hook(lambda _: seen.append(aot.keeps_graph()))
-    y.sum().backward(retain_graph=True)
-    y.sum().backward()
-    assert seen == [True, False]
-
-
 def test_a_graph_that_is_lowered_alone_has_notes_too() -> None:
     mode = FakeTensorMode()
     with mode:

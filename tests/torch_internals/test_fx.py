@@ -36,3 +36,10 @@ def test_an_op_of_a_library_stands_for_one_overload() -> None:
         assert fx.overload_of(op) is overload
     for op in (torch.ops.aten.add, torch.add, None):
         assert fx.overload_of(op) is None
+
+
+def test_containers_are_walked() -> None:
+    nest = {"a": [torch.ones(1), 2], "b": (3,)}
+    assert len(fx.tree_leaves(nest)) == 3
+    assert fx.tree_map(lambda one: int(one) + 1, nest) == {"a": [2, 3], "b": (4,)}
+    assert fx.tree_map_only(torch.Tensor, lambda one: None, nest) == {"a": [None, 2], "b": (3,)}

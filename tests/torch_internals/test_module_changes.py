@@ -17,6 +17,12 @@ def test_hooks_of_modules_and_tensors_make_another_number() -> None:
         assert CHANGES.number() > before
 
 
+def test_hooks_that_no_graph_relies_on_do_not_count() -> None:
+    y, before = torch.ones(1, requires_grad=True).exp(), CHANGES.number_to_keep()
+    CHANGES.without_counting(lambda: y.grad_fn.register_hook(lambda *_: None))
+    assert CHANGES.number() == before
+
+
 def test_what_is_noted_makes_another_number() -> None:
     changes = Changes()
     before = changes.number()

@@ -19,6 +19,7 @@ from ..torch_internals.fake import unset_fake_temporarily
 from .decompositions import decompositions
 from .gradient_flow import Dependence, GradientFlow
 from .graph import Captured, Joint
+from .nested_results import Nesting, note_nesting
 from .random_state import check_draws, check_preserved, stays
 from .recurrent import take_apart
 from .sources import settle_sources
@@ -64,15 +65,19 @@ def trace(
             the devices cannot draw as one does.
     """
     take_apart(module)
-    return trace_module(
-        module, [fake(node) for node in module.graph.find_nodes(op="placeholder")], sources, use
-    )
+    fakes = [fake(node) for node in module.graph.find_nodes(op="placeholder")]
+    return trace_module(module, fakes, sources, use, note_nesting(module))
 
 
 def trace_module(
-    module: torch.nn.Module, fakes: Sequence[Any], sources: Sequence[Source], use: Use
+    module: torch.nn.Module,
+    fakes: Sequence[Any],
+    sources: Sequence[Source],
+    use: Use,
+    nesting: Nesting | None = None,
 ) -> Compiled:
     """The same, of any module that takes tensors and returns a tuple of them; `fakes` are its inputs."""
+    seen = nesting or Nesting()
     known: list[tuple[Dependence, GraphModule]] = []
     flows: list[GradientFlow] = []
 
@@ -101,7 +106,7 @@ def trace_module(
         def run(lowered: GraphModule, _: Sequence[Any]) -> Compiled:
             if part == "forward":
                 dependence, backward = known.pop()
-                flows.append(dependence.flow(notes_now(), backward))
+                flows.append(dependence.flow(notes_now(), backward, seen))
             with unset_fake_temporarily():
                 return use.finish(lowered, part)
 

@@ -23,8 +23,8 @@ from ..errors import InputError, ModelError, TpfxError
 from ..ir.annotations import Source
 from ..torch_internals.dynamo import capturing_again, fresh
 from ..torch_internals.fake import FakeTensorMode
+from ..torch_internals.fx import tree_map_only
 from ..torch_internals.parameter_slots import slots_of
-from ..torch_internals.pytree import tree_map_only
 from .graph import PHASES, Captured, Phase
 from .inputs import Inputs, call_of, leave_sizes_open
 from .recorder import GraphRecorder

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..errors import TpfxError
 from ..ir.nodes import is_tensor
 from ..rules import may_draw
 from ..torch_internals.aot import Notes, Tangent, tangents_of, written_inputs
+from .nested_results import Nesting, Within
 from .sources import is_tangent
 
 
@@ -34,6 +35,8 @@ class GradientFlow:
         state: the tensors that the graph writes into.
         before: those of them that gradients depend on as they were before the call.
         random: whether the graph may draw random numbers.
+        within: for each result that is computed from others, from which; see `Nesting`.
+        same: which results are the same tensor as an earlier one.
     """
 
     notes: Notes
@@ -44,6 +47,8 @@ class GradientFlow:
     state: Sequence[int]
     before: Sequence[int]
     random: bool
+    within: Within
+    same: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Dependence:
             random=any(map(may_draw, _nodes(joint))),
         )
 
-    def flow(self, notes: Notes, backward: GraphModule) -> GradientFlow:
+    def flow(self, notes: Notes, backward: GraphModule, nesting: Nesting) -> GradientFlow:
         """The same, once the graph has been parted.
 
         Raises:
@@ -104,6 +109,8 @@ class Dependence:
             state=state,
             before=[at for at in state if at in self.values],
             random=self.random,
+            within=nesting.within,
+            same=nesting.same,
         )
 
 

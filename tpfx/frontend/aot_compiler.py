@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..capture.aot import Compiled, Part, boxed, trace, trace_module
-from ..capture.derivatives import Autocast, GradientsOf
+from ..capture.derivatives import Asked, Autocast, GradientsOf
 from ..capture.gradient_flow import GradientFlow
 from ..capture.graph import Captured
 from ..execution.gradients import Trained
@@ -137,7 +137,7 @@ class _Lowering(_LayoutsOnly):
     def differentiate(self, compiled: Compiled, flow: GradientFlow) -> Compiled:
         """What runs a joint graph, and goes on where autograd asks for gradients of its gradients."""
         device = self.session.mesh.devices[self.session.mesh.owned[0]]
-        derive = partial(_derivative, self.session, self.module, flow, Autocast(device.type))
+        derive = partial(_derivative, self.session, self.module, Autocast(device.type))
         return Trained(compiled, flow, device, derive)
 
 
@@ -167,7 +167,7 @@ class _LoweringGradients(_Lowering):
         return super().plan(graph)
 
     def _whose(self) -> list[int]:
-        """The input of the lowered graph whose gradient each result is."""
+        """The input of the lowered graph whose gradient each of the first results is."""
         return [self.module.tensors.index(at) for at in self.module.wanted]
 
     def _kept(self, backward: bool) -> list[int]:
@@ -177,22 +177,17 @@ class _LoweringGradients(_Lowering):
 
 
 def _derivative(
-    session: Session,
-    module: torch.nn.Module,
-    flow: GradientFlow,
-    autocast: Autocast,
-    wanted: Sequence[int],
-    given: Sequence[int],
-    values: Sequence[Any],
+    session: Session, module: torch.nn.Module, autocast: Autocast, asked: Asked, values: Sequence[Any]
 ) -> Compiled:
-    """What computes gradients of a graph's inputs with a history, from these values; see `GradientsOf`."""
-    gradients = GradientsOf(module, flow, autocast, wanted, given, values)
+    """What computes gradients of a graph from these values; see `GradientsOf`."""
+    gradients = GradientsOf(module, autocast, asked, values)
     tensors = [values[at] for at in gradients.tensors]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     use = _LoweringGradients(session, tensors, gradients)
     sources = [_source(value, f"input_{at}", session.mesh) for at, value in enumerate(tensors)]
+    fakes = [_fake_like(value, mode, asked.history) for value in tensors]
     with tracing_alone(mode):
-        compiled = trace_module(gradients, [_fake_like(value, mode) for value in tensors], sources, use)
+        compiled = trace_module(gradients, fakes, sources, use)
 
     def run(*values: Any) -> Any:
         return compiled(*(values[at] for at in gradients.tensors))
@@ -200,10 +195,10 @@ def _derivative(
     return run
 
 
-def _fake_like(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+def _fake_like(value: torch.Tensor, mode: FakeTensorMode, history: bool) -> torch.Tensor:
     with mode:
         fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-    return fake.requires_grad_(value.requires_grad)
+    return fake.requires_grad_(value.requires_grad and history)
 
 
 def _plan_text(mesh: Mesh, parallel: ParallelGraph) -> Iterator[bytes]:

@@ -61,6 +61,7 @@ class Entry(StandIn):
         self.model, self.forward, self.session = model, forward, session
         self._of_class = getattr(forward, "__func__", None) is type(model).forward
         self._device = session.mesh.devices[session.mesh.owned[0]]
+        self._looking = threading.Lock()
         self._state = UNSEEN  # a copy is made of a model before its parts are there
         self._by_state: dict[Hashable, Graphs] = {}
         self._calls = 0
@@ -71,16 +72,21 @@ class Entry(StandIn):
 
     def _look_again(self) -> None:
         """The model may have been changed: use the graphs that were captured of it as it is now."""
+        with self._looking:
+            if not self._state.holds():  # another thread may have looked
+                self._look()
+
+    def _look(self) -> None:
         if self._of_class:  # which may have been given another since
             self.forward = MethodType(type(self.model).forward, self.model)
         adopt_weights(self.model, self.session.mesh)
         self.prepare_modules()
         self._stored_after = -1
-        self._state = ModelState.of(self.model)
-        key = self._state.key
-        graphs = self._by_state.pop(key, None)
+        state = ModelState.of(self.model)
+        graphs = self._by_state.pop(state.key, None)
         self._graphs = Graphs(self.model, self.forward, self.session) if graphs is None else graphs
-        self._by_state[key] = self._graphs  # in the order in which they were used
+        self._by_state[state.key] = self._graphs  # in the order in which they were used
+        self._state = state  # the last, since other threads go by it
         if len(self._by_state) > KEPT_STATES:
             del self._by_state[next(iter(self._by_state))]
 

@@ -16,6 +16,7 @@ from ..sharded_tensor import ShardedTensor
 from ..sharded_tensor.dispatch import BESIDE_OPS
 from ..sharded_tensor.optimizers import OPTIMIZER_EFFECTS
 from ..sharded_tensor.state_tensor import StateTensor
+from ..torch_internals.backward_pass import note_what_is_asked
 from ..torch_internals.batch_guards import BATCH_EFFECTS
 from ..torch_internals.dynamo import skip_frames
 from ..torch_internals.dynamo_cache import capture_for
@@ -119,4 +120,5 @@ EFFECTS = Effects(
     *OPTIMIZER_EFFECTS,
     before_export(plain_copy),
     *BESIDE_OPS,
+    note_what_is_asked(),
 )

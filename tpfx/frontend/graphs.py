@@ -54,7 +54,7 @@ class ModelState:
     @staticmethod
     def of(model: torch.nn.Module) -> ModelState:
         """Look at a model."""
-        seen = CHANGES.number()
+        seen = CHANGES.number_to_keep()
         tables = list(hook_tables(model))
         places = tuple((place, tuple(table)) for place, table in tables)
         hooks = tuple((table, tuple(table)) for _, table in tables)

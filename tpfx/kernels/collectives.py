@@ -11,7 +11,7 @@ import torch
 
 from ..ir.layout import Unfolding
 from ..ir.shards import SplitDims
-from ..torch_internals.pytree import tree_leaves, tree_map_only
+from ..torch_internals.fx import tree_leaves, tree_map_only
 from .slices import c10d, fold, join_shards, local_shape, unfold_shard
 
 higher_order = torch.ops.higher_order

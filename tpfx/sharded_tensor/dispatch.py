@@ -17,7 +17,7 @@ import torch
 from ..errors import ShardingError
 from ..kernels.slices import restride
 from ..torch_internals.distributed import COLLECTIVES, scatter_of, waited_for
-from ..torch_internals.pytree import tree_leaves, tree_map, tree_map_only
+from ..torch_internals.fx import tree_leaves, tree_map, tree_map_only
 from ..torch_internals.wrapper_subclass import as_data, is_view
 from .bound_ops import BoundOp, bound_op, written
 from .foreach import REDUCTIONS, by_list, by_reduction, over_lists

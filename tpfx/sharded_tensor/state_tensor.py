@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..torch_internals.pytree import tree_map_only
+from ..torch_internals.fx import tree_map_only
 from .storage import Fake, Sharded, Unsharded, ViewOf, same_memory
 from .tensor import ShardedTensor
 

@@ -24,8 +24,8 @@ from ..ir.shards import Shards
 from ..kernels.slices import local_shape, take
 from ..runtime.mesh import Mesh
 from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
+from ..torch_internals.fx import tree_map_only
 from ..torch_internals.module_changes import CHANGES
-from ..torch_internals.pytree import tree_map_only
 from ..torch_internals.wrapper_subclass import (
     OfItsOwn,
     Watched,

@@ -150,11 +150,6 @@ def tracing_alone(mode: FakeTensorMode) -> AbstractContextManager[Any]:
     return tracing(TracingContext(mode))
 
 
-def keeps_graph() -> bool:
-    """Whether the backward that runs now leaves what is saved for another one (`retain_graph`)."""
-    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
-
-
 def node_of_graph(results: Sequence[Any], notes: Notes) -> Node | None:
     """The node that has run a graph, by the results of the call: their own, or behind views of them."""
     for result in results:

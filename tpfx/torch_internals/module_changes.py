@@ -7,7 +7,8 @@ tables = list(hook_tables(model))                # [(place, the table of hooks)]
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ class Changes:
 
     def __init__(self) -> None:
         self.noted = 0
+        self._own = 0  # hooks that no graph relies on
+        self._lock = threading.Lock()
 
     def note(self) -> None:
         """Something has changed: a weight's shape or dtype, or whether a gradient is wanted of it."""
@@ -30,7 +33,18 @@ class Changes:
 
     def number(self) -> int:
         """Another number than before, if something has been noted or any hook registered since."""
-        return self.noted + RemovableHandle.next_id
+        return self.noted + RemovableHandle.next_id - self._own
+
+    def number_to_keep(self) -> int:
+        """The same, while no thread is about to register a hook that does not count."""
+        with self._lock:
+            return self.number()
+
+    def without_counting(self, register: Callable[[], object]) -> None:
+        """Register one hook that no graph relies on: that of a call, on autograd's node."""
+        with self._lock:
+            register()
+            self._own += 1
 
 
 CHANGES = Changes()

@@ -34,7 +34,7 @@ from ..runtime.mesh import Mesh
 from ..runtime.thread_runtime import Runtime
 from ..sharded_tensor import ShardedTensor
 from ..torch_internals.dynamo import Settings, capturing_again, fresh
-from ..torch_internals.pytree import tree_map_only
+from ..torch_internals.fx import tree_map_only
 from .compare_runs import verify_graphs
 from .findings import Finding
 from .reference_run import clone_value
