@@ -6,7 +6,7 @@ import copy
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MethodType
 from typing import Any, NoReturn
@@ -25,12 +25,12 @@ from ..sharded_tensor.storage import CALLS
 from ..sharded_tensor.tensor import ShardedTensor, gather_tree
 from ..torch_internals.aot import in_transform
 from ..torch_internals.dynamo import FailedOp, dynamic_sizes, mark_dynamic_sizes
-from ..torch_internals.module_changes import CHANGES
+from ..torch_internals.module_changes import CHANGES, with_hooks
 from ..torch_internals.parameter_slots import slots_of
 from .aot_compiler import LayoutsChosen, plan_graph
 from .call_inputs import brought_to, described, lies_on, require_contents, unfit
 from .graphs import UNSEEN, Graphs, ModelState
-from .plain_copy import StandIn
+from .plain_copy import StandIn, lead_parts
 from .session import Session
 from .undivided import warn_of
 
@@ -56,6 +56,8 @@ class Entry(StandIn):
         session: what its graphs share.
     """
 
+    own_hooks = False  # whether its graphs run the hooks of the model itself, too
+
     def __init__(self, model: torch.nn.Module, forward: Callable[..., Any], session: Session) -> None:
         functools.update_wrapper(self, forward)
         self.model, self.forward, self.session = model, forward, session
@@ -68,6 +70,8 @@ class Entry(StandIn):
         self._closed = False
         self._worked: str | None = None  # what the first call was given that the model could take
         self.methods: dict[str, Entry] = {}  # others of the model that are compiled
+        self.parts: dict[int, Entry] = {}  # submodules that were called by themselves, by their ids
+        self.signed = forward  # what has the arguments' names
         self._stored_after = -1  # so many graphs were the weights that none has reached divided evenly
 
     def _look_again(self) -> None:
@@ -82,7 +86,7 @@ class Entry(StandIn):
         adopt_weights(self.model, self.session.mesh)
         self.prepare_modules()
         self._stored_after = -1
-        state = ModelState.of(self.model)
+        state = ModelState.of(self.model, self.own_hooks)
         graphs = self._by_state.pop(state.key, None)
         self._graphs = Graphs(self.model, self.forward, self.session) if graphs is None else graphs
         self._by_state[state.key] = self._graphs  # in the order in which they were used
@@ -95,7 +99,7 @@ class Entry(StandIn):
         self._graphs.adopted = False
         self.prepare_modules()
         self._by_state.pop(self._state.key, None)
-        self._state = ModelState.of(self.model)
+        self._state = ModelState.of(self.model, self.own_hooks)
         self._by_state[self._state.key] = self._graphs
 
     def prepare_modules(self) -> None:
@@ -105,6 +109,7 @@ class Entry(StandIn):
                 module._apply = functools.partial(self.convert, module)  # type: ignore[method-assign]
                 module.register_load_state_dict_pre_hook(load_into_place)
                 module.register_state_dict_post_hook(give_addresses)
+        lead_parts(self.model, self.call_part)
         if self.session.mesh.replicas is not None:
             average_gradients(self.model, self.session.mesh)
 
@@ -131,7 +136,7 @@ class Entry(StandIn):
         if self.session.runs == runs:
             self.note_whole_call()
         if self._worked is None:
-            self._worked = described(self.forward, args, kwargs)
+            self._worked = described(self.signed, args, kwargs)
         if self.session.graphs != self._stored_after:
             self.store_the_rest()
         return gather_tree(result)
@@ -172,7 +177,7 @@ class Entry(StandIn):
         finally:
             _inside.sessions.pop()
             CALLS.running = bool(_inside.sessions)
-        raise unfit(name, self.forward, (args, kwargs), self._worked, failed)
+        raise unfit(name, self.signed, (args, kwargs), self._worked, failed)
 
     def _brought(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -206,6 +211,13 @@ class Entry(StandIn):
         if self.session.newest is not None:  # else it has been said that all ran whole
             warn_of(self.model, self.session)
 
+    def call_part(self, part: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What a submodule returns; called from outside, it has graphs of its own, with the same weights."""
+        entry = self.parts.get(id(part))
+        if entry is None:
+            entry = self.parts.setdefault(id(part), PartEntry(part, self))
+        return entry(*args, **kwargs)
+
     def convert(
         self, module: torch.nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
     ) -> Any:
@@ -236,8 +248,8 @@ class Entry(StandIn):
 
     def close(self) -> None:
         """The model is plain again: whoever has this still calls the model's own forward."""
-        for method in self.methods.values():
-            method.close()
+        for other in (*self.methods.values(), *self.parts.values()):
+            other.close()
         self._closed = True
         self._by_state.clear()
         vars(self).pop("_graphs", None)
@@ -280,6 +292,46 @@ class Entry(StandIn):
             warnings.warn(
                 f"{name} ran whole, on {self._device}: {why}; TORCH_LOGS={see} says more", stacklevel=4
             )
+
+
+class PartialEntry(Entry):
+    """A compiled callable that may have nothing to compute, or no tensors: then it runs as it is."""
+
+    captured = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What is returned, in plain tensors."""
+        if not self.captured or next(tensors_in((args, kwargs)), None) is None:
+            return self.forward(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def note_whole_call(self) -> None:
+        """There was nothing to compile; a weight that it did use is in the report, as gathered."""
+        self.captured = False
+
+
+class PartEntry(PartialEntry):
+    """A compiled submodule, with its hooks. Its weights are the model's, and are divided with the rest."""
+
+    own_hooks = True
+
+    def __init__(self, part: torch.nn.Module, whole: Entry) -> None:
+        super().__init__(part, MethodType(with_hooks, part), whole.session)
+        self.whole, self.signed = whole, part.forward
+
+    def prepare_modules(self) -> None:
+        """The whole model's are."""
+        self.whole.prepare_modules()
+
+    def store_the_rest(self) -> None:
+        """Divide what no graph of the whole model has reached."""
+        self._stored_after = self.session.graphs
+        self.whole.store_the_rest()
+
+    def note_whole_call(self) -> None:
+        """Dynamo has left the part out, as it does some of torch's, whose weights are gathered then."""
+        self.captured = False
+        Entry.note_whole_call(self)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -52,10 +52,10 @@ class ModelState:
     kind: tuple[type[torch.nn.Module], Any]
 
     @staticmethod
-    def of(model: torch.nn.Module) -> ModelState:
-        """Look at a model."""
+    def of(model: torch.nn.Module, own_hooks: bool = False) -> ModelState:
+        """Look at a model, at its own hooks too if its graphs run them."""
         seen = CHANGES.number_to_keep()
-        tables = list(hook_tables(model))
+        tables = list(hook_tables(model, own_hooks))
         places = tuple((place, tuple(table)) for place, table in tables)
         hooks = tuple((table, tuple(table)) for _, table in tables)
         kind = type(model), type(model).forward

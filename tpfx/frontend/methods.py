@@ -18,7 +18,7 @@ import torch
 
 from ..errors import InputError
 from ..torch_internals.dynamo import as_code_of
-from .compiled_forward import Entry, tensors_in
+from .compiled_forward import Entry, PartialEntry
 from .plain_copy import STANDS_IN
 
 
@@ -71,24 +71,8 @@ def _entry_for(model: torch.nn.Module, name: str) -> Entry:
     made = entry.methods.get(name)
     if made is None:
         method = MethodType(getattr(type(model), name), model)
-        made = entry.methods[name] = MethodEntry(model, method, entry.session)
+        made = entry.methods[name] = PartialEntry(model, method, entry.session)
     return made
-
-
-class MethodEntry(Entry):
-    """A compiled method: without tensors, or where it has nothing to compute, it runs as it is."""
-
-    captured = True
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the method returns, in plain tensors."""
-        if not self.captured or next(tensors_in((args, kwargs)), None) is None:
-            return self.forward(*args, **kwargs)
-        return super().__call__(*args, **kwargs)
-
-    def note_whole_call(self) -> None:
-        """There was nothing to compile; a weight that it did use is in the report, as gathered."""
-        self.captured = False
 
 
 def _public(model: torch.nn.Module) -> Iterator[str]:

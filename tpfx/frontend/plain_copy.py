@@ -1,16 +1,15 @@
-"""A plain copy of a model of which parts are split: what those who trace modules are given.
+"""What tpfx puts in the attributes of modules: it can tell it, take it out again, and make a copy without.
 
+lead_parts(model, call)  # model.encoder(x), outside of calls of the model, is call(model.encoder, (x,), {})
 plain_copy(model)        # its weights whole, its forward its own; others, as they are
-
-What tpfx has put in a module's attributes it can tell, and take out again.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
-from types import MethodType
+from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -19,10 +18,15 @@ from ..errors import ModelError
 from ..sharded_tensor.model_weights import load_into_place, plain_weight
 from ..sharded_tensor.state_tensor import give_addresses
 from ..sharded_tensor.tensor import ShardedTensor
-from ..torch_internals.module_changes import remove_state_hooks
+from ..torch_internals.aot import in_transform
+from ..torch_internals.dynamo import as_code_of
+from ..torch_internals.module_changes import CALLED_INSTEAD, remove_state_hooks, with_hooks
 from ..torch_internals.parameter_slots import slots_of
 
 STANDS_IN = "_tpfx_stands_in"  # a function has it that leads through the compiled forward of its module
+_LEADS = "_tpfx_leads"  # a function has it that was put there by `lead_parts`
+
+_Call = Callable[[torch.nn.Module, tuple[Any, ...], Mapping[str, Any]], Any]
 
 
 class StandIn:
@@ -51,6 +55,39 @@ def strip(module: torch.nn.Module) -> None:
         if before is not None and function is not getattr(type(module), name, None):
             vars(module)[name] = before if function is None else MethodType(function, module)
     remove_state_hooks(module, (load_into_place, give_addresses))
+    leave_part(module)
+
+
+def lead_parts(model: torch.nn.Module, call: _Call) -> None:
+    """Lead calls of those submodules that have weights through `call`, but of what is compiled by itself."""
+    lead = _leading(call)
+    for module in _parts(model):
+        if vars(module).get(CALLED_INSTEAD) is None and "_tpfx_entry" not in vars(module):
+            vars(module)[CALLED_INSTEAD] = MethodType(lead, module)
+
+
+def leave_part(module: torch.nn.Module) -> None:
+    """Take out of a module what `lead_parts` has put there."""
+    if hasattr(vars(module).get(CALLED_INSTEAD), _LEADS):
+        del vars(module)[CALLED_INSTEAD]
+
+
+def _parts(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    for module in model.modules():
+        weights = (one for values in (module.parameters(), module.buffers()) for one in values)
+        if module is not model and next(weights, None) is not None:
+            yield module
+
+
+def _leading(call: _Call) -> FunctionType:
+    def called(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or in_transform():
+            return with_hooks(self, *args, **kwargs)
+        return call(self, args, kwargs)
+
+    made = as_code_of(called, with_hooks)
+    setattr(made, _LEADS, True)
+    return made
 
 
 def is_split(model: Any) -> bool:

@@ -50,8 +50,19 @@ class Changes:
 CHANGES = Changes()
 
 
-def hook_tables(model: torch.nn.Module) -> Iterator[tuple[object, dict[int, Any]]]:
+# A module's attribute that is called in the place of its hooks and `forward`, where it is not None.
+CALLED_INSTEAD = "_compiled_call_impl"
+
+# What is called otherwise.
+with_hooks: Any = torch.nn.Module._call_impl
+
+
+def hook_tables(model: torch.nn.Module, own: bool = False) -> Iterator[tuple[object, dict[int, Any]]]:
     """The hooks that run inside of a model's `forward`, those of all modules too; its own run around it.
+
+    Args:
+        model: the model.
+        own: whether to give its own too.
 
     Yields:
         The position of a module and the name of its table, and that: hooks by their ids, one at least.
@@ -61,7 +72,7 @@ def hook_tables(model: torch.nn.Module) -> Iterator[tuple[object, dict[int, Any]
         if table:
             yield name, table
     for at, module in enumerate(model.modules()):
-        attributes = vars(module) if at else {}
+        attributes = vars(module) if at or own else {}
         for name in _HOOKS:
             table = attributes.get(name)
             if table:
