@@ -48,6 +48,8 @@ class Nesting(torch.nn.Module):
         found = {at: tuple(sorted(_nearest(node, edges))) for (node, _), at in edges.items()}
         self.within, self.same = {at: nearest for at, nearest in found.items() if nearest}, same
 
+    __call__ = forward  # hooks of all modules are none of its
+
 
 def _nearest(node: Any, edges: Mapping[tuple[Any, int], int]) -> set[int]:
     """The results that one of autograd's nodes leads to, but those behind others."""
