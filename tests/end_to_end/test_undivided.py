@@ -41,6 +41,34 @@ def test_a_model_called_with_text_alone(devices: int, train: bool) -> None:
         torch.testing.assert_close(model.get_parameter(name).full(), weight.detach())
 
 
+@pytest.mark.parametrize(("devices", "train"), [(2, True), pytest.param(3, False, marks=pytest.mark.slow)])
+def test_a_model_called_with_text_alone_by_the_other_door(devices: int, train: bool) -> None:
+    """An optimizer made before has all weights from then on; a graph break leaves some for the next graph."""
+
+    class Both(TwoTowers):
+        def forward(self, ids: Tensor, image: Tensor | None = None) -> Tensor:
+            text = self.text[:2](ids)
+            torch._dynamo.graph_break()
+            text = self.text[2:](text).mean(1)
+            return text if image is None else text + self.image(image) * self.image.scale
+
+    plain = Both()
+    model = copy.deepcopy(plain)
+    optimizers = [torch.optim.AdamW(each.parameters()) for each in (plain, model)]
+    compiled = torch.compile(model, backend="tpfx", options={"devices": ("cpu",) * devices})
+    for given in ((IDS,), (IDS, IMAGE), (IDS,)):
+        with torch.set_grad_enabled(train):
+            expected, found = plain(*given), compiled(*given)
+        torch.testing.assert_close(found, expected)
+        assert largest(model) <= 1.1
+        for loss, optimizer in zip((expected, found), optimizers, strict=True) if train else ():
+            loss.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, weight in plain.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name).full(), weight.detach())  # type: ignore[operator]
+
+
 @torch.library.custom_op("tpfx_test::times", mutates_args=())
 def times(x: Tensor, weight: Tensor) -> Tensor:
     """A product that no rule is known of."""

@@ -21,11 +21,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..errors import DeviceError, TpfxError
+from ..sharded_tensor.even_storage import store_evenly
 from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import adopt, succeed
 from ..sharded_tensor.state_tensor import give_addresses
 from ..torch_internals.dynamo_cache import forget_graphs, forget_sizes, guard_on_successors, sizes_now
-from ..torch_internals.parameter_slots import Slot
+from ..torch_internals.parameter_slots import Slot, slots_of
 from .aot_compiler import compile_graph
 from .effects import own_backend
 from .options import Target
@@ -59,16 +60,19 @@ def backend(
         DeviceError: the devices do not make a mesh.
     """
     session = session_for(options or {})
-    slots = _shard(module.graph.find_nodes(op="placeholder"), example_inputs, session)
+    slots, model = _shard(module.graph.find_nodes(op="placeholder"), example_inputs, session)
     _sizes[session].append(sizes_now())
     made = {id(original): slot.value for slot, original in slots}
     guard_on_successors(made)
     inputs = [made.get(id(value), value) for value in example_inputs]
     try:
-        return compile_graph(session, module, inputs)
+        compiled = compile_graph(session, module, inputs)
     except BaseException:
         restore_weights([slot for slot, _ in slots])
         raise
+    if model is not None:
+        store_evenly((slot.value for slot in slots_of(model)), session.mesh)
+    return compiled
 
 
 def session_for(options: Mapping[str, Any]) -> Session:
@@ -107,15 +111,20 @@ def session_of(model: torch.nn.Module) -> Session | None:
 
 def _shard(
     placeholders: Sequence[Node], inputs: Sequence[Any], session: Session
-) -> list[tuple[Slot, torch.Tensor]]:
-    """Put ShardedTensors in the place of those inputs that modules hold as parameters or buffers."""
+) -> tuple[list[tuple[Slot, torch.Tensor]], torch.nn.Module | None]:
+    """Put ShardedTensors in the place of those inputs that modules hold as parameters or buffers.
+
+    Returns:
+        Where they are and what was there, and the model whose weights they are, if it is known. What else
+        that one has is split too.
+    """
     plain = {
         id(value): (value, _name_of(node))
         for node, value in zip(placeholders, inputs, strict=True)
         if type(value) in (torch.Tensor, torch.nn.Parameter) and _may_be_weight(node, value)
     }
     made: dict[int, Any] = {}
-    slots = []
+    slots, parts = [], dict[str, torch.nn.Module]()
     split = {id(value) for value in inputs if getattr(value, "qualified_name", None)}
     for module, table, key in HOLDERS.places(plain.keys() | split):
         _end_with(module, session)
@@ -127,8 +136,31 @@ def _shard(
             succeed(value, made[id(value)])
         table[key] = made[id(value)]
         slots.append((Slot(table, key, name), value))
+        parts.setdefault(name.rpartition(".")[0], module)
+    model = HOLDERS.with_all(parts) if parts else None
+    slots += [] if model is None else _shard_the_rest(model, made, session)
     for optimizer in HOLDERS.optimizers() if slots else ():
         adopt(optimizer)  # now, since Dynamo guards on the types of weights that something keeps alive
+    return slots, model
+
+
+def _shard_the_rest(
+    model: torch.nn.Module, made: dict[int, Any], session: Session
+) -> list[tuple[Slot, torch.Tensor]]:
+    """Put ShardedTensors in the place of the weights that no graph has reached, if they lie on its device."""
+    slots, device = [], session.mesh.devices[session.mesh.owned[0]]
+    for prefix, module in model.named_modules():
+        for slot in slots_of(module, recurse=False):
+            value, name = slot.value, f"{prefix}.{slot.key}" if prefix else slot.key
+            plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
+            if not plain or value.device != device or value.is_quantized:
+                continue
+            _end_with(module, session)
+            if id(value) not in made:
+                made[id(value)] = sharded_weight(value, name, session.mesh)
+                succeed(value, made[id(value)])
+            slot.table[slot.key] = made[id(value)]
+            slots.append((Slot(slot.table, slot.key, name), value))
     return slots
 
 

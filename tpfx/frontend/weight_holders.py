@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,6 +44,16 @@ class Holders:
             if optimizer is not None:
                 yield optimizer
 
+    def with_all(self, parts: Mapping[str, torch.nn.Module]) -> torch.nn.Module | None:
+        """The module, of the last search, that has these parts by these names; None where not one has."""
+        known = (module() for module in self._modules)
+        found = [
+            module
+            for module in known
+            if module is not None and all(_part(module, name) is part for name, part in parts.items())
+        ]
+        return found[0] if len(found) == 1 else None
+
     def _places(self, weights: Collection[int]) -> list[Place]:
         modules = (known() for known in self._modules)
         return [
@@ -65,6 +75,13 @@ class Holders:
             elif issubclass(type(one), torch.optim.Optimizer):
                 optimizers.append(weakref.ref(one))
         self._modules, self._optimizers = modules, optimizers
+
+
+def _part(module: torch.nn.Module | None, name: str) -> torch.nn.Module | None:
+    """A module's part by its qualified name; none of what is being made, or has no such part."""
+    for key in filter(None, name.split(".")):
+        module = None if module is None else vars(module).get("_modules", {}).get(key)
+    return module
 
 
 HOLDERS = Holders()

@@ -23,9 +23,14 @@ class Slot:
         return self.table[self.key]
 
 
-def slots_of(model: torch.nn.Module) -> Iterator[Slot]:
-    """Every place of a parameter or buffer, with its qualified name; tied ones have several."""
-    for prefix, module in model.named_modules():
+def slots_of(model: torch.nn.Module, recurse: bool = True) -> Iterator[Slot]:
+    """Every place of a parameter or buffer, with its qualified name; tied ones have several.
+
+    Args:
+        model: the model.
+        recurse: whether to give those of its parts, too.
+    """
+    for prefix, module in model.named_modules() if recurse else [("", model)]:
         for table in (module._parameters, module._buffers):
             for key, value in table.items():
                 if value is not None:
