@@ -6,6 +6,7 @@ wanted it traces forward and backward as one joint graph, which is planned as a 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
@@ -17,12 +18,15 @@ from ..ir.parallel_graph import ParallelGraph
 from ..torch_internals.aot import aot_module_simplified, drawing_as_eager, notes_now
 from ..torch_internals.fake import unset_fake_temporarily
 from .decompositions import decompositions
+from .folding import Folded, NotAlike, fold
 from .gradient_flow import Dependence, GradientFlow
 from .graph import Captured, Joint
 from .nested_results import Nesting, note_nesting
 from .random_state import check_draws, check_preserved, stays
 from .recurrent import take_apart
 from .sources import settle_sources
+
+log = logging.getLogger("tpfx")
 
 Compiled = Callable[..., Any]
 Part = Literal["whole", "forward", "backward"]
@@ -66,7 +70,19 @@ def trace(
     """
     take_apart(module)
     fakes = [fake(node) for node in module.graph.find_nodes(op="placeholder")]
+    folded = None if _wants_gradients(fakes) else fold(module)
+    if folded is not None:
+        try:
+            return trace_module(folded.module, fakes, sources, use, Nesting(), folded)
+        except NotAlike:
+            log.debug("layers that are alike in Dynamo's graph are not in AOTAutograd's: all are traced")
     return trace_module(module, fakes, sources, use, note_nesting(module))
+
+
+def _wants_gradients(fakes: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(
+        value.requires_grad for value in fakes if isinstance(value, torch.Tensor)
+    )
 
 
 def trace_module(
@@ -75,14 +91,22 @@ def trace_module(
     sources: Sequence[Source],
     use: Use,
     nesting: Nesting | None = None,
+    folded: Folded | None = None,
 ) -> Compiled:
-    """The same, of any module that takes tensors and returns a tuple of them; `fakes` are its inputs."""
+    """The same, of any module that takes tensors and returns a tuple of them; `fakes` are its inputs.
+
+    Raises:
+        NotAlike: of a folded module, that there is no way to unfold what it is lowered to.
+    """
+    unfold = None if folded is None else folded.unfolding(fakes)
     seen = nesting or Nesting()
     known: list[tuple[Dependence, GraphModule]] = []
     flows: list[GradientFlow] = []
 
     def whole(lowered: GraphModule, _: Sequence[Any]) -> Compiled:
         with unset_fake_temporarily():
+            if unfold is not None:
+                unfold(lowered)
             check_draws(lowered.graph)
             use.plan(Captured(lowered, settle_sources(lowered, sources)))
             return use.finish(lowered, "whole")

@@ -11,9 +11,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from ..torch_internals.aot import get_decompositions
-from .fast_paths import FAST_PATHS
 
 aten = torch.ops.aten
 
@@ -53,6 +54,90 @@ _SIMPLER = [
     aten.select_backward,
     aten.unfold_backward,
 ]
+
+
+# The ops of torch's encoder layers in inference, written as those that the layers compute in training: their
+# weights are then divided as in training, and lie so for both.
+
+
+def encoder_layer(
+    src: Tensor,
+    embed_dim: int,
+    num_heads: int,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    use_gelu: bool,
+    norm_first: bool,
+    eps: float,
+    norm_weight_1: Tensor,
+    norm_bias_1: Tensor,
+    norm_weight_2: Tensor,
+    norm_bias_2: Tensor,
+    ffn_weight_1: Tensor,
+    ffn_bias_1: Tensor,
+    ffn_weight_2: Tensor,
+    ffn_bias_2: Tensor,
+    mask: Tensor | None = None,
+    mask_type: int | None = None,
+) -> Tensor:
+    """`aten._transformer_encoder_layer_fwd`: of `src`, `[batch, length, embed_dim]`, one layer's result."""
+
+    def norm(x: Tensor, weight: Tensor, bias: Tensor, wanted: bool) -> Tensor:
+        return F.layer_norm(x, (embed_dim,), weight, bias, eps) if wanted else x
+
+    x = norm(src, norm_weight_1, norm_bias_1, norm_first)
+    weights = qkv_weight, qkv_bias, proj_weight, proj_bias
+    x = src + attention(x, x, x, embed_dim, num_heads, *weights, mask, False, True, mask_type)[0]
+    x = norm(x, norm_weight_1, norm_bias_1, not norm_first)
+    inner = F.linear(norm(x, norm_weight_2, norm_bias_2, norm_first), ffn_weight_1, ffn_bias_1)
+    inner = F.gelu(inner) if use_gelu else F.relu(inner)
+    return norm(x + F.linear(inner, ffn_weight_2, ffn_bias_2), norm_weight_2, norm_bias_2, not norm_first)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim: int,
+    num_head: int,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    mask: Tensor | None = None,
+    need_weights: bool = True,
+    average_attn_weights: bool = True,
+    mask_type: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`aten._native_multi_head_attention`: the result, `[batch, length, embed_dim]`, and the weights."""
+    if query is key and key is value:
+        parts = F.linear(query, qkv_weight, qkv_bias).chunk(3, -1)
+    else:
+        given = zip((query, key, value), qkv_weight.chunk(3), qkv_bias.chunk(3), strict=True)
+        parts = tuple(F.linear(x, weight, bias) for x, weight, bias in given)
+    q, k, v = (part.unflatten(-1, (num_head, embed_dim // num_head)).transpose(1, 2) for part in parts)
+    if mask is None and not need_weights:
+        result = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return F.linear(result, proj_weight, proj_bias), None
+    scores = q * (embed_dim // num_head) ** -0.5 @ k.transpose(-2, -1)
+    if mask is not None:
+        hidden = mask.to(torch.bool)  # also one of numbers: whatever is not 0
+        if mask_type == 1:  # of keys, for each row of the batch
+            hidden = hidden[:, None, None, :]
+        scores = scores.masked_fill(hidden, -torch.inf)
+    chances = scores.softmax(-1)
+    result = F.linear((chances @ v).transpose(1, 2).flatten(2), proj_weight, proj_bias)
+    if not need_weights:
+        return result, None
+    return result, chances.mean(1) if average_attn_weights else chances
+
+
+FAST_PATHS: dict[Any, Callable[..., Any]] = {
+    aten._transformer_encoder_layer_fwd.default: encoder_layer,
+    aten._native_multi_head_attention.default: attention,
+}
 
 
 @cache

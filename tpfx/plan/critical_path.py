@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import networkx
 from torch.fx import Node
 
-from ..ir.digraph import digraph
 from ..ir.parallel_graph import ParallelGraph
 from ..planning import Topology
+from .digraph import digraph
 from .estimate import Run
 
 _END = "end"

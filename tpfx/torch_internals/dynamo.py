@@ -13,6 +13,7 @@ import torch
 from torch._dynamo import external_utils, trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException, TorchRuntimeError
+from torch.fx import GraphModule
 
 from .effects import Effect, Undo
 
@@ -156,3 +157,15 @@ def _with_code(forward: Callable[..., Any], change: Callable[[CodeType], CodeTyp
     made.__kwdefaults__ = function.__kwdefaults__
     made.__dict__.update(function.__dict__)
     return made if function is forward else MethodType(made, forward.__self__)  # type: ignore[attr-defined]
+
+
+def as_of_dynamo(made: GraphModule, module: GraphModule) -> GraphModule:
+    """A graph with the inputs of one of Dynamo's, in order, which knows of them what Dynamo has noted."""
+    made.meta = module.meta
+    if hasattr(module, "_param_name_to_source"):
+        made._param_name_to_source = module._param_name_to_source
+    inputs = (one.graph.find_nodes(op="placeholder") for one in (made, module))
+    for own, known in zip(*inputs, strict=True):
+        if hasattr(known, "_dynamo_source"):
+            own._dynamo_source = known._dynamo_source
+    return made

@@ -1,7 +1,12 @@
-"""Fake tensors, and what ops raise on them."""
+"""Fake tensors, what ops raise on them, and their sizes that vary."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import sympy
+import torch
 from torch._subclasses import fake_tensor as _fakes
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
@@ -13,3 +18,50 @@ UNKNOWN_TO_FAKES = (
     _fakes.DynamicOutputShapeException,
     _fakes.UnsupportedOperatorException,
 )
+
+Symbols = Mapping[sympy.Symbol, sympy.Symbol]
+
+
+def expression(extent: Any) -> Any:
+    """A size: a number, or a sympy expression of the sizes that vary, as it is known now."""
+    return extent.node.expr if isinstance(extent, torch.SymInt) else extent
+
+
+def renamed(value: Any, symbols: Symbols) -> Any:
+    """A fake value like another one, but of other sizes that vary; itself, where it is of none of these."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(renamed(one, symbols) for one in value)
+    if isinstance(value, torch.SymInt):
+        return _renamed_size(value, symbols)
+    if not isinstance(value, FakeTensor) or not any(_is_of(one, symbols) for one in _extents(value)):
+        return value
+    sizes, strides = ([_renamed_size(one, symbols) for one in many] for many in (value.shape, value.stride()))
+    with value.fake_mode:
+        return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+
+
+def _extents(value: torch.Tensor) -> Iterable[Any]:
+    return (*value.shape, *value.stride())
+
+
+def _is_of(extent: Any, symbols: Symbols) -> bool:
+    return isinstance(extent, torch.SymInt) and not symbols.keys().isdisjoint(extent.node.expr.free_symbols)
+
+
+def _renamed_size(extent: Any, symbols: Symbols) -> Any:
+    if not _is_of(extent, symbols):
+        return extent
+    node = extent.node
+    return node.shape_env.create_symintnode(node.expr.xreplace(dict(symbols)), hint=node.hint)
+
+
+def assumptions(values: Iterable[Any]) -> Callable[[], bool]:
+    """Take down what is known of the sizes that vary in fake values; tells later whether it is still all."""
+    sizes = (one for value in values for one in (value, *getattr(value, "shape", ())))
+    known = {one.node.shape_env for one in sizes if isinstance(one, torch.SymInt)}
+    before = [(env, _noted(env)) for env in known]
+    return lambda: all(_noted(env) == noted for env, noted in before)
+
+
+def _noted(env: Any) -> tuple[Any, ...]:
+    return len(env.guards), dict(env.replacements), dict(env.var_to_range), env.num_deferred_runtime_asserts

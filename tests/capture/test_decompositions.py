@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tpfx
-from tpfx.capture.fast_paths import attention, encoder_layer
+from tpfx.capture.decompositions import attention, encoder_layer
 
 X = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(0))
 LATER = torch.ones(5, 5, dtype=torch.bool).triu(1)

@@ -9,9 +9,9 @@ from torch.fx import Node
 
 from tests.support.nets import Mlp
 from tpfx.capture.capture import capture
-from tpfx.ir.digraph import digraph
 from tpfx.ir.layout import Partial, Replicate, Split
 from tpfx.ir.parallel_graph import ParallelGraph
+from tpfx.plan.digraph import digraph
 from tpfx.plan.offline import plan_graphs
 
 

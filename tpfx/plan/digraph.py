@@ -15,11 +15,11 @@ from typing import Any
 import networkx
 from torch.fx import Node
 
-from .annotations import is_gathered_for_caller, layout_of
-from .nodes import bytes_of, is_tensor, result_tensors
-from .parallel_graph import ParallelGraph
-from .provenance import module_path, op_name
-from .resharding import COLLECTIVES
+from ..ir.annotations import is_gathered_for_caller, layout_of
+from ..ir.nodes import bytes_of, is_tensor, result_tensors
+from ..ir.parallel_graph import ParallelGraph
+from ..ir.provenance import module_path, op_name
+from ..ir.resharding import COLLECTIVES
 
 _KINDS = {"placeholder": "input", "get_attr": "constant", "output": "results"}
 
