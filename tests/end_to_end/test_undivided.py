@@ -69,6 +69,19 @@ def test_a_model_called_with_text_alone_by_the_other_door(devices: int, train: b
         torch.testing.assert_close(model.get_parameter(name).full(), weight.detach())  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_batch_norm_in_eval_is_divided_with_what_is_around_it(devices: int) -> None:
+    """On CPU it also returns statistics of no elements, which its channels are not."""
+    convolutions = (nn.Conv2d(64, 64, 3, bias=False) for _ in range(2))
+    plain = nn.Sequential(next(convolutions), nn.BatchNorm2d(64), nn.ReLU(), next(convolutions)).eval()
+    with torch.no_grad():
+        plain[1].running_mean.normal_()
+        plain[1].running_var.uniform_(0.5, 2)
+        model, x = tpfx.compile(copy.deepcopy(plain), ["cpu"] * devices), torch.randn(2, 64, 6, 6)
+        torch.testing.assert_close(model(x), plain(x), atol=1e-5, rtol=1e-4)
+    assert [one.kind for one in tpfx.report(model).collectives] == ["all_reduce"]
+
+
 @torch.library.custom_op("tpfx_test::times", mutates_args=())
 def times(x: Tensor, weight: Tensor) -> Tensor:
     """A product that no rule is known of."""

@@ -72,7 +72,10 @@ def batch_norm(call: Call) -> Bound:
     """Channels by themselves; batches too, where their statistics are not taken from the input."""
     batch = "n!" if call.get("training", False) else "n"
     slides = " ".join(f"s{index}!" for index in range(len(call.dims[0]) - 2))
-    vectors = ", c" * (len(call.results) - 1)
+    empty = enumerate(
+        value.numel() == 0 for value in call.results[1:]
+    )  # on CPU, statistics that none asks for
+    vectors = "".join(f", e{at}!" if none else ", c" for at, none in empty)
     return Rule(f"{batch} c {slides}, c, c, c, c -> {batch} c {slides}{vectors}").bind(call)
 
 
