@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import weakref
 
+from collections import OrderedDict
+
 import torch
 
 from tpfx.torch_internals import fx
@@ -43,3 +45,11 @@ def test_containers_are_walked() -> None:
     assert len(fx.tree_leaves(nest)) == 3
     assert fx.tree_map(lambda one: int(one) + 1, nest) == {"a": [2, 3], "b": (4,)}
     assert fx.tree_map_only(torch.Tensor, lambda one: None, nest) == {"a": [None, 2], "b": (3,)}
+
+
+def test_a_leaf_is_what_the_walk_stops_at() -> None:
+    class Box(list):  # type: ignore[type-arg]
+        pass
+
+    for value in (torch.ones(1), None, 3, Box([1]), object(), [1], (1,), {"a": 1}, OrderedDict(a=1)):
+        assert fx.is_leaf(value) == (fx.tree_leaves(value) == [value]), value

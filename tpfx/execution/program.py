@@ -11,29 +11,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule
 
-from ..errors import ModelError
-from ..ir.annotations import Source, is_gathered_for_caller, layout_of, shards_of, source_of
+from ..ir.annotations import is_gathered_for_caller, layout_of, shards_of
 from ..ir.layout import Partial
 from ..ir.nodes import is_tensor
 from ..ir.provenance import module_path
-from ..ir.shards import Shards
+from ..ir.shards import Shards, one_object
 from ..kernels.slices import restride
 from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.thread_runtime import Runtime, node_of
 from ..sharded_tensor import ShardedTensor
-from ..sharded_tensor.storage import (
-    Fake,
-    Sharded,
-    Unsharded,
-    ViewOf,
-    folded_whole_of,
-    split_among,
-    whole_of,
-)
+from ..sharded_tensor.storage import folded_whole_of, whole_of
 from ..torch_internals.dynamo import mark_dynamic_sizes
+from .arguments import Arguments
 from .output_strides import Strides
 
 
@@ -65,8 +57,7 @@ class Program:
     ) -> None:
         self.ranks, self.mesh, self.tell = ranks, ranks.runtime.mesh, tell
         self.forwards = list(ranks.forwards)
-        self.inputs = [_Input(node, self.mesh) for node in graph.find_nodes(op="placeholder")]
-        self.mutated = [at for at, given in enumerate(self.inputs) if given.source.mutated]
+        self.arguments = Arguments(graph.find_nodes(op="placeholder"), self.mesh)
         returned: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
         self.names = [str(value) for value in returned]
         seen = len(returned) if seen is None else seen
@@ -75,10 +66,10 @@ class Program:
 
     def __call__(self, args: list[Any]) -> list[Any]:
         """Run the graph on every rank; the arguments are let go as soon as the ranks have theirs."""
-        columns = [take(arg) for take, arg in zip(self.inputs, args, strict=True)]
+        columns = self.arguments.columns(args)
         if self.tell is not None:
             self.tell()
-        written = [(at, args[at], columns[at]) for at in self.mutated]
+        written = self.arguments.written(args, columns)
         lie = {at: strides(args) for at, strides in self.exact.items()}
         args.clear()
         rows = list(zip(*columns, strict=True)) or [()] * len(self.forwards)
@@ -91,8 +82,7 @@ class Program:
             self._note_place(error)
             raise
         del calls
-        for at, arg, values in written:
-            self.inputs[at].write_back(arg, values)
+        self.arguments.write_back(written)
         made: list[Any] = []
         try:
             for index, give in enumerate(self.outputs):
@@ -120,94 +110,11 @@ class Program:
         error.add_note("\n".join([f"in module {where}", *lines[last : last + 2]]))
 
 
-class OtherWeight(ModelError):
-    """A weight has another shape or dtype than the graph was compiled for; nothing of the graph has run."""
-
-
-class _Input:
-    """How one argument becomes one value for each rank."""
-
-    def __init__(self, node: Node, mesh: Mesh) -> None:
-        self.mesh = mesh
-        self.source: Source = source_of(node)
-        self.tensor = is_tensor(node)
-        layout, pinned = shards_of(node) if self.tensor else Shards(), self.source.pinned
-        self.layout = (
-            pinned if pinned is not None and pinned == layout else layout
-        )  # one object: fast to compare
-        value: Any = node.meta.get("val")
-        is_weight = self.source.kind in ("parameter", "buffer")
-        self.weighed = (value.shape, value.dtype) if is_weight else None
-        self.one_device = len({mesh.devices[rank] for rank in mesh.owned}) == 1
-        self.devices = [mesh.devices[rank] for rank in mesh.owned]
-
-    def __call__(self, arg: Any) -> Sequence[Any]:
-        if isinstance(arg, ShardedTensor):
-            held = arg.last_held
-            if isinstance(held, Sharded) and (held.placement is self.layout or self._lies_so(arg, held)):
-                return held.shards
-            return self._reshard(arg)
-        if not self.tensor or not isinstance(arg, torch.Tensor):
-            return (arg,) * len(self.devices)
-        if self.source.mutated:
-            return self._lend(arg)
-        if self.layout:
-            return split_among(arg, self.layout, self.mesh)
-        return [arg] * len(self.devices) if self.one_device else [arg.to(device) for device in self.devices]
-
-    def _lies_so(self, arg: ShardedTensor, held: Sharded) -> bool:
-        """Whether it lies as the graph needs it, in another weight's way perhaps."""
-        if self.weighed is not None and (arg.shape, arg.dtype) != self.weighed:
-            raise OtherWeight(
-                f"{self.source.name} is {list(arg.shape)}, {arg.dtype} now; the graph was compiled for "
-                f"{list(self.weighed[0])}, {self.weighed[1]}: call the model again"
-            )
-        return held.placement == self.layout and arg.mesh.same_as(self.mesh)
-
-    def _reshard(self, arg: ShardedTensor) -> Sequence[torch.Tensor]:
-        """Another layout than the one that this graph was compiled for, or the ranks of another model."""
-        if not arg.mesh.same_as(self.mesh):
-            return split_among(arg.gathered(), self.layout, self.mesh)
-        match arg.held:
-            case Sharded(shards, placement) if placement == self.layout:
-                return shards
-            case Unsharded() | Sharded(chosen=False):
-                arg.distribute(self.layout)
-                return arg.shards or ()
-            case Sharded():
-                shards = split_among(arg.gathered(), self.layout, self.mesh)
-                if self.source.mutated:
-                    arg.hold(shards, self.layout)
-                return shards
-            case ViewOf() | Fake():  # what is written into one is written back
-                return split_among(arg.gathered(), self.layout, self.mesh)
-
-    def _lend(self, arg: torch.Tensor) -> Sequence[torch.Tensor]:
-        """A plain tensor that the graph writes into: a copy for each rank, written back afterwards."""
-        if self.layout:
-            return split_among(arg, self.layout, self.mesh)
-        return [arg.detach().to(device, copy=True) for device in self.devices]
-
-    def write_back(self, arg: Any, values: Sequence[torch.Tensor]) -> None:
-        """Bring what the ranks wrote, each into a value of its own, to a plain argument."""
-        if not isinstance(arg, torch.Tensor):
-            return
-        if (
-            isinstance(arg, ShardedTensor)
-            and arg.mesh.same_as(self.mesh)
-            and not isinstance(arg.held, ViewOf)
-        ):
-            return  # the ranks wrote into its shards
-        with torch.no_grad():
-            whole = whole_of(values, self.layout.dims, arg.shape, self.mesh) if self.layout else values[0]
-            arg.copy_(whole)
-
-
 def _output(node: Any, mesh: Mesh, kept: bool, seen: bool) -> Callable[[list[Any]], Any]:
     """How the ranks' results become one."""
     if not is_tensor(node) or node.meta["val"].layout is not torch.strided:
         return _first
-    layout = shards_of(node)
+    layout = one_object(shards_of(node))
     kept = kept or isinstance(
         layout_of(node), Partial
     )  # partial sums for the backward part: each rank has its own
@@ -246,7 +153,10 @@ def _plain(dynamic: set[int], results: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _shape(fixed: dict[int, int], result: torch.Tensor) -> list[int]:
-    return [fixed.get(index, extent) for index, extent in enumerate(result.shape)]
+    shape = list(result.shape)
+    for dim, extent in fixed.items():
+        shape[dim] = extent
+    return shape
 
 
 def _gathered(layout: Shards, fixed: dict[int, int], mesh: Mesh, results: list[torch.Tensor]) -> torch.Tensor:
@@ -260,7 +170,7 @@ def _gathered_folded(layout: Shards, mesh: Mesh, results: list[torch.Tensor]) ->
 def _shard(
     layout: Shards, fixed: dict[int, int], dynamic: set[int], mesh: Mesh, results: list[torch.Tensor]
 ) -> torch.Tensor:
-    made = ShardedTensor(mesh, results[0], _shape(fixed, results[0]), held=Sharded(tuple(results), layout))
+    made = ShardedTensor.of_shards(mesh, tuple(results), layout, _shape(fixed, results[0]))
     if dynamic:
         mark_dynamic_sizes(made, dynamic)
     return made

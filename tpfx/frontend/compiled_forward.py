@@ -15,14 +15,15 @@ import torch
 
 from ..capture.inputs import Inputs, call_of, is_text, varying_sizes
 from ..errors import ModelError
-from ..execution.program import OtherWeight
+from ..execution.arguments import OtherWeight
+from ..execution.results import gather_tree
 from ..runtime.data_parallel import average_gradients
 from ..runtime.processes import bytes_of_tensors, require_same
 from ..sharded_tensor.even_storage import store_evenly
 from ..sharded_tensor.model_weights import adopt_weights, load_into_place
 from ..sharded_tensor.state_tensor import give_addresses
 from ..sharded_tensor.storage import CALLS
-from ..sharded_tensor.tensor import ShardedTensor, gather_tree
+from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.aot import in_transform
 from ..torch_internals.dynamo import FailedOp, dynamic_sizes, mark_dynamic_sizes
 from ..torch_internals.module_changes import CHANGES, with_hooks

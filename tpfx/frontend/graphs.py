@@ -10,7 +10,7 @@ graphs.call(False, args, kwargs)       # what forward returns; captures first, i
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,9 @@ def _weights(model: torch.nn.Module) -> Iterator[Hashable]:
         which = order.setdefault(id(value), len(order))
         yield which, type(value), value.shape, value.dtype, value.requires_grad
 
+
+# What Dynamo guards on inside of a split tensor: the list of its parts, and the one that all have in common.
+SUBCLASS_PARTS = (".__tensor_flatten__()[0]", ".probe")
 
 UNSEEN = ModelState(None, (), -1, (torch.nn.Module, None))  # of a model that has not been looked at
 
@@ -198,9 +201,22 @@ def _keep_guards(entries: Sequence[Any]) -> list[bool]:
     """Most guards on weights can go: tpfx never changes what a graph relies on, and they cost 1 us a weight.
 
     Those on their types and ties stay (0.1 us): they notice a weight that has been replaced by a plain one.
+    Of what is inside of a split tensor, a weight or a state, nothing is asked: its type says it.
     """
     kept = ("TYPE_MATCH", "DUPLICATE_INPUT")
-    return [entry.guard_type in kept or not _of_weight(entry) for entry in entries]
+    split = {entry.name for entry in entries if isinstance(getattr(entry, "value", None), ShardedTensor)}
+    return [
+        not _is_inside(entry, split) and (entry.guard_type in kept or not _of_weight(entry))
+        for entry in entries
+    ]
+
+
+def _is_inside(entry: Any, split: Collection[str]) -> bool:
+    """Whether a guard is on what a split tensor, one of these names, gives Dynamo as its parts."""
+    if entry.guard_type == "TENSOR_SUBCLASS_METADATA_MATCH":
+        return entry.name in split
+    owner, found, _ = entry.name.rpartition(".")
+    return bool(found) and owner in split and entry.name.endswith(SUBCLASS_PARTS)
 
 
 def _of_weight(entry: Any) -> bool:

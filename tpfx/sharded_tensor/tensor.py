@@ -24,7 +24,6 @@ from ..ir.shards import Shards
 from ..kernels.slices import local_shape, take
 from ..runtime.mesh import Mesh
 from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
-from ..torch_internals.fx import tree_map_only
 from ..torch_internals.module_changes import CHANGES
 from ..torch_internals.wrapper_subclass import (
     OfItsOwn,
@@ -109,6 +108,18 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
         """One that no graph has sharded yet: it holds `whole` itself, whose contents may be `stored`."""
         held = Unsharded(Cell(whole, stored))
         return cls(mesh, whole, held=held, stride=whole.stride(), requires_grad=requires_grad)
+
+    @staticmethod
+    def of_shards(
+        mesh: Mesh, shards: tuple[torch.Tensor, ...], placement: Shards, shape: Sequence[int]
+    ) -> ShardedTensor:
+        """A dense one of this shape, of shards that lie as a graph has chosen; for the hot path."""
+        dtype, device = shards[0].dtype, mesh.devices[mesh.owned[0]]
+        self: ShardedTensor = make_wrapper_subclass(ShardedTensor, shape, dtype=dtype, device=device)
+        self.mesh, self.qualified_name = mesh, None
+        self.last_held = Sharded(shards, placement)
+        self.probe = probe_of(device, dtype)
+        return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -381,11 +392,3 @@ def copy_dynamic(source: torch.Tensor, made: torch.Tensor) -> None:
     marked = dynamic_sizes(source)
     if marked and source.dim() == made.dim():
         mark_dynamic_sizes(made, marked)
-
-
-def gather_tree(value: Any) -> Any:
-    """The same nest of containers with whole tensors in the place of sharded ones.
-
-    Those that gradients may flow back to stay: any op on one is right, and most are never looked at.
-    """
-    return tree_map_only(ShardedTensor, lambda one: one if one.requires_grad else one.gathered(), value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils import _pytree
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_map_only as tree_map_only
@@ -31,3 +32,8 @@ def overload_of(op: Any) -> OpOverload | None:
         names = op.overloads()
         op = getattr(op, names[0]) if len(names) == 1 else None
     return op if isinstance(op, OpOverload) else None
+
+
+def is_leaf(value: Any) -> bool:
+    """Whether walks over containers do not look inside: its class is none of a container that torch knows."""
+    return type(value) not in _pytree.SUPPORTED_NODES

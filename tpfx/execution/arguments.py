@@ -1,0 +1,154 @@
+"""What a graph's arguments are on each rank.
+
+arguments = Arguments(placeholders, mesh)
+columns = arguments.columns(args)           # of each argument, the ranks' values
+written = arguments.written(args, columns)  # what the ranks write into
+arguments.write_back(written)               # once they have
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..errors import ModelError
+from ..ir.annotations import Source, shards_of, source_of
+from ..ir.nodes import is_tensor
+from ..ir.shards import Shards, one_object
+from ..runtime.mesh import Mesh
+from ..sharded_tensor import ShardedTensor
+from ..sharded_tensor.storage import Fake, Sharded, Unsharded, ViewOf, split_among, whole_of
+
+Written = list[tuple[int, Any, Sequence[torch.Tensor]]]  # which argument, and what it is on each rank
+
+
+class Arguments:
+    """The arguments of one graph.
+
+    Args:
+        nodes: its placeholders.
+        mesh: the ranks.
+    """
+
+    def __init__(self, nodes: Sequence[Node], mesh: Mesh) -> None:
+        self._all = [_Input(node, mesh) for node in nodes]
+        self._mutated = [at for at, one in enumerate(self._all) if one.source.mutated]
+        self._weights = [at for at, one in enumerate(self._all) if one.weighed is not None]
+        self._others = [at for at, one in enumerate(self._all) if one.weighed is None]
+        self._layouts = [self._all[at].layout for at in self._weights]
+
+    def columns(self, args: Sequence[Any]) -> list[Sequence[Any]]:
+        """Of each argument, a value for each rank; weights lie as compiled for, mostly.
+
+        Raises:
+            OtherWeight: a weight is not what the graph was compiled for.
+        """
+        found: list[Any] = [None] * len(self._all)
+        weights = [args[at] for at in self._weights]
+        for at, shards in zip(self._weights, self._as_compiled(weights), strict=False):
+            found[at] = shards
+        for at in self._others:
+            found[at] = self._all[at](args[at])
+        return found
+
+    def _as_compiled(self, weights: list[Any]) -> Sequence[Any]:
+        """The shards of the weights."""
+        held = [getattr(weight, "last_held", None) for weight in weights]
+        if all(map(operator.is_, [getattr(one, "placement", None) for one in held], self._layouts)):
+            return [one.shards for one in held]  # type: ignore[union-attr]
+        return [self._all[at](weight) for at, weight in zip(self._weights, weights, strict=True)]
+
+    def written(self, args: Sequence[Any], columns: Sequence[Sequence[Any]]) -> Written:
+        """The arguments that the graph writes into."""
+        return [(at, args[at], columns[at]) for at in self._mutated]
+
+    def write_back(self, written: Written) -> None:
+        """Bring what the ranks wrote to arguments that are none of the ranks'."""
+        for at, arg, values in written:
+            self._all[at].write_back(arg, values)
+
+
+class OtherWeight(ModelError):
+    """A weight has another shape or dtype than the graph was compiled for; nothing of the graph has run."""
+
+
+class _Input:
+    """How one argument becomes one value for each rank."""
+
+    def __init__(self, node: Node, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.source: Source = source_of(node)
+        self.tensor = is_tensor(node)
+        layout, pinned = shards_of(node) if self.tensor else Shards(), self.source.pinned
+        # One object, which is fast to compare: that of the weight, or of all graphs' results.
+        self.layout = pinned if pinned is not None and pinned == layout else one_object(layout)
+        value: Any = node.meta.get("val")
+        is_weight = self.source.kind in ("parameter", "buffer")
+        self.weighed = (value.shape, value.dtype) if is_weight else None
+        self.one_device = len({mesh.devices[rank] for rank in mesh.owned}) == 1
+        self.devices = [mesh.devices[rank] for rank in mesh.owned]
+
+    def __call__(self, arg: Any) -> Sequence[Any]:
+        if isinstance(arg, ShardedTensor):
+            held = arg.last_held
+            if isinstance(held, Sharded) and (held.placement is self.layout or self._lies_so(arg, held)):
+                return held.shards
+            return self._reshard(arg)
+        if not self.tensor or not isinstance(arg, torch.Tensor):
+            return (arg,) * len(self.devices)
+        if self.source.mutated:
+            return self._lend(arg)
+        if self.layout:
+            return split_among(arg, self.layout, self.mesh)
+        return [arg] * len(self.devices) if self.one_device else [arg.to(device) for device in self.devices]
+
+    def _lies_so(self, arg: ShardedTensor, held: Sharded) -> bool:
+        """Whether it lies as the graph needs it, in another weight's way perhaps."""
+        if self.weighed is not None and (arg.shape, arg.dtype) != self.weighed:
+            raise OtherWeight(
+                f"{self.source.name} is {list(arg.shape)}, {arg.dtype} now; the graph was compiled for "
+                f"{list(self.weighed[0])}, {self.weighed[1]}: call the model again"
+            )
+        return held.placement == self.layout and arg.mesh.same_as(self.mesh)
+
+    def _reshard(self, arg: ShardedTensor) -> Sequence[torch.Tensor]:
+        """Another layout than the one that this graph was compiled for, or the ranks of another model."""
+        if not arg.mesh.same_as(self.mesh):
+            return split_among(arg.gathered(), self.layout, self.mesh)
+        match arg.held:
+            case Sharded(shards, placement) if placement == self.layout:
+                return shards
+            case Unsharded() | Sharded(chosen=False):
+                arg.distribute(self.layout)
+                return arg.shards or ()
+            case Sharded():
+                shards = split_among(arg.gathered(), self.layout, self.mesh)
+                if self.source.mutated:
+                    arg.hold(shards, self.layout)
+                return shards
+            case ViewOf() | Fake():  # what is written into one is written back
+                return split_among(arg.gathered(), self.layout, self.mesh)
+
+    def _lend(self, arg: torch.Tensor) -> Sequence[torch.Tensor]:
+        """A plain tensor that the graph writes into: a copy for each rank, written back afterwards."""
+        if self.layout:
+            return split_among(arg, self.layout, self.mesh)
+        return [arg.detach().to(device, copy=True) for device in self.devices]
+
+    def write_back(self, arg: Any, values: Sequence[torch.Tensor]) -> None:
+        """Bring what the ranks wrote, each into a value of its own, to a plain argument."""
+        if not isinstance(arg, torch.Tensor):
+            return
+        if (
+            isinstance(arg, ShardedTensor)
+            and arg.mesh.same_as(self.mesh)
+            and not isinstance(arg.held, ViewOf)
+        ):
+            return  # the ranks wrote into its shards
+        with torch.no_grad():
+            whole = whole_of(values, self.layout.dims, arg.shape, self.mesh) if self.layout else values[0]
+            arg.copy_(whole)
