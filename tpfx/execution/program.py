@@ -19,6 +19,7 @@ from ..ir.nodes import is_tensor
 from ..ir.provenance import module_path
 from ..ir.shards import Shards, one_object
 from ..kernels.slices import restride
+from ..native.rank_program import RankProgram
 from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.thread_runtime import Runtime, node_of
@@ -57,6 +58,9 @@ class Program:
     ) -> None:
         self.ranks, self.mesh, self.tell = ranks, ranks.runtime.mesh, tell
         self.forwards = list(ranks.forwards)
+        runtime = ranks.runtime
+        self._team = runtime if isinstance(runtime, Runtime) else None  # of threads for native programs
+        self._programs = [one for one in ranks.forwards if isinstance(one, RankProgram)]
         self.arguments = Arguments(graph.find_nodes(op="placeholder"), self.mesh)
         returned: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
         self.names = [str(value) for value in returned]
@@ -74,14 +78,11 @@ class Program:
         args.clear()
         rows = list(zip(*columns, strict=True)) or [()] * len(self.forwards)
         del columns
-        calls = [partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)]
-        del rows
         try:
-            results = self.ranks.runtime.run(calls)
+            results = self._run(rows)
         except Exception as error:
             self._note_place(error)
             raise
-        del calls
         self.arguments.write_back(written)
         made: list[Any] = []
         try:
@@ -96,6 +97,14 @@ class Program:
         for at, (stride, offset) in lie.items():
             made[at] = _restrided(made[at], stride, offset)
         return made
+
+    def _run(self, rows: list[tuple[Any, ...]]) -> Sequence[Any]:
+        """The results of every rank; the rows are emptied as soon as the ranks have them."""
+        if self._team is not None and len(self._programs) == len(rows):
+            return self._team.run_programs(self._programs, rows)
+        calls = [partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)]
+        rows.clear()
+        return self.ranks.runtime.run(calls)
 
     def _note_place(self, error: Exception) -> None:
         """Say to which module and source line the node belongs in which a rank failed."""

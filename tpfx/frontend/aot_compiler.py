@@ -121,6 +121,8 @@ class _Lowering(_LayoutsOnly):
         forwards = compile_for_devices(name, lowered.graph, modules, mesh, meeting)
         if name == "native" and not all(isinstance(one, RankProgram) for one in forwards):
             session.device_compiler = "eager"  # the report says what runs
+        if isinstance(forwards[0], RankProgram):
+            session.note_python(forwards[0].in_python.values())
         placeholders = lowered.graph.find_nodes(op="placeholder")
         views = frozenset() if backward else aliased_outputs()
         exact = {at: Strides(self.results[at], placeholders) for at in views}

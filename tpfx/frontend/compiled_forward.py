@@ -264,7 +264,9 @@ class Entry(StandIn):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
         model = copy.deepcopy(self.model, memo)
-        session = replace(self.session, graphs=0, whole_ops={}, runs=0, whole_calls=0, warned=set())
+        session = replace(
+            self.session, graphs=0, whole_ops={}, in_python={}, runs=0, whole_calls=0, warned=set()
+        )
         return Entry(model, copy.deepcopy(self.forward, memo), session)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:

@@ -38,6 +38,7 @@ class Report:
         whole_calls: calls of the model that ran whole, since Dynamo had no graph for them.
         planned: whether the newest graph was carried out as a given plan says; None where none was given.
         device_compiler: what runs the graph of each device, "native", "eager" or "inductor".
+        in_python: what graphs that run natively call in Python, whose lock ranks share, and how often.
         batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
         undivided: weights that no graph has divided, by reason, with what can be done about it.
     """
@@ -55,6 +56,7 @@ class Report:
     planned: bool | None = None
     device_compiler: str = "native"
     batch_by_batch: str | None = None
+    in_python: dict[str, int] = field(default_factory=dict)
     undivided: list[Undivided] = field(default_factory=list)
 
     @staticmethod
@@ -80,6 +82,7 @@ class Report:
             planned=newest.recalled if newest and session.choices else None,
             device_compiler=session.device_compiler,
             batch_by_batch=session.batch_by_batch,
+            in_python=dict(session.in_python),
             undivided=undivided_in(model),
         )
 
@@ -120,6 +123,8 @@ class Report:
             table.add_row(kind, str(count), bytes_text(size))
         for op, count in self.whole_ops.items():
             table.add_row(f"runs whole: {op}", str(count), "")
+        for what, count in self.in_python.items():
+            table.add_row(f"takes Python's lock: {what}", str(count), "")
         if self.whole_calls:
             table.add_row("calls that ran whole", str(self.whole_calls), "")
         if self.batch_by_batch:

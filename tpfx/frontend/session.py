@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ class Session:
         graphs: how many graphs have been compiled.
         newest: the newest parallel graph, or that of the plan while nothing has run.
         whole_ops: ops that ran whole for want of a rule, in all graphs.
+        in_python: what the native executor calls in Python, in all graphs of a rank, and how often.
         runs: how often a graph has been run.
         whole_calls: calls of the model that ran no graph, but whole, as the model's own code.
         choices: how a plan would have graphs carried out, by their fingerprints.
@@ -48,6 +49,7 @@ class Session:
     graphs: int = 0
     newest: ParallelGraph | None = None
     whole_ops: dict[str, int] = field(default_factory=dict)
+    in_python: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     whole_calls: int = 0
     choices: Mapping[str, GraphChoices] = field(default_factory=dict)
@@ -76,6 +78,11 @@ class Session:
         if not users:  # copies of a model share it
             self.runtime.close()
         self._release()
+
+    def note_python(self, called: Iterable[str]) -> None:
+        """Note what a rank's graph calls in Python."""
+        for what in called:
+            self.in_python[what] = self.in_python.get(what, 0) + 1
 
     def count_run(self) -> None:
         """Note that a graph is run."""

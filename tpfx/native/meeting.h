@@ -50,6 +50,9 @@ inline void pause_briefly() {
 #endif
 }
 
+// What a thread does now and then that sleeps in a collective, if anything; it may throw.
+inline thread_local void (*between_waits)() = nullptr;
+
 class Meeting {
  public:
   virtual ~Meeting() = default;
@@ -143,6 +146,12 @@ class ThreadMeeting : public Meeting {
  private:
   using Clock = std::chrono::steady_clock;
 
+  struct Counted {
+    explicit Counted(std::atomic<int64_t>& count) : count(count) { count.fetch_add(1); }
+    ~Counted() { count.fetch_sub(1); }
+    std::atomic<int64_t>& count;
+  };
+
   void require_running(uint64_t generation) const {
     if (aborted_.load() || generation_.load() != generation) throw Left(Left::aborted);
   }
@@ -183,11 +192,16 @@ class ThreadMeeting : public Meeting {
   void sleep(uint64_t round, uint64_t generation, bool all_have_come) {
     const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout_));
     std::unique_lock<std::mutex> lock(mutex_);
-    sleepers_.fetch_add(1);
+    const Counted counted(sleepers_);
     const auto over = [&] { return round_.load() != round || aborted_.load() || generation_.load() != generation; };
-    const bool in_time = changed_.wait_until(lock, end, over);
-    if (!in_time && (all_have_come || arrived_.load() == 0)) changed_.wait(lock, over);  // the work itself is slow
-    sleepers_.fetch_sub(1);
+    const auto at_work = [&] { return all_have_come || arrived_.load() == 0; };  // it may take its time
+    while (!over() && (Clock::now() < end || at_work())) {
+      changed_.wait_for(lock, std::chrono::milliseconds(50), over);
+      if (between_waits == nullptr || over()) continue;
+      lock.unlock();
+      between_waits();
+      lock.lock();
+    }
     if (round_.load() != round) return;
     if (aborted_.load() || generation_.load() != generation) throw Left(Left::aborted);
     aborted_.store(true);

@@ -3,7 +3,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "program.h"
+#include "team.h"
 #include "shared_meeting.h"
 
 namespace {
@@ -81,7 +81,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("calls", [](const SharedMeeting& meeting) { return listed(meeting.calls()); })
       .def("gather", &SharedMeeting::gather, py::call_guard<py::gil_scoped_release>());
 
-  py::class_<Program>(m, "Program")
+  py::class_<Program, std::shared_ptr<Program>>(m, "Program")
       .def(py::init<int64_t, int64_t, std::shared_ptr<Meeting>>())
       .def("add_op", &Program::add_op)
       .def("add_item", &Program::add_item)
@@ -92,4 +92,21 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("run", &Program::run)
       .def("__len__", &Program::size)
       .def_property_readonly("position", &Program::position);
+
+  m.def("is_plain_thread", &is_plain_thread);
+
+  py::class_<Seat, std::shared_ptr<Seat>>(m, "Seat")
+      .def(py::init<>())
+      .def("wait", &Seat::wait)
+      .def("wake", &Seat::wake)
+      .def("failed", &Seat::failed)
+      .def("give_up", &Seat::give_up)
+      .def_property_readonly("program", &Seat::program);
+
+  py::class_<Round>(m, "Round")
+      .def(py::init<std::vector<std::shared_ptr<Seat>>, const std::vector<std::shared_ptr<Program>>&,
+                    const py::list&, bool, bool>())
+      .def("run", &Round::run)
+      .def_property_readonly("failed_here", &Round::failed_here)
+      .def("settle", &Round::settle);
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 
 #include <cmath>
@@ -168,10 +169,29 @@ class Binder {
   }
 };
 
+// As torch's own bindings have it: IndexError stays IndexError.
+[[noreturn]] inline void rethrow_in_python(const std::exception_ptr& thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const Left&) {
+    throw;
+  } catch (const py::error_already_set&) {
+    throw;
+  } catch (...) {
+    torch::translate_exception_to_python(thrown);
+    throw py::error_already_set();
+  }
+}
+
 class Program {
  public:
   Program(int64_t registers, int64_t seat, std::shared_ptr<Meeting> meeting)
       : registers_(registers), seat_(seat), meeting_(std::move(meeting)) {}
+
+  ~Program() {
+    py::gil_scoped_acquire locked;  // for the functions
+    code_.clear();
+  }
 
   // Building: one instruction for each node of the graph. `out` is the register of its result.
 
@@ -221,9 +241,11 @@ class Program {
     add(std::move(made));
   }
 
-  // The registers of the arguments, -1 for those that nothing uses, and the results.
-  void finish(std::vector<int64_t> inputs, const py::list& outputs) {
+  // The registers of the arguments, -1 for those that nothing uses, the results, and what each instruction is called.
+  void finish(std::vector<int64_t> inputs, const py::list& outputs, std::vector<std::string> names) {
+    TORCH_CHECK(names.size() == code_.size(), "a name for each instruction");
     inputs_ = std::move(inputs);
+    names_ = std::move(names);
     for (auto one : outputs) outputs_.push_back(Binder::any(one));
     std::vector<bool> used(registers_);
     mark_last(outputs_, used);
@@ -234,26 +256,56 @@ class Program {
   // The instruction that runs, or that failed.
   int64_t position() const { return position_.load(std::memory_order_relaxed); }
 
+  uint64_t generation() const { return meeting_ ? meeting_->generation() : 0; }
+
   py::list run(const py::tuple& given) {
+    std::vector<IValue> registers = registers_of(given);
+    std::vector<IValue> results;
+    std::exception_ptr thrown;
+    {
+      py::gil_scoped_release unlocked;
+      try {
+        results = carry_out(registers, generation());
+      } catch (...) {
+        thrown = std::current_exception();
+      }
+      registers.clear();
+    }
+    if (thrown) rethrow_in_python(thrown);
+    return to_python(std::move(results));
+  }
+
+  // The registers at the start, with the arguments in theirs. With Python's lock, as is `to_python`.
+  std::vector<IValue> registers_of(const py::handle& given) const {
     std::vector<IValue> registers(registers_);
     for (size_t at = 0; at < inputs_.size(); ++at)
       if (inputs_[at] >= 0) registers[inputs_[at]] = value_of(PyTuple_GET_ITEM(given.ptr(), at));
-    std::vector<IValue> results;
-    try {
-      py::gil_scoped_release unlocked;
-      results = carry_out(registers);
-      registers.clear();
-    } catch (const Left&) {
-      throw;
-    } catch (const py::error_already_set&) {
-      throw;
-    } catch (...) {  // as torch's own bindings have it: IndexError stays IndexError
-      torch::translate_exception_to_python(std::current_exception());
-      throw py::error_already_set();
-    }
+    return registers;
+  }
+
+  static py::list to_python(std::vector<IValue> results) {
     py::list made(results.size());
     for (size_t at = 0; at < results.size(); ++at) made[at] = torch::jit::toPyObject(std::move(results[at]));
     return made;
+  }
+
+  // Run, without Python's lock; `generation`: that of the meeting when this was asked for.
+  std::vector<IValue> carry_out(std::vector<IValue>& registers, uint64_t generation) {
+    torch::jit::Stack stack;
+    const bool watched = at::hasCallbacks();  // by a profiler
+    for (size_t at = 0; at < code_.size(); ++at) {
+      position_.store(static_cast<int64_t>(at), std::memory_order_relaxed);
+      if (watched) {
+        RECORD_USER_SCOPE(names_[at].c_str());
+        step(code_[at], registers, stack, generation);
+      } else {
+        step(code_[at], registers, stack, generation);
+      }
+    }
+    stack.clear();
+    std::vector<IValue> results;
+    for (const Arg& one : outputs_) results.push_back(one.take(registers));
+    return results;
   }
 
  private:
@@ -273,19 +325,6 @@ class Program {
       }
       mark_last(arg->items, used);
     }
-  }
-
-  std::vector<IValue> carry_out(std::vector<IValue>& registers) {
-    const uint64_t generation = meeting_ ? meeting_->generation() : 0;
-    torch::jit::Stack stack;
-    for (size_t at = 0; at < code_.size(); ++at) {
-      position_.store(static_cast<int64_t>(at), std::memory_order_relaxed);
-      step(code_[at], registers, stack, generation);
-    }
-    stack.clear();
-    std::vector<IValue> results;
-    for (const Arg& one : outputs_) results.push_back(one.take(registers));
-    return results;
   }
 
   void step(const Instruction& one, std::vector<IValue>& registers, torch::jit::Stack& stack, uint64_t generation) {
@@ -385,6 +424,7 @@ class Program {
   const std::shared_ptr<Meeting> meeting_;
   std::vector<Instruction> code_;
   std::vector<int64_t> inputs_;
+  std::vector<std::string> names_;
   std::vector<Arg> outputs_;
   std::atomic<int64_t> position_{0};
 };

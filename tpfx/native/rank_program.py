@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.fx import GraphModule, Node
@@ -33,6 +33,9 @@ _SIGNS: dict[Any, str] = {
 }
 
 
+_NATIVE = ("aten", "prims", "mkldnn")  # whose ops are in C++
+
+
 class RankProgram:
     """What runs one rank's graph.
 
@@ -49,18 +52,19 @@ class RankProgram:
         graph = expanded(module.graph)
         self.seat, self.meeting = seat, meeting
         self.names: list[str] = []  # of the nodes, one for each instruction
-        self._extension = load()
+        self.in_python: dict[str, str] = {}  # nodes that may take Python's lock: what they call
+        self.extension = load()
         # What stands for each node: a register, or a constant.
         self._values: dict[Node, Any] = {}
         native = None if meeting is None else meeting.native
-        self._program = self._extension.Program(len(graph.nodes), seat, native)
+        self._program = self.extension.Program(len(graph.nodes), seat, native)
         inputs = graph.find_nodes(op="placeholder")
         for at, node in enumerate(graph.nodes):
             if node.op != "output":
                 self._add(module, node, at)
         registers = [at if node.users else -1 for at, node in enumerate(inputs)]
         results: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
-        self._program.finish(registers, [self._argument(value) for value in results])
+        self._program.finish(registers, [self._argument(value) for value in results], self.names)
 
     def __call__(self, *args: Any) -> list[Any]:
         """The graph's results.
@@ -73,19 +77,31 @@ class RankProgram:
         """
         try:
             found: list[Any] = self._program.run(args)
-        except self._extension.Left as left:
-            node = self.names[self._program.position]  # for `node_at`, in this frame
-            assert self.meeting is not None
-            raise self.meeting.error(str(left), self.seat, node) from None
-        except Exception:
-            node = self.names[self._program.position]
-            raise
+        except BaseException as error:
+            self.fail(error)
         return found
 
+    @property
+    def program(self) -> Any:
+        """The extension's `Program`."""
+        return self._program
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Raise what has come of a run of the extension's program, in a frame that `node_at` knows."""
+        node = self.node
+        if isinstance(error, self.extension.Left):
+            assert self.meeting is not None
+            raise self.meeting.error(str(error), self.seat, node) from None
+        raise error
+
+    @property
+    def node(self) -> str:
+        """The name of the node that runs, or has failed."""
+        return self.names[int(self._program.position)]
+
     def node_at(self, variables: dict[str, Any]) -> str:
-        """The name of the node that runs, or has failed, in a frame of `__call__` with these variables."""
-        node: str = variables.get("node") or self.names[self._program.position]
-        return node
+        """The name of the node that runs, or has failed, in a frame of this class with these variables."""
+        return str(variables.get("node") or self.node)
 
     # Building.
 
@@ -98,7 +114,7 @@ class RankProgram:
         if isinstance(operand, Node) and self._collective(operand) is not None:
             self._values[node] = self._values[operand]
             return
-        self._values[node] = self._extension.Register(at)
+        self._values[node] = self.extension.Register(at)
         if node.op == "call_function":
             self._instruct(node, at if node.users else -1)
             self.names.append(node.meta.get(ORIGIN, node.name))
@@ -113,11 +129,15 @@ class RankProgram:
             program.add_item(*args, out)
         elif target in _SIGNS and not node.kwargs and all(map(_is_number, node.args)):
             program.add_number(_SIGNS[target], *args, out)
-        elif not isinstance(target, OpOverload) or not self._op(node, target, out):
-            self._python(node, out)
+        elif not isinstance(target, OpOverload):
+            self._python(node, out, "a function of Python")
+        elif not self._op(node, target, out):
+            self._python(node, out, "an argument that varies inside of a list of an unknown kind")
+        elif target.namespace not in _NATIVE:
+            self.in_python[node.name] = f"{target}, an op that is not torch's own"
 
     def _collective(self, node: Node) -> tuple[Any, ...] | None:
-        return None if self.meeting is None else collective_of(self._extension, node, self.meeting.names)
+        return None if self.meeting is None else collective_of(self.extension, node, self.meeting.names)
 
     def _op(self, node: Node, op: OpOverload, out: int) -> bool:
         """Add an op of torch; False where a register is in an argument of a type that is not known."""
@@ -133,9 +153,10 @@ class RankProgram:
             return False
         return True
 
-    def _python(self, node: Node, out: int) -> None:
+    def _python(self, node: Node, out: int, why: str) -> None:
         """A call in Python, with the operands' values put in where the node has the operands."""
         operands, target = node.all_input_nodes, node.target
+        self.in_python[node.name] = f"{getattr(target, '__name__', target)}, {why}"
         assert callable(target), f"{node.op} in a rank's graph"
 
         def call(*values: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import RankAborted
+from ..native.rank_program import RankProgram
 from ..torch_internals import distributed
 
 _current = threading.local()
@@ -23,12 +24,39 @@ def in_rank_thread() -> bool:
     return getattr(_current, "worker", None) is not None
 
 
-class Job:
+class Failures:
+    """What ranks have raised in one run.
+
+    `on_failure` releases the others; `cause` says what is behind an error of a rank. Of a run that was given
+    up, late failures keep to themselves.
+    """
+
+    def __init__(
+        self, on_failure: Callable[[], None], cause: Callable[[int, BaseException], BaseException]
+    ) -> None:
+        self.errors: dict[int, BaseException] = {}  # in the order in which they happened
+        self.mutex = threading.Lock()
+        self.abandoned = False
+        self._on_failure, self._cause = on_failure, cause
+
+    def note(self, index: int, error: BaseException) -> None:
+        """A rank has failed."""
+        with self.mutex:
+            self.errors[index] = self._cause(index, error)
+            if not self.abandoned:  # a straggler must not abort the runs after its own
+                self._on_failure()
+
+    def first_error(self) -> tuple[int, BaseException]:
+        """The failure that came first, with its index, and not a RankAborted that it caused."""
+        failures = list(self.errors.items())
+        return next((item for item in failures if not isinstance(item[1], RankAborted)), failures[0])
+
+
+class Job(Failures):
     """One call per owned rank, the modes of the caller, and what comes back.
 
-    `cause` says what is behind an error of a rank. `signal` is released once: when all ranks have returned or
-    when the first one fails. `all_back` is released when all have returned. A job that was given up keeps the
-    late results to itself.
+    `signal` is released once: when all ranks have returned or when the first one fails. `all_back` is
+    released when all have returned. A job that was given up keeps the late results to itself.
     """
 
     def __init__(
@@ -38,22 +66,19 @@ class Job:
         cause: Callable[[int, BaseException], BaseException],
         gpus: Sequence[torch.device] = (),
     ) -> None:
+        super().__init__(on_failure, cause)
         self.calls = calls
         self.results: list[Any] = [None] * len(calls)
-        self.errors: dict[int, BaseException] = {}  # in the order in which they happened
         self.unfinished = set(range(len(calls)))
         self.grad = torch.is_grad_enabled()
         self.inference = torch.is_inference_mode_enabled()
-        self.mutex = threading.Lock()
         self.signal = threading.Lock()
         self.signal.acquire()
         self.all_back = threading.Lock()
         self.all_back.acquire()
         self.before = [torch.cuda.current_stream(gpu).record_event() for gpu in gpus]
         self.after: list[torch.cuda.Event] = []
-        self.abandoned = False
         self._signalled = False
-        self._on_failure, self._cause = on_failure, cause
 
     def perform(self, index: int) -> None:
         """Carry out calls[index] under the caller's modes; never raises."""
@@ -69,10 +94,7 @@ class Job:
                 with distributed.below_autograd():
                     self.results[index] = self.calls[index]()
         except BaseException as error:  # whatever it is belongs to the caller of run()
-            with self.mutex:
-                self.errors[index] = self._cause(index, error)
-                if not self.abandoned:  # a straggler must not abort the runs after its own
-                    self._on_failure()
+            self.note(index, error)
 
     def finish(self, index: int) -> None:
         """Count the rank as back."""
@@ -84,10 +106,28 @@ class Job:
                 self._signalled = True
                 self.signal.release()
 
-    def first_error(self) -> tuple[int, BaseException]:
-        """The failure that came first, with its index, and not a RankAborted that it caused."""
-        failures = list(self.errors.items())
-        return next((item for item in failures if not isinstance(item[1], RankAborted)), failures[0])
+    def settle(self, timeout: float) -> list[int]:
+        """Wait for the ranks to return; those that have not by then. What comes later is nobody's."""
+        try:
+            self.all_back.acquire(timeout=timeout)
+        finally:
+            with self.mutex:
+                self.abandoned = True
+        return sorted(self.unfinished)
+
+
+class _Seat:
+    """Where a thread waits that runs calls in Python alone."""
+
+    program = None
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self.wait, self.wake = self._lock.acquire, self._lock.release
+
+    def give_up(self) -> None:
+        """Its thread comes back to Python anyway."""
 
 
 class Worker:
@@ -106,8 +146,9 @@ class Worker:
         self._num_threads = num_threads
         self._on_return = on_return
         self._task: tuple[Job, int] | None = None
-        self._wake = threading.Lock()
-        self._wake.acquire()
+        self._seat: Any = _Seat()
+        self._failures: tuple[Failures, int, RankProgram] | None = None
+        self._by_caller = self._stopped = False
         self._ready = threading.Event()
         self._problem: BaseException | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -123,16 +164,50 @@ class Worker:
         assert self._thread.ident is not None
         return self._thread.ident
 
+    @property
+    def node(self) -> str | None:
+        """The node of the rank's native program that runs, if one does."""
+        running = None if self._failures is None else self._failures[2]
+        runs = running is not None and (self._by_caller or self._seat.program is running.program)
+        return running.node if running is not None and runs else None
+
     def submit(self, job: Job, index: int) -> None:
         """Start calls[index] of the job."""
         self._task = (job, index)
         self.busy = True
-        self._wake.release()
+        self._seat.wake()
+
+    def expect(self, failures: Failures, index: int, program: RankProgram, by_caller: bool) -> Any:
+        """The seat in which a program is to be started, whose failure is noted; None: the caller runs it."""
+        if type(self._seat) is not program.extension.Seat:
+            before, self._seat = self._seat, program.extension.Seat()
+            before.wake()
+        self._failures, self._by_caller = (failures, index, program), by_caller
+        return None if by_caller else self._seat
+
+    def note(self, error: BaseException) -> None:
+        """The program that was expected has raised an error."""
+        assert self._failures is not None, "a program was started"
+        failures, index, program = self._failures
+        try:
+            program.fail(error)
+        except BaseException as own:
+            failures.note(index, own)
+
+    def forget(self) -> None:
+        """The program is over; what was to be noted of it must not be kept alive."""
+        if not self.lost:
+            self._failures = None
+
+    def give_up(self) -> None:
+        """The thread is stuck: it ends if it comes back."""
+        self.lost = True
+        self._seat.give_up()
 
     def stop(self) -> None:
         """Let the thread end once it is back from what it does."""
-        self._task = None
-        self._wake.release()
+        self._stopped = True
+        self._seat.wake()
 
     def join(self, timeout: float) -> None:
         """Wait for the thread to end."""
@@ -148,12 +223,19 @@ class Worker:
         finally:
             self._ready.set()
         while not self.lost:
-            self._wake.acquire()
+            seat = self._seat
+            try:
+                seat.wait()
+            except BaseException as error:  # of a program; it belongs to the caller of run_programs()
+                self.note(error)
+                del error
+                seat.failed()
             task, self._task = self._task, None
-            if task is None:
-                return
-            self._carry_out(*task)
+            if task is not None:
+                self._carry_out(*task)
             del task  # the thread sleeps now, and must not keep the tensors of its last call
+            if self._stopped and not self.lost:
+                return
         self._on_return(self.ident)
 
     def _prepare(self) -> None:

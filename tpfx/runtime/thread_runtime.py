@@ -13,9 +13,10 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,10 +24,12 @@ from ..errors import TpfxError
 from ..native.rank_program import RankProgram
 from .mesh import Mesh
 from .native_meeting import NativeMeeting
-from .process_groups import RankGroups, create_groups
-from .rank_threads import Job, Worker, in_rank_thread
+from .process_groups import create_groups
+from .rank_threads import Failures, Job, Worker, in_rank_thread
 
 T = TypeVar("T")
+
+_OF_PROGRAMS = (RankProgram.__call__.__code__, RankProgram.fail.__code__)
 
 # By the id of its mesh, which lives as long; a mesh as key would keep it.
 _OF_MESH: "weakref.WeakValueDictionary[int, Runtime]" = weakref.WeakValueDictionary()
@@ -61,7 +64,10 @@ class Runtime:
         self._workers = workers
         # NCCL groups are made by the rank threads themselves, in the first run.
         self._dirty = self._groups.need_threads
-        self._finalizer = weakref.finalize(self, _shut_down, workers, self._groups)
+        self._finalizer = weakref.finalize(self, _stop, workers)
+        # At the end of the process the threads sleep on: one that came back from C++ then would abort it.
+        self._finalizer.atexit = False
+        self._close_groups = weakref.finalize(self, self._groups.close)
         self._num_threads = max(1, torch.get_num_threads() // len(mesh.owned))
         workers += [self._start(rank) for rank in mesh.owned]
         _OF_MESH[id(mesh)] = self
@@ -75,6 +81,54 @@ class Runtime:
             TpfxError: called from inside a rank thread, with a wrong number of calls, or after `close`.
             Exception: what the first rank to fail raised, with a note naming the rank and the node.
         """
+        with self._turn(len(calls)):
+            return self._dispatch(calls)
+
+    def run_programs(self, programs: Sequence[RankProgram], rows: list[tuple[Any, ...]]) -> list[list[Any]]:
+        """`run` of native programs, each with its row of arguments; the threads do it without Python's lock.
+
+        The list of rows is emptied: what nobody else holds is let go after its last use.
+        """
+        with self._turn(len(programs)):
+            failures = Failures(self._groups.abort, self._cause)
+            try:
+                return self._carry_out(self._round(programs, rows, failures), failures)
+            finally:
+                for worker in self._workers:
+                    worker.forget()
+
+    def _round(self, programs: Sequence[RankProgram], rows: list[tuple[Any, ...]], failures: Failures) -> Any:
+        """The programs in the seats of their ranks; this thread takes the first's, where it may."""
+        extension = programs[0].extension
+        alike = torch.get_num_threads() == self._num_threads and extension.is_plain_thread()
+        here = alike and not programs[0].in_python  # which may be stuck: a thread can be given up
+        seats = [
+            worker.expect(failures, index, program, here and index == 0)
+            for index, (worker, program) in enumerate(zip(self._workers, programs, strict=True))
+        ]
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        return extension.Round(seats, [program.program for program in programs], rows, *modes)
+
+    def _carry_out(self, planned: Any, failures: Failures) -> list[list[Any]]:
+        """The results of a round."""
+        results: list[list[Any]] | None = None
+        try:
+            results = planned.run()
+        except BaseException as error:
+            if not planned.failed_here:  # KeyboardInterrupt, for one
+                self._groups.abort()
+                self._settle(failures, planned.settle)
+                raise
+            self._workers[0].note(error)
+        if results is None:
+            self._settle(failures, planned.settle)
+            self._raise_first(failures)
+        assert results is not None, "no rank has failed"
+        return results
+
+    @contextmanager
+    def _turn(self, calls: int) -> Iterator[None]:
+        """One run goes at a time, of as many calls as there are ranks here."""
         if in_rank_thread():
             raise TpfxError("Runtime.run was called inside a rank's thread; call it from outside the graphs")
         if os.getpid() != self._process:
@@ -82,15 +136,15 @@ class Runtime:
                 f"process {os.getpid()} was forked from {self._process}, whose threads run the model, and "
                 "has none of them; call the model there (a DataLoader with num_workers=0), or compile it here"
             )
-        if len(calls) != len(self.mesh.owned):
+        if calls != len(self.mesh.owned):
             owned = len(self.mesh.owned)
-            raise TpfxError(f"{len(calls)} calls for {owned} ranks; pass one call per owned rank")
+            raise TpfxError(f"{calls} calls for {owned} ranks; pass one call per owned rank")
         with self._lock:
             if not self._finalizer.alive:
                 raise TpfxError("this runtime is closed; compile the model again")
             if self._dirty:
                 self._restore()
-            return self._dispatch(calls)
+            yield
 
     def native_meeting(self) -> NativeMeeting | None:
         """Where the ranks of the native executor meet; None where they use torch's process groups.
@@ -104,6 +158,7 @@ class Runtime:
         """End the threads and unregister the groups; also happens when the runtime is collected."""
         with self._lock:
             self._finalizer()
+            self._close_groups()
             for worker in self._workers:
                 worker.join(timeout=1.0)
 
@@ -115,10 +170,10 @@ class Runtime:
             job.signal.acquire()
         except BaseException:  # KeyboardInterrupt, for one
             self._groups.abort()
-            self._settle(job)
+            self._settle(job, job.settle)
             raise
         if job.errors:
-            self._settle(job)
+            self._settle(job, job.settle)
             self._raise_first(job)
         for gpu in self._gpus:
             for event in job.after:
@@ -128,17 +183,18 @@ class Runtime:
     def _cause(self, index: int, error: BaseException) -> BaseException:
         return self._groups.cause(self.mesh.owned[index], error)
 
-    def _settle(self, job: Job) -> None:
-        """Wait for the ranks of a failed job, and give up the threads that do not come back."""
+    def _settle(self, failures: Failures, settle: Callable[[float], list[int]]) -> None:
+        """Wait for the ranks of a failed run, and give up the threads that do not come back."""
         self._dirty = True
+        missing = list(range(len(self._workers)))  # should another Ctrl-C end the wait
         try:
-            job.all_back.acquire(timeout=min(self.timeout, PATIENCE))
+            missing = settle(min(self.timeout, PATIENCE))
         finally:
-            with job.mutex:
-                job.abandoned = True
-                for index in job.unfinished:
-                    self._workers[index].lost = True
-                    self._groups.give_up(self._workers[index].ident)
+            with failures.mutex:
+                failures.abandoned = True
+            for index in missing:
+                self._workers[index].give_up()
+                self._groups.give_up(self._workers[index].ident)
 
     def _restore(self) -> None:
         """Make good what a failed run left behind."""
@@ -155,8 +211,9 @@ class Runtime:
         torch.set_num_threads(num_threads)
         return worker
 
-    def _raise_first(self, job: Job) -> None:
-        index, error = job.first_error()
+    def _raise_first(self, failures: Failures) -> None:
+        index, error = failures.first_error()
+        failures.errors.clear()  # the workers remember the failures until the next run
         node = node_of(error.__traceback__)
         rank = self.mesh.owned[index]
         error.add_note(f"on rank {rank} ({self.mesh.devices[rank]})" + (f", in node {node}" if node else ""))
@@ -166,7 +223,7 @@ class Runtime:
         try:
             raise error
         finally:
-            del error, job  # break the cycle from the traceback to this frame and back
+            del error, failures  # break the cycle from the traceback to this frame and back
 
 
 def runtime_of(mesh: Mesh) -> Runtime | None:
@@ -191,7 +248,7 @@ def node_of(place: TracebackType | FrameType | None) -> str | None:
 
 
 def _node_at(frame: FrameType, line: int) -> str | None:
-    if frame.f_code is RankProgram.__call__.__code__:
+    if frame.f_code in _OF_PROGRAMS:
         program: RankProgram = frame.f_locals["self"]
         return program.node_at(frame.f_locals)
     filename = frame.f_code.co_filename
@@ -206,6 +263,9 @@ def _whereabouts(workers: list[Worker], rank: int) -> str | None:
     worker = next((worker for worker in workers if worker.rank == rank), None)
     if worker is None:
         return None
+    node = worker.node
+    if node is not None:
+        return f"in node {node}"
     if not worker.busy:
         return "its call has returned"
     frame = sys._current_frames().get(worker.ident)
@@ -217,7 +277,6 @@ def _whereabouts(workers: list[Worker], rank: int) -> str | None:
     return f"at {frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
 
 
-def _shut_down(workers: list[Worker], groups: RankGroups) -> None:
+def _stop(workers: list[Worker]) -> None:
     for worker in workers:
         worker.stop()
-    groups.close()
