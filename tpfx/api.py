@@ -19,10 +19,9 @@ from .errors import AlreadyCompiledError, InputError, ModelError
 from .frontend.compiled_forward import Entry
 from .frontend.dynamo_backend import end_session, session_of
 from .frontend.methods import lead_through, method_names
-from .frontend.options import Target
 from .frontend.plain_copy import is_split, stand_ins, strip
 from .frontend.report import Report
-from .frontend.session import Session
+from .frontend.session import Session, Target
 from .frontend.weight_holders import HOLDERS
 from .plan.plan import Plan
 from .planning import Topology

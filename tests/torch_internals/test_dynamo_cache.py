@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -85,15 +86,19 @@ def test_guards_are_on_what_has_taken_a_weights_place() -> None:
 @pytest.mark.parametrize("ours", [True, False])
 def test_limits_of_captures_are_those_of_other_backends_alone(ours: bool) -> None:
     made: list[int] = []
+    told: list[Any] = []
 
     def backend(module: torch.fx.GraphModule, examples: Any) -> Callable[..., Any]:
         made.append(len(examples))
         return module.forward
 
+    def tell(code: CodeType, variables: Mapping[str, Any], failure: str) -> None:
+        told.append((code.co_name, variables["by"], "== 'a'" in failure or "== 'ab" in failure))
+
     def scaled(x: Tensor, by: str) -> Tensor:
         return x * len(by)
 
-    undo = dynamo_cache.capture_for(lambda one: ours and one is backend, ()).install()
+    undo = dynamo_cache.capture_for(lambda one: ours and one is backend, (), tell).install()
     try:
         compiled = torch.compile(scaled, backend=backend)
         with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=2):
@@ -102,6 +107,7 @@ def test_limits_of_captures_are_those_of_other_backends_alone(ours: bool) -> Non
     finally:
         assert undo()
     assert len(made) == (4 if ours else 1)
+    assert told == [("scaled", by, True) for by in ("ab", "abc", "abcd") if ours]
 
 
 @pytest.mark.parametrize("ours", [True, False])
@@ -116,7 +122,7 @@ def test_tensors_of_a_kind_are_in_graphs_of_our_backends_alone(ours: bool) -> No
     if ours:
         own_backend(backend)  # models of other tests may have an effect in place that asks for it
     skipped = dynamo.skip_frames("tpfx").install()
-    undo = dynamo_cache.capture_for(lambda one: ours and one is backend, (ShardedTensor,)).install()
+    undo = dynamo_cache.capture_for(lambda one: ours and one is backend, (ShardedTensor,), print).install()
     try:
         compiled = torch.compile(lambda x, y: (x * 2, y + 1), backend=backend)
         doubled, more = compiled(split, torch.ones(2))

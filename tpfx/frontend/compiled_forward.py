@@ -32,6 +32,7 @@ from .aot_compiler import LayoutsChosen, plan_graph
 from .call_inputs import brought_to, described, lies_on, require_contents, unfit
 from .graphs import UNSEEN, Graphs, ModelState
 from .plain_copy import StandIn, lead_parts
+from .recaptures import note_state
 from .session import Session
 from .undivided import warn_of
 
@@ -89,7 +90,11 @@ class Entry(StandIn):
         self._stored_after = -1
         state = ModelState.of(self.model, self.own_hooks)
         graphs = self._by_state.pop(state.key, None)
-        self._graphs = Graphs(self.model, self.forward, self.session) if graphs is None else graphs
+        if graphs is None:
+            graphs = Graphs(self.model, self.forward, self.session)
+            if self._by_state:
+                note_state(self.model, self.forward.__name__)
+        self._graphs = graphs
         self._by_state[state.key] = self._graphs  # in the order in which they were used
         self._state = state  # the last, since other threads go by it
         if len(self._by_state) > KEPT_STATES:

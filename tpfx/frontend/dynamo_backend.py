@@ -29,8 +29,7 @@ from ..torch_internals.dynamo_cache import forget_graphs, forget_sizes, guard_on
 from ..torch_internals.parameter_slots import Slot, slots_of
 from .aot_compiler import compile_graph
 from .effects import own_backend
-from .options import Target
-from .session import Session
+from .session import Session, Target
 from .weight_holders import HOLDERS
 
 OPTIONS = tuple(field.name for field in fields(Target))

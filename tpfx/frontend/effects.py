@@ -22,6 +22,7 @@ from ..torch_internals.dynamo import skip_frames
 from ..torch_internals.dynamo_cache import capture_for
 from ..torch_internals.effects import Effect, Undo, before_export
 from .plain_copy import plain_copy
+from .recaptures import note_capture
 
 T = TypeVar("T")
 
@@ -115,7 +116,7 @@ def own_backend(backend: T) -> T:
 
 EFFECTS = Effects(
     skip_frames(__name__.partition(".")[0]),
-    capture_for(lambda backend: hasattr(backend, _OURS), (ShardedTensor, StateTensor)),
+    capture_for(lambda backend: hasattr(backend, _OURS), (ShardedTensor, StateTensor), note_capture),
     *BATCH_EFFECTS,
     *OPTIMIZER_EFFECTS,
     before_export(plain_copy),

@@ -1,4 +1,4 @@
-"""What the graphs of one compiled model share."""
+"""What a model is compiled for, and what its graphs share."""
 
 from __future__ import annotations
 
@@ -7,14 +7,53 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch.distributed import ProcessGroup
+
 from ..ir.parallel_graph import ParallelGraph
+from ..lowering.device_compiler import check_device_compiler
 from ..passes.apply_plan import GraphChoices
 from ..planning import Topology
 from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
+from ..runtime.processes import mesh_from
 from ..runtime.thread_runtime import Runtime
 from .effects import EFFECTS
-from .options import Target
+
+
+@dataclass(frozen=True)
+class Target:
+    """The devices and how they are used, as `tpfx.compile` takes them.
+
+    Attributes:
+        devices: a list, an int, a DeviceMesh, or None.
+        topology: what collectives and arithmetic cost, for the chooser.
+        device_compiler: one of `DEVICE_COMPILERS`.
+        timeout: seconds that a rank waits for the others.
+        group: the processes that have such devices each.
+
+    Raises:
+        TpfxError: the device compiler is unknown.
+    """
+
+    devices: Any = None
+    topology: Topology | None = None
+    device_compiler: str = "native"
+    timeout: float = 300.0
+    group: ProcessGroup | None = None
+
+    def __post_init__(self) -> None:
+        check_device_compiler(self.device_compiler)
+        if isinstance(self.devices, list):  # so that it can be a key
+            object.__setattr__(self, "devices", tuple(self.devices))
+
+    def mesh(self) -> Mesh:
+        """The ranks.
+
+        Raises:
+            DeviceError: the devices do not make a mesh.
+        """
+        return mesh_from(self.devices, self.timeout, self.group)
+
 
 # Which sessions have their ranks run by a runtime.
 _USERS: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Session]] = weakref.WeakKeyDictionary()

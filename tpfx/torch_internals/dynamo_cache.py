@@ -10,12 +10,14 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from types import CodeType
 from typing import Any
 
 import torch
 from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo import convert_frame, eval_frame
 from torch._dynamo.guards import CheckFunctionManager, DeletedGuardManagerWrapper
+from torch._dynamo.utils import guard_failures
 from torch._guards import TracingContext
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.weak import TensorWeakRef
@@ -39,7 +41,11 @@ def compile_with(
     return compiled
 
 
-def capture_for(made_by: Callable[[Backend], bool], kinds: Iterable[type[torch.Tensor]]) -> Effect:
+def capture_for(
+    made_by: Callable[[Backend], bool],
+    kinds: Iterable[type[torch.Tensor]],
+    tell: Callable[[CodeType, Mapping[str, Any], str], None],
+) -> Effect:
     """Dynamo captures code for some backends however often it has captured that code before.
 
     It counts captures by code, which all models of a class have in common and modules of torch with all
@@ -50,15 +56,25 @@ def capture_for(made_by: Callable[[Backend], bool], kinds: Iterable[type[torch.T
     Args:
         made_by: whether it is one of them, given the backend.
         kinds: the classes of tensors that no other backend can compile.
+        tell: is called where code has been captured again, with its variables, and what of an earlier
+            graph did not hold.
     """
 
     def change(capture: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(capture)
 
         def captured(*args: Any, **kwargs: Any) -> Any:
-            backend = _given(signature.bind(*args, **kwargs).arguments["compiler_fn"])[0]
-            with capturing_again() if made_by(backend) else capturing_without(kinds):
-                return capture(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
+            backend, code = _given(given["compiler_fn"])[0], given["code"]
+            if not made_by(backend):
+                with capturing_without(kinds):
+                    return capture(*args, **kwargs)
+            before = len(guard_failures.get(code, ()))
+            with capturing_again():
+                made = capture(*args, **kwargs)
+            for failure in guard_failures.get(code, ())[before : before + 1]:
+                tell(code, given["locals"], failure)
+            return made
 
         return captured
 
