@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
 import tpfx
 from tests.support.nets import Net
@@ -139,3 +141,18 @@ def test_data_of_a_plain_weight() -> None:
     with pytest.raises(tpfx.ShardingError, match=r"plain\.data = tensor\.full\(\)"):
         plain.weight.data = model.up.weight.data
     assert torch.equal(plain.weight, model.up.weight.full() * 2)  # type: ignore[operator]
+
+
+def test_tensors_that_lie_on_a_mesh_of_their_own_are_refused_with_a_remedy() -> None:
+    model = tpfx.compile(Net(), CPUS)
+    expected = model(X)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        with pytest.raises(tpfx.InputError, match=r"x is a DTensor.*pass x\.full_tensor\(\)"):
+            model(distribute_tensor(X, mesh))
+        with pytest.raises(tpfx.ShardingError, match=r"a DTensor, which lies on a mesh.*full_tensor\(\)"):
+            model.up.weight.detach() + distribute_tensor(torch.ones(24, 8), mesh)  # type: ignore[operator]
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(model(X), expected)

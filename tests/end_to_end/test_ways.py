@@ -22,6 +22,7 @@ from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 import tpfx
+from tests.support.autograd import split
 from tests.support.compare import largest_error
 from tests.support.nets import Net
 from tests.support.sharded import CPUS, whole
@@ -439,6 +440,25 @@ def test_derivatives_of_torch_func_by_the_weights_are_refused() -> None:
     plain = tpfx.unshard(copy.deepcopy(model))
     given = {name: weight.detach() for name, weight in plain.named_parameters()}
     torch.func.grad(lambda values: torch.func.functional_call(plain, values, (batch(),)).sum())(given)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("door", ["compile", pytest.param("backend", marks=pytest.mark.slow)])
+def test_derivatives_in_forward_mode_and_in_batches_are_refused(door: str) -> None:
+    call = split(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8)), 2, door)
+    forward = torch.autograd.forward_ad
+    expected = now(call(batch()))
+    with (
+        pytest.raises(tpfx.ModelError, match=r"forward mode.*unshard\(copy.deepcopy\(model\)\)"),
+        forward.dual_level(),
+    ):
+        call(forward.make_dual(batch(), batch(1)))
+    with pytest.raises(tpfx.ModelError, match=r"gradients in batches.*one after the other"):
+        torch.autograd.functional.jacobian(call, batch(), vectorize=True)
+    if door == "compile":
+        with pytest.raises(tpfx.ModelError, match=r"Sequential is split over 2 devices.*unshard"):
+            torch.func.linearize(call, batch())
+    torch.testing.assert_close(now(call(batch())), expected)
 
 
 class Called(torch.utils.data.Dataset[torch.Tensor]):

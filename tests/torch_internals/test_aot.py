@@ -241,6 +241,15 @@ def test_the_partitioner_merges_equal_calls_unless_told_not_to() -> None:
     assert config.cse is True
 
 
+def test_gradients_in_batches_are_known() -> None:
+    x, seen = torch.ones(2, requires_grad=True), []
+    y = x.exp()
+    y.register_hook(lambda gradient: seen.append(aot.in_batches()))
+    torch.autograd.grad(y, x, torch.ones(3, 2), is_grads_batched=True, retain_graph=True)
+    torch.autograd.grad(y.sum(), x)
+    assert seen == [True, False]
+
+
 def test_what_torch_func_transforms_is_known_inside_of_it() -> None:
     seen = []
 

@@ -17,11 +17,17 @@ import torch
 
 from ..capture.derivatives import Asked
 from ..capture.gradient_flow import GradientFlow
-from ..torch_internals.aot import keep_saved, node_of_graph
+from ..errors import ModelError
+from ..torch_internals.aot import in_transform, keep_saved, node_of_graph
 from ..torch_internals.backward_pass import keeps_graph
 from ..torch_internals.module_changes import CHANGES
 from .recorded_call import Call
 from .result_gradients import Derive, Gradients, ResultGradients, results_in_order
+
+NOT_TRANSFORMED = (
+    "what torch.func transforms, or derives in forward mode, cannot be split; transform what "
+    "tpfx.unshard(copy.deepcopy(model)) gives"
+)
 
 
 class Trained:
@@ -47,9 +53,18 @@ class Trained:
         )  # a model may ask for gradients amid its forward
 
     def __call__(self, *args: Any) -> Any:
-        """Run the graph."""
+        """Run the graph.
+
+        Raises:
+            ModelError: it would be derived in forward mode.
+        """
         call = Call(self.flow, self.device, args)
-        results = self.compiled(*args)
+        try:
+            results = self.compiled(*args)
+        except NotImplementedError as problem:
+            if not in_transform():
+                raise
+            raise ModelError(NOT_TRANSFORMED) from problem
         node = node_of_graph(results, self.flow.notes)
         if node is None:
             return results

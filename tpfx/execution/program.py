@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule
 
+from ..errors import ModelError
 from ..ir.annotations import is_gathered_for_caller, layout_of, shards_of
 from ..ir.layout import Partial
 from ..ir.nodes import is_tensor
@@ -25,6 +26,7 @@ from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.thread_runtime import Runtime, node_of
 from ..sharded_tensor import ShardedTensor
 from ..sharded_tensor.storage import folded_whole_of, whole_of
+from ..torch_internals.aot import in_batches
 from ..torch_internals.dynamo import mark_dynamic_sizes
 from .arguments import Arguments
 from .output_strides import Strides
@@ -69,7 +71,16 @@ class Program:
         self.exact = dict(exact or {})
 
     def __call__(self, args: list[Any]) -> list[Any]:
-        """Run the graph on every rank; the arguments are let go as soon as the ranks have theirs."""
+        """Run the graph on every rank; the arguments are let go as soon as the ranks have theirs.
+
+        Raises:
+            ModelError: gradients in batches are asked for.
+        """
+        if in_batches():
+            raise ModelError(
+                "gradients in batches (is_grads_batched=True, vectorize=True) do not flow through what is "
+                "split; ask for one after the other"
+            )
         columns = self.arguments.columns(args)
         if self.tell is not None:
             self.tell()

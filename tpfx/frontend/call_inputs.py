@@ -14,11 +14,14 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..sharded_tensor.storage import is_distributed
 from ..torch_internals.dynamo import FailedOp, place_of, reason_of
 
 
 def lies_on(device: torch.device, tensor: torch.Tensor) -> bool:
     """Whether a tensor may be used there as it is; a number may lie on the CPU."""
+    if tensor.__class__ is not torch.Tensor and is_distributed(tensor.__class__):
+        return False  # nowhere alone
     return tensor.device == device or (tensor.dim() == 0 and tensor.device.type == "cpu")
 
 
@@ -42,14 +45,19 @@ def brought_to(device: torch.device, value: Any) -> Any:
 
 
 def require_contents(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Refuse tensors without contents.
+    """Refuse tensors without contents, and those that are spread over processes.
 
     Raises:
-        InputError: an argument, or something in it, is on the meta device.
+        InputError: an argument, or something in it, is on the meta device, or a DTensor.
     """
     for where, tensor in _named(forward, args, kwargs):
         if tensor.is_meta:
             raise InputError(f"{where} is on meta, without contents: pass a tensor on any other device")
+        if is_distributed(type(tensor)):
+            raise InputError(
+                f"{where} is a {type(tensor).__name__}, which lies on a mesh of its own; a split model takes "
+                f"plain tensors: pass {where}.full_tensor()"
+            )
 
 
 def unfit(

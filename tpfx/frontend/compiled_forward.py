@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 import torch
 
 from ..capture.inputs import Inputs, call_of, is_text, varying_sizes
-from ..errors import ModelError
+from ..errors import InputError, ModelError, ShardingError
 from ..execution.arguments import OtherWeight
+from ..execution.gradients import NOT_TRANSFORMED
 from ..execution.results import gather_tree
 from ..runtime.data_parallel import average_gradients
 from ..runtime.processes import bytes_of_tensors, require_same
@@ -120,13 +121,29 @@ class Entry(StandIn):
             average_gradients(self.model, self.session.mesh)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What `forward` returns, in plain tensors."""
+        """What `forward` returns, in plain tensors.
+
+        Raises:
+            InputError: the model cannot take what it is given.
+            ModelError: torch.func, or a forward-mode derivative, would go through split weights.
+        """
         if (
             self._closed or self.session in _inside.sessions
         ):  # called by a method of the model that is compiled
             return self.forward(*args, **kwargs)
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
             self._refuse_to_be_traced()
+        try:
+            return self._call(args, kwargs)
+        except (NotImplementedError, RuntimeError, ShardingError) as problem:
+            if isinstance(problem, InputError) or not in_transform():
+                raise
+            raise ModelError(
+                f"{type(self.model).__name__} is split over {self.session.mesh.size} devices, and "
+                f"{NOT_TRANSFORMED}"
+            ) from problem
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = list(tensors_in((args, kwargs)))
         if not all(lies_on(self._device, one) for one in tensors):
             args, kwargs = self._brought(args, kwargs)
@@ -164,7 +181,6 @@ class Entry(StandIn):
 
         Raises:
             InputError: an op cannot take what it is given, as Dynamo has found.
-            ModelError: torch.func, or a forward-mode derivative, would go through split weights.
         """
         name = type(self.model).__name__
         _inside.sessions.append(self.session)
@@ -173,13 +189,6 @@ class Entry(StandIn):
             return graphs.call(is_step, args, kwargs)
         except FailedOp as problem:
             failed = problem
-        except NotImplementedError as problem:
-            if not in_transform():
-                raise
-            raise ModelError(
-                f"{name} is split over {self.session.mesh.size} devices, and what torch.func transforms, or "
-                "derives in forward mode, cannot be; transform what tpfx.unshard(copy.deepcopy(model)) gives"
-            ) from problem
         finally:
             _inside.sessions.pop()
             CALLS.running = bool(_inside.sessions)

@@ -40,8 +40,8 @@ def note_capture(code: CodeType, variables: Mapping[str, Any], failure: str) -> 
     if _is_one_too_many(code if model is None else model, re.sub(r"\d[\d.e+-]*", "?", condition)):
         _warn(
             f"{name} has been captured again {ENOUGH} times, and calls may go on so: the graph before "
-            f"was for {' at '.join([condition, *where])}. What differs from call to call is a constant of a graph; "
-            "empty such a list before a call, hand in such a number as a tensor, or put "
+            f"was for {' at '.join([condition, *where])}. What differs from call to call is a constant "
+            "of a graph; empty such a list before a call, hand in such a number as a tensor, or put "
             "torch.compiler.disable on the function that uses it"
         )
 

@@ -15,11 +15,12 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from ..checkpoint.safetensors_files import Stored
+from ..errors import ShardingError
 from ..ir.shards import Shards, SplitDims
 from ..kernels.slices import fold, join_shards, local_shape, take, unfold_shard, whole_shape
 from ..runtime.mesh import Mesh
@@ -206,3 +207,22 @@ def _shards_of_all(
 def _own(shard: torch.Tensor, whole: torch.Tensor, device: torch.device) -> torch.Tensor:
     shard = shard.detach().to(device).contiguous()
     return shard.clone() if same_memory(shard, whole) else shard
+
+
+def is_distributed(kind: type) -> bool:
+    """Whether tensors of a class lie on a mesh of their own, as torch's DTensors, and can give the whole."""
+    return hasattr(kind, "full_tensor")
+
+
+def refuse_distributed(op: Any, kinds: Sequence[type]) -> None:
+    """Refuse an op that takes a split tensor and one that lies on a mesh of its own.
+
+    Raises:
+        ShardingError: one of the classes of what it takes is of such tensors.
+    """
+    other = next(filter(is_distributed, kinds), None)
+    if other is not None:
+        raise ShardingError(
+            f"{op} is given a tensor that tpfx has split and a {other.__name__}, which lies on a mesh of its "
+            "own; pass what full_tensor() of that gives"
+        )

@@ -45,6 +45,7 @@ from .storage import (
     contiguous_strides,
     copied,
     probe_of,
+    refuse_distributed,
     same_memory,
     whole_of,
 )
@@ -384,6 +385,8 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if len(types) > 1:
+            refuse_distributed(func, types)
         return cls.carry_out(func, args, kwargs or {})
 
 

@@ -207,3 +207,10 @@ def _views_a_base(info: Any) -> bool:
 def in_transform() -> bool:
     """Whether torch.func transforms what is called now (`grad`, `vmap`), or it is derived in forward mode."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def in_batches() -> bool:
+    """Whether gradients are computed in batches: `is_grads_batched`, `vectorize`."""
+    level: int = torch._C._vmapmode_increment_nesting()
+    torch._C._vmapmode_decrement_nesting()
+    return level > 1
