@@ -275,3 +275,19 @@ def test_graphs_are_captured_without_tensors_of_a_kind() -> None:
             torch.ones(2).as_subclass(Kind), torch.ones(2)
         )
     assert made[0] == 1 and [type(one) for one in taken] == [Tensor]
+
+
+def test_a_graph_in_the_place_of_one_of_dynamos_has_what_dynamo_noted() -> None:
+    seen: list[torch.fx.GraphModule] = []
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Any:
+        made = dynamo.as_of_dynamo(torch.fx.GraphModule(module, copy.deepcopy(module.graph)), module)
+        seen.extend((module, made))
+        return made.forward
+
+    model, x = nn.Linear(3, 2), torch.ones(2, 3)
+    torch.testing.assert_close(torch.compile(model, backend=backend)(x), model(x))
+    module, made = seen
+    assert made.meta is module.meta
+    noted = [[node._dynamo_source for node in one.graph.find_nodes(op="placeholder")] for one in seen]
+    assert noted[0] == noted[1] and len(noted[0]) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tpfx.torch_internals import fake
 
@@ -22,3 +23,29 @@ def test_fake_modes_can_be_left_for_a_while() -> None:
         assert isinstance(torch.ones(2), fake.FakeTensor)
         with fake.unset_fake_temporarily():
             assert type(torch.ones(2)) is Tensor
+
+
+def test_sizes_that_vary_are_expressions_that_can_be_renamed() -> None:
+    env = ShapeEnv()
+    mode = fake.FakeTensorMode(shape_env=env)
+    y = mode.from_tensor(torch.ones(6, 4))
+    with mode:
+        one, other = (env.create_unbacked_symint() for _ in range(2))
+        x = torch.empty_strided((one, 2 * one), (2 * one, 1))
+    symbols: fake.Symbols = {fake.expression(one): fake.expression(other)}
+    assert fake.expression(3) == 3 and fake.expression(2 * one) == 2 * one.node.expr
+    made = fake.renamed((x, one, y, 5), symbols)
+    assert [fake.expression(size) for size in made[0].shape] == [other.node.expr, 2 * other.node.expr]
+    assert fake.expression(made[0].stride(0)) == 2 * other.node.expr and made[0].dtype is x.dtype
+    assert fake.expression(made[1]) == other.node.expr and made[2] is y and made[3] == 5
+
+
+def test_what_is_assumed_of_sizes_is_noticed() -> None:
+    env = ShapeEnv()
+    with fake.FakeTensorMode(shape_env=env):
+        size = env.create_unbacked_symint()
+        x = torch.empty(size, 2)
+        holds = fake.assumptions([x, 3])
+        assert holds()
+        torch._check(size >= 4)
+        assert not holds()
