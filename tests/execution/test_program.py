@@ -75,3 +75,16 @@ def test_a_view_of_a_sharded_cache_is_written_through() -> None:
         torch.testing.assert_close(split(x, caches[1], at, torch.tensor(0)), expected)
     torch.testing.assert_close(base.full()[:, :, ::2], caches[0])
     assert base.full()[:, :, 1::2].abs().sum() == 0
+
+
+def test_a_split_cache_is_written_into_where_it_lies() -> None:
+    """As one of a fixed size: a step neither makes it anew nor copies it."""
+    split = tpfx.compile(Writes(), ["cpu", "cpu"])
+    cache = sharded(torch.zeros(2, 4, 6, 16), Shards(((1, (((0, 2),), ((2, 4),))),)))
+    assert cache.shards is not None
+    before = [shard.data_ptr() for shard in cache.shards]
+    with torch.no_grad():
+        for step in range(3):
+            split(torch.randn(2, 1, 16), cache, torch.tensor([step]), torch.tensor(0))
+    assert [shard.data_ptr() for shard in cache.shards] == before
+    assert cache.full()[:, :, :3].abs().min() > 0 and cache.full()[:, :, 3:].abs().max() == 0

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from tpfx.kernels.lookups import embedding_shard
-from tpfx.kernels.slices import take
+from tpfx.kernels.lookups import embedding_backward_shard, embedding_shard, gather_shard, scatter_shard
+from tpfx.kernels.slices import take, take_unfolded
 from tpfx.native.rank_program import RankProgram
 from tpfx.runtime.thread_runtime import node_of
 
@@ -127,6 +127,24 @@ def test_functions_of_kernels_become_ops() -> None:
 
     given = {"table": torch.randn(4, 3), "ids": torch.arange(12).view(3, 4), "whole": torch.randn(8, 2)}
     same(write, given)
+    given["rest"], given["at"] = torch.randn(2, 3), torch.tensor([[5, 0, 4], [7, 3, 9]])
+
+    def write_more(g: Graph, table: Node, ids: Node, whole: Node, rest: Node, at: Node) -> list[Any]:
+        where = {"owned": ((4, 8),), "size": 12}
+        return [
+            call(g, embedding_backward_shard, call(g, embedding_shard, table, ids, ((4, 8),), 12), ids, 5,
+                 ((4, 8),), 12),
+            call(g, gather_shard, table, 0, at, ((4, 8),), 12),
+            call(g, scatter_shard, aten.scatter.src, table, 0, at, rest, **where),
+            call(g, scatter_shard, aten.scatter.value, table, 0, at, 7.0, **where),
+            *(call(g, take_unfolded, whole, ((1, owned),), rank, ((0, (-1, 8)),)) for rank in (0, 1)),
+        ]  # fmt: skip
+
+    same(write_more, given)
+    for functions in (write, write_more):
+        names = list(given)[: 3 if functions is write else 5]
+        assert RankProgram(module_of(functions, *names)).in_python == {}
+    given = {name: given[name] for name in ("table", "ids", "whole")}
     outside = {**given, "ids": torch.tensor([3, 12])}
     for run in (module_of(write, *given), RankProgram(module_of(write, *given))):
         with pytest.raises(IndexError):

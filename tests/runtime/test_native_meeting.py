@@ -14,6 +14,8 @@ import torch
 from torch.fx import Graph, GraphModule
 
 from tpfx.errors import CollectiveError, CollectiveTimeout, RankAborted, TpfxError
+from tpfx.kernels.collectives import gather_shards
+from tpfx.kernels.slices import take
 from tpfx.native.rank_program import RankProgram
 from tpfx.runtime import native_meeting
 from tpfx.runtime.mesh import Mesh
@@ -86,6 +88,28 @@ def test_as_the_collectives_in_python(size: int, way: None) -> None:
             for mine, theirs, x, copy in zip(found, expected, xs, copies, strict=True):
                 assert torch.equal(mine, theirs), (op, args, dtype)
                 assert torch.equal(x, copy)  # written in place, or not at all
+    runtime.close()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_equal_shards_are_gathered_without_python(dim: int) -> None:
+    """Others, padded and cut, are gathered by Python's collectives."""
+    runtime, whole = runtime_of(2), torch.randn(4, 6)
+    for end in (whole.shape[dim] // 2, 1):
+        owned = ((0, end),), ((end, whole.shape[dim]),)
+        dims = ((dim, owned),)
+
+        def gather(rank: int, dims: Any = dims) -> RankProgram:
+            graph = Graph()
+            shape, name = list(whole.shape), runtime.mesh.group_name(rank)
+            args = (graph.placeholder("x"), dims, shape, rank, 2, name, ())
+            graph.output((graph.call_function(gather_shards, args),))
+            return RankProgram(GraphModule({}, graph), rank, runtime.native_meeting())
+
+        programs = [gather(rank) for rank in (0, 1)]
+        assert (programs[0].in_python == {}) == (end > 1)
+        for found in run(runtime, programs, [take(whole, dims, rank) for rank in (0, 1)]):
+            assert torch.equal(found, whole)
     runtime.close()
 
 

@@ -8,23 +8,27 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from ..ir.layout import Unfolding
 from ..ir.shards import Pieces, SplitDims
-from ..kernels.lookups import embedding_shard
-from ..kernels.slices import take
+from ..kernels.collectives import gather_shards
+from ..kernels.lookups import embedding_backward_shard, embedding_shard, gather_shard, scatter_shard
+from ..kernels.slices import take, take_unfolded
 
 aten = torch.ops.aten
+c10d = torch.ops._c10d_functional
 
 Emit = Callable[..., Node]
 
 ORIGIN = "expanded_from"  # in the meta of a node: the name of that which it is made of
 
 
-def expanded(graph: Graph) -> Graph:
-    """A copy of a graph, with ops in the place of functions."""
+def expanded(graph: Graph, gathers: bool) -> Graph:
+    """A copy of a graph, with ops in the place of functions; `gathers`: of those that gather shards too."""
     made = Graph()
     known: dict[Node, Node] = {}
     for node in graph.nodes:
-        found = _expand(made, node, known)
+        stays = node.target is gather_shards and not gathers
+        found = None if stays else _expand(made, node, known)
         known[node] = made.node_copy(node, known.__getitem__) if found is None else found
         if node.op == "output":
             return made
@@ -33,7 +37,7 @@ def expanded(graph: Graph) -> Graph:
 
 def _expand(graph: Graph, node: Node, known: dict[Node, Node]) -> Node | None:
     """The last of the ops that a node becomes; None where it stays as it is."""
-    expand = _EXPANSIONS.get(node.target) if node.op == "call_function" and not node.kwargs else None
+    expand = _EXPANSIONS.get(node.target) if node.op == "call_function" else None
     if expand is None:
         return None
 
@@ -43,19 +47,81 @@ def _expand(graph: Graph, node: Node, known: dict[Node, Node]) -> Node | None:
         return call
 
     args = [known[arg] if isinstance(arg, Node) else arg for arg in node.args]
-    return expand(emit, *args)
+    return expand(emit, *args, **node.kwargs)
+
+
+def _place(emit: Emit, ids: Node, owned: Pieces, size: int) -> tuple[Node, Node]:
+    """`lookups.place`, of one interval."""
+    ((start, stop),) = owned
+    before = emit(aten.logical_and.default, emit(aten.ge.Scalar, ids, 0), emit(aten.lt.Scalar, ids, start))
+    after = emit(aten.logical_and.default, emit(aten.ge.Scalar, ids, stop), emit(aten.lt.Scalar, ids, size))
+    return emit(aten.sub.Tensor, ids, start), emit(aten.logical_or.default, before, after)
 
 
 def _embedding_shard(emit: Emit, weight: Node, ids: Node, owned: Pieces, size: int) -> Node | None:
     if len(owned) != 1:
         return None
-    ((start, stop),) = owned
-    before = emit(aten.logical_and.default, emit(aten.ge.Scalar, ids, 0), emit(aten.lt.Scalar, ids, start))
-    after = emit(aten.logical_and.default, emit(aten.ge.Scalar, ids, stop), emit(aten.lt.Scalar, ids, size))
-    elsewhere = emit(aten.logical_or.default, before, after)
-    here = emit(aten.masked_fill.Scalar, emit(aten.sub.Tensor, ids, start), elsewhere, 0)
-    rows = emit(aten.embedding.default, weight, here)
+    here, elsewhere = _place(emit, ids, owned, size)
+    rows = emit(aten.embedding.default, weight, emit(aten.masked_fill.Scalar, here, elsewhere, 0))
     return emit(aten.masked_fill.Scalar, rows, emit(aten.unsqueeze.default, elsewhere, -1), 0)
+
+
+def _gather_shard(emit: Emit, shard: Node, dim: int, index: Node, owned: Pieces, size: int) -> Node | None:
+    if len(owned) != 1:
+        return None
+    here, elsewhere = _place(emit, index, owned, size)
+    found = emit(aten.gather.default, shard, dim, emit(aten.masked_fill.Scalar, here, elsewhere, 0))
+    return emit(aten.masked_fill.Scalar, found, elsewhere, 0)
+
+
+def _scatter_shard(
+    emit: Emit, op: Any, shard: Node, dim: int, index: Node, *rest: Any, owned: Pieces, size: int
+) -> Node | None:
+    if len(owned) != 1:
+        return None
+    ((start, stop),) = owned
+    here, elsewhere = _place(emit, index, owned, size)
+    one_more = emit(aten.slice.Tensor, shard, dim, 0, 1)
+    room = emit(aten.cat.default, [shard, one_more], dim)
+    there = emit(aten.masked_fill.Scalar, here, elsewhere, stop - start)
+    return emit(aten.slice.Tensor, emit(op, room, dim, there, *rest), dim, 0, stop - start)
+
+
+def _embedding_backward_shard(
+    emit: Emit, gradient: Node, ids: Node, padding: int, owned: Pieces, size: int
+) -> Node | None:
+    if len(owned) != 1:
+        return None
+    ((start, stop),) = owned
+    here, elsewhere = _place(emit, ids, owned, size)
+    unwanted = emit(aten.logical_or.default, elsewhere, emit(aten.eq.Scalar, ids, padding))
+    there = emit(aten.masked_fill.Scalar, here, unwanted, stop - start)
+    made = emit(aten.embedding_dense_backward.default, gradient, there, stop - start + 1, -1, False)
+    return emit(aten.slice.Tensor, made, 0, 0, stop - start)
+
+
+def _gather_shards(
+    emit: Emit,
+    shard: Node,
+    dims: SplitDims,
+    shape: Sequence[int],
+    rank: int,
+    ranks: int,
+    group: str,
+    unfolding: Unfolding,
+) -> Node | None:
+    """Where ranks have equal parts of one dimension, in order; others are padded and cut, in Python."""
+    if unfolding or len(dims) != 1:
+        return None
+    ((dim, owned),) = dims
+    size = shape[dim] // ranks
+    if owned != tuple(((rank * size, (rank + 1) * size),) for rank in range(ranks)):
+        return None
+    dense = emit(aten.contiguous.default, shard)
+    gathered = emit(c10d.wait_tensor.default, emit(c10d.all_gather_into_tensor.default, dense, ranks, group))
+    if dim == 0:
+        return gathered
+    return emit(aten.cat.default, emit(aten.chunk.default, gathered, ranks, 0), dim)
 
 
 def _take(emit: Emit, whole: Node, dims: SplitDims, rank: int) -> Node | None:
@@ -68,4 +134,24 @@ def _take(emit: Emit, whole: Node, dims: SplitDims, rank: int) -> Node | None:
     return whole
 
 
-_EXPANSIONS: dict[Any, Callable[..., Node | None]] = {embedding_shard: _embedding_shard, take: _take}
+def _take_unfolded(emit: Emit, whole: Node, dims: SplitDims, rank: int, unfolding: Unfolding) -> Node | None:
+    if not all(type(size) is int for _, sizes in unfolding for size in sizes):
+        return None
+    apart = whole
+    for dim, sizes in unfolding:
+        apart = emit(aten.unflatten.int, apart, dim, list(sizes))
+    own = _take(emit, apart, dims, rank) or apart
+    for dim, sizes in reversed(unfolding):
+        own = emit(aten.flatten.using_ints, own, dim, dim + len(sizes) - 1)
+    return own if own is not whole else None
+
+
+_EXPANSIONS: dict[Any, Callable[..., Node | None]] = {
+    embedding_shard: _embedding_shard,
+    embedding_backward_shard: _embedding_backward_shard,
+    gather_shard: _gather_shard,
+    gather_shards: _gather_shards,
+    scatter_shard: _scatter_shard,
+    take: _take,
+    take_unfolded: _take_unfolded,
+}

@@ -21,6 +21,7 @@ from ..torch_internals.fx import OpOverload
 from .build import load
 from .collectives import Meeting, collective_of, is_wait
 from .expansions import ORIGIN, expanded
+from .in_place import write_in_place
 
 aten = torch.ops.aten
 
@@ -49,7 +50,8 @@ class RankProgram:
     """
 
     def __init__(self, module: GraphModule, seat: int = 0, meeting: Meeting | None = None) -> None:
-        graph = expanded(module.graph)
+        graph = expanded(module.graph, gathers=meeting is not None)
+        write_in_place(graph)
         self.seat, self.meeting = seat, meeting
         self.names: list[str] = []  # of the nodes, one for each instruction
         self.in_python: dict[str, str] = {}  # nodes that may take Python's lock: what they call
