@@ -29,11 +29,15 @@ class Probe:
 
     name: str
     op: Callable[[Tensor], Tensor]
+    executor: str = "native"  # the device compiler of its models
     on_rank: dict[int, Callable[[], object]] = field(default_factory=dict)
 
 
-@pytest.fixture
-def probe() -> Iterator[Probe]:
+EXECUTORS = ["native", pytest.param("eager", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=EXECUTORS)
+def probe(request: pytest.FixtureRequest) -> Iterator[Probe]:
     name = f"tpfx_faults::probe{next(_serials)}"
 
     @torch.library.custom_op(name, mutates_args=())
@@ -44,7 +48,7 @@ def probe() -> Iterator[Probe]:
         return x * 2
 
     double.register_fake(torch.empty_like)
-    made = Probe(name, double)
+    made = Probe(name, double, request.param)
     with rule_for_each(double):
         yield made
     made.on_rank.clear()
@@ -82,7 +86,7 @@ def compiled(probe: Probe, timeout: float = 20.0) -> tuple[Callable[[], Tensor],
     torch.manual_seed(0)
     reference = Faulty(probe.op)
     torch.manual_seed(0)
-    model = tpfx.compile(Faulty(probe.op), CPUS, timeout=timeout)
+    model = tpfx.compile(Faulty(probe.op), CPUS, timeout=timeout, device_compiler=probe.executor)
 
     def call() -> Tensor:
         with torch.no_grad():
@@ -187,8 +191,8 @@ def test_an_error_in_the_model_itself_passes_through(probe: Probe) -> None:
         model(IDS, IDS)
 
 
-@pytest.fixture
-def backward_probe() -> Iterator[tuple[Probe, Callable[[Tensor], Tensor]]]:
+@pytest.fixture(params=EXECUTORS)
+def backward_probe(request: pytest.FixtureRequest) -> Iterator[tuple[Probe, Callable[[Tensor], Tensor]]]:
     """A custom op called in the backward pass; and the op whose gradient it makes."""
     serial = next(_serials)
 
@@ -206,7 +210,7 @@ def backward_probe() -> Iterator[tuple[Probe, Callable[[Tensor], Tensor]]]:
     for op in (back, there):
         op.register_fake(torch.empty_like)
     there.register_autograd(lambda _, gradient: back(gradient))
-    made = Probe(f"tpfx_faults::back{serial}", back)
+    made = Probe(f"tpfx_faults::back{serial}", back, request.param)
     with rule_for_each(back, there):
         yield made, there
     made.on_rank.clear()
@@ -230,7 +234,7 @@ def test_an_error_in_backward_on_one_rank(
     torch.manual_seed(0)
     reference = Faulty(op)
     torch.manual_seed(0)
-    model = tpfx.compile(Faulty(op), CPUS, timeout=HOURS)
+    model = tpfx.compile(Faulty(op), CPUS, timeout=HOURS, device_compiler=probe.executor)
     torch.testing.assert_close(step(model), step(reference))
 
     def fail() -> None:

@@ -93,6 +93,38 @@ def test_many_programs(seed: int) -> None:
     print("", *(f"{count:6,} {what}" for what, count in sorted((COUNTS - before).items())), sep="\n")
 
 
+def results_of(plain: Program, x: torch.Tensor, executor: str) -> list[torch.Tensor]:
+    """What a program split over three devices returns, without gradients and with, and its gradients."""
+    torch._dynamo.reset()
+    split = tpfx.compile(copy.deepcopy(plain), ["cpu"] * 3, timeout=30, device_compiler=executor)
+    with torch.no_grad():
+        found = [*split(x)]
+    results = split(x)
+    loss: Any = sum(one.double().square().mean() for one in results if one.is_floating_point())
+    if loss.requires_grad:  # a weight may be used by nothing
+        loss.backward()
+    gradients = (one.grad for one in split.parameters() if one.grad is not None)
+    weights = [one.full() if isinstance(one, tpfx.ShardedTensor) else one for one in gradients]
+    return [*found, *(one.detach() for one in results), *weights]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_native_and_eager_say_the_same_to_the_bit() -> None:
+    @hypothesis.settings(max_examples=25, print_blob=False)
+    @hypothesis.seed(7)
+    @hypothesis.given(programs)
+    def any_program(steps: list[Step]) -> None:
+        torch.manual_seed(0)
+        plain = Program(tuple(steps), 12)
+        x = torch.randn(2, 4, 12)
+        native, eager = (results_of(plain, x, executor) for executor in ("native", "eager"))
+        for one, other in zip(native, eager, strict=True):
+            assert torch.equal(one.nan_to_num(), other.nan_to_num())
+
+    any_program()
+
+
 # What the fuzzer has found: steps, devices, batch, length, width, double precision.
 CASES: dict[str, tuple[tuple[Step, ...], int, int, int, int, bool]] = {
     "a scatter whose index has the axis that it writes along": (
