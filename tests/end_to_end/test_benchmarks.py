@@ -12,7 +12,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from benchmarks import phases, plan, reading, turns
+from benchmarks import cold, phases, plan, reading, turns
 from benchmarks.llama import Llama, Sizes
 from benchmarks.models import build, config, prompt
 from benchmarks.others import Others
@@ -61,6 +61,23 @@ def test_stage_table_sums_the_stages():
         [" all    ", "    1.000 ", "    3.500 ", "     1.75 "]
     ]
     assert "nan" in shown  # no ratio to nothing
+
+
+def test_seconds_of_a_stage_inside_of_another_count_once(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 7.0, 15.0])
+    monkeypatch.setattr(cold, "cpu_seconds", lambda: next(now))
+    stages = cold.Stages()
+    inner = stages.timed(lambda: None, "choose")
+    stages.timed(inner, "Dynamo")()
+    assert stages.seconds == {"else": 1.0, "Dynamo": 2.0 + 8.0, "choose": 4.0}
+
+
+@pytest.mark.slow
+def test_cold_starts_are_counted_by_stage():
+    figures = cold.in_process("tpfx", 1, 2)
+    assert {"Dynamo", "AOTAutograd", "choose", "rank 1", "programs", "runs"} <= figures["stages"].keys()
+    assert sum(figures["stages"].values()) == pytest.approx(figures["seconds"], abs=0.5)
+    assert figures["graphs"]["compile"] == 1
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt2"])
