@@ -70,3 +70,15 @@ def test_what_is_asked_for_is_known_while_a_backward_runs() -> None:
     undo()
     assert seen == [True, False, True, True, False]
     assert not ASKED.of(inner.grad_fn)
+
+
+def test_hooks_that_take_what_is_saved_are_known_also_in_a_recomputation() -> None:
+    seen = []
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        seen.append(backward_pass.saved_by_others())
+        return x.exp()
+
+    x = torch.ones(2, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False).sum().backward()
+    assert seen == [True, True] and not backward_pass.saved_by_others()

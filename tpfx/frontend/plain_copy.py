@@ -19,6 +19,7 @@ from ..sharded_tensor.model_weights import load_into_place, plain_weight
 from ..sharded_tensor.state_tensor import give_addresses
 from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.aot import in_transform
+from ..torch_internals.backward_pass import saved_by_others
 from ..torch_internals.dynamo import as_code_of
 from ..torch_internals.module_changes import CALLED_INSTEAD, remove_state_hooks, with_hooks
 from ..torch_internals.parameter_slots import slots_of
@@ -81,7 +82,8 @@ def _parts(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 def _leading(call: _Call) -> FunctionType:
     def called(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or in_transform():
+        # A checkpoint's recomputation, amid a backward, must save what its forward did inside of the model.
+        if torch.compiler.is_compiling() or in_transform() or saved_by_others():
             return with_hooks(self, *args, **kwargs)
         return call(self, args, kwargs)
 

@@ -30,6 +30,11 @@ def current_pass() -> int:
     return int(torch._C._current_graph_task_id())
 
 
+def saved_by_others() -> bool:
+    """Whether hooks take what is saved for a backward, as inside of a checkpoint and of its recomputation."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def passes_through(node: Node) -> bool:
     """Whether the backward that runs now runs a node, or is asked for the gradient of its results."""
     return bool(torch._C._will_engine_execute_node(node))
