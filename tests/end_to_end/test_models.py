@@ -155,7 +155,7 @@ def test_few_graphs_serve_an_encoder_and_a_decoder() -> None:
             generate_from(plain, ids).sequences,
         )
         graphs.append(tpfx.report(model).graphs)
-    assert graphs[0] <= 3 and graphs[-1] <= graphs[0] + 1
+    assert graphs[0] <= 4 and graphs[-1] <= graphs[0] + 1  # one of them of the encoder alone
 
 
 def test_keys_and_values_of_a_sliding_window_stay_split() -> None:
