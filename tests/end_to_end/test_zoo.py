@@ -21,12 +21,18 @@ SAMPLE = {
     ("image", "vit"): 3,
     ("image", "mobilenet_v1"): 2,
 }
+LONG = ("mamba", "granite_swa")  # half a minute each
 ALL = [(task, arch, devices) for task, archs in LISTED.items() for arch in archs for devices in (2, 3)]
 
 
 @pytest.mark.parametrize(
     ("task", "arch", "devices"),
-    [pytest.param(*one, marks=[] if SAMPLE.get(one[:2]) == one[2] else [pytest.mark.slow]) for one in ALL],
+    [
+        pytest.param(
+            *one, marks=[] if one[1] not in LONG and SAMPLE.get(one[:2]) == one[2] else [pytest.mark.slow]
+        )
+        for one in ALL
+    ],
 )
 def test_architecture(task: str, arch: str, devices: int) -> None:
     outcome = check(task, arch, devices)
