@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 
 import tpfx
-from tests.support.sharded import sharded
+from tests.support.nets import Net
+from tests.support.sharded import CPUS, sharded
 from tpfx.ir.shards import Shards
+from tpfx.runtime.mesh import Mesh
+from tpfx.runtime.thread_runtime import Runtime
 
 
 class Writes(torch.nn.Module):
@@ -88,3 +95,25 @@ def test_a_split_cache_is_written_into_where_it_lies() -> None:
             split(torch.randn(2, 1, 16), cache, torch.tensor([step]), torch.tensor(0))
     assert [shard.data_ptr() for shard in cache.shards] == before
     assert cache.full()[:, :, :3].abs().min() > 0 and cache.full()[:, :, 3:].abs().max() == 0
+
+
+@pytest.mark.parametrize("gpus", [[], [torch.device("cuda:0")]], ids=["cpu", "gpu"])
+def test_ranks_on_gpus_run_where_their_streams_wait_for_the_callers(
+    gpus: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noting(name: str) -> Callable[..., Any]:
+        method = getattr(Runtime, name)
+
+        def called(self: Runtime, *args: Any) -> Any:
+            ways.append(name)
+            return method(self, *args)
+
+        return called
+
+    ways: list[str] = []
+    model, x = tpfx.compile(Net(), CPUS), torch.randn(4, 8)
+    monkeypatch.setattr(Mesh, "gpus", gpus)  # the threads are those of a CPU
+    for name in ("run", "run_programs"):
+        monkeypatch.setattr(Runtime, name, noting(name))
+    torch.testing.assert_close(model(x), Net()(x))
+    assert set(ways) == {"run" if gpus else "run_programs"}

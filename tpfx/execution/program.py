@@ -61,7 +61,8 @@ class Program:
         self.ranks, self.mesh, self.tell = ranks, ranks.runtime.mesh, tell
         self.forwards = list(ranks.forwards)
         runtime = ranks.runtime
-        self._team = runtime if isinstance(runtime, Runtime) else None  # of threads for native programs
+        # Of threads for native programs; on GPUs `run` also has the ranks' streams wait for the caller's.
+        self._team = runtime if isinstance(runtime, Runtime) and not self.mesh.gpus else None
         self._programs = [one for one in ranks.forwards if isinstance(one, RankProgram)]
         self.arguments = Arguments(graph.find_nodes(op="placeholder"), self.mesh)
         returned: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
