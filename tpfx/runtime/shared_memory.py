@@ -10,11 +10,11 @@ The memory is a file without a name, which is gone when the last process is.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import mmap
 import os
 import secrets
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -103,7 +103,7 @@ class SharedMeeting:
 
 
 def shared_meeting(mesh: Mesh, timeout: float) -> SharedMeeting | None:
-    """The meeting of a mesh whose ranks are processes; None where they cannot share memory.
+    """The meeting of a mesh whose ranks are processes; None where they cannot share memory, or not on Linux.
 
     All processes of the group call this at once. `timeout` in seconds.
 
@@ -111,7 +111,8 @@ def shared_meeting(mesh: Mesh, timeout: float) -> SharedMeeting | None:
         NoExecutor: the extension cannot be built here.
     """
     if mesh.group not in _OF_GROUP:
-        if any(device.type != "cpu" for device in mesh.devices) or not 1 < mesh.size <= MOST_RANKS:
+        on_cpu = all(device.type == "cpu" for device in mesh.devices)
+        if sys.platform != "linux" or not on_cpu or not 1 < mesh.size <= MOST_RANKS:
             _OF_GROUP[mesh.group] = None
         else:
             with outside_traces(), waiting("meeting in shared memory"):
@@ -184,6 +185,8 @@ def _create(size: int) -> Path | None:
 
 def _open(path: Path | None, rank: int, size: int) -> tuple[mmap.mmap, int] | None:
     """A file mapped and open, the byte of this rank locked; None where that cannot be done."""
+    import fcntl  # not everywhere
+
     if path is None:
         return None
     try:
