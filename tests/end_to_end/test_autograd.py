@@ -165,6 +165,42 @@ def penalty_in_bfloat16(model: nn.Module, call: Any) -> Values:
     return [slope, *gradients(model)]
 
 
+class Folded(nn.Module):
+    """Folds its input, whose gradient is asked for; the sizes of the fold follow from one that varies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(x.view(2, -1, 8)).relu().view(-1, 32)).view(x.shape)
+
+
+def gradients_of_folds(model: nn.Module, call: Any) -> Values:
+    inputs = [torch.randn(rows, 8, requires_grad=True) for rows in (4, 6)]
+    for x in inputs:
+        call(x).square().sum().backward()
+    return [*(x.grad for x in inputs), *gradients(model)]
+
+
+class SeenInTwoWays(nn.Module):
+    """A weight whose dimension is pairs of threes to one use, and threes of pairs to the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.out = nn.Parameter(torch.randn(6 * 8)), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pairs = (x[:4].view(2, 2, 8) * self.weight.view(2, 3, 8)[:, :1]).sum(0)
+        threes = (x.view(3, 2, 8) * self.weight.view(3, 2, 8)[:, 1:]).sum(0)
+        return self.out(threes + pairs)
+
+
+def gradients_of_views(model: nn.Module, call: Any) -> Values:
+    call(torch.randn(6, 8)).square().sum().backward()
+    return gradients(model)
+
+
 def spectral() -> nn.Module:
     return nn.Sequential(nn.utils.spectral_norm(nn.Linear(8, 16)), nn.Tanh(), nn.Linear(16, 8))
 
@@ -175,6 +211,8 @@ USES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "heads that take turns": (Heads, heads_in_turn),
     "gradients that two weights share": (SharedGradients, accumulation),
     "forces": (Energy, forces),
+    "an input that is folded": (Folded, gradients_of_folds),
+    "a weight seen in two ways": (SeenInTwoWays, gradients_of_views),
     "a penalty, of a net with dropout": (lambda: mlp(nn.Dropout(0.4)), penalty),
     "a penalty beside a loss": (Detached, penalty_and_loss),
 }

@@ -85,6 +85,7 @@ def test_tokens_are_streamed_from_a_thread() -> None:
     same(stream, llama)
 
 
+@pytest.mark.slow  # tests/end_to_end/test_caches.py has each of the edits
 def test_a_prompts_cache_is_used_again_and_edited() -> None:
     """Copied for each prompt; kept from a generation; rows repeated and chosen; entries dropped."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from tpfx.torch_internals import fake
 
@@ -38,6 +38,20 @@ def test_sizes_that_vary_are_expressions_that_can_be_renamed() -> None:
     assert [fake.expression(size) for size in made[0].shape] == [other.node.expr, 2 * other.node.expr]
     assert fake.expression(made[0].stride(0)) == 2 * other.node.expr and made[0].dtype is x.dtype
     assert fake.expression(made[1]) == other.node.expr and made[2] is y and made[3] == 5
+
+
+def test_divisions_that_leave_no_rest_are_fractions() -> None:
+    env = ShapeEnv()
+    with fake.FakeTensorMode(shape_env=env) as mode:
+        varying = StatelessSymbolicContext([DimDynamic.DYNAMIC] * 2)
+        x = mode.from_tensor(torch.ones(12, 4), symbolic_context=varying)
+        rows, half = x.shape[0], x.shape[0] // 2
+        unknown = fake.expression(half)
+        assert fake.with_exact_divisions(rows, 2 * unknown) == 2 * unknown
+        x.view(2, -1, 4)
+    known = fake.expression(half)
+    assert fake.with_exact_divisions(rows, 2 * known) == fake.expression(rows)
+    assert fake.with_exact_divisions(rows, 7) == 7
 
 
 def test_what_is_assumed_of_sizes_is_noticed() -> None:

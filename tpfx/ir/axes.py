@@ -75,16 +75,17 @@ def same(left: Dim, right: Dim) -> bool:
     return left is right or (left.size == 1 and right.size == 1)
 
 
-def product(parts: Iterable[Dim]) -> Dim:
-    """The dimension that `view` makes of several, major first."""
+def product(parts: Iterable[Dim], size: Size | None = None) -> Dim:
+    """The dimension that `view` makes of several, major first; its size, where it is known in other terms."""
     factors = [part for part in map(find, parts) if part.size != 1]
     if not factors:
         return Dim(1)
     if len(factors) == 1:
         return factors[0]
-    size: Size = 1
-    for factor in factors:
-        size = size * factor.size
+    if size is None:
+        size = 1
+        for factor in factors:
+            size = size * factor.size
     return Dim(size, Product(tuple(factors)))
 
 

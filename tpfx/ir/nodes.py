@@ -11,6 +11,7 @@ import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from ..torch_internals.fake import with_exact_divisions
 from ..torch_internals.fx import OpOverload
 from .axes import Size
 
@@ -41,6 +42,8 @@ def size_of(extent: Any) -> Size:
     expression = (
         extent.node.shape_env.replace(extent.node.expr) if extent.node.shape_env else extent.node.expr
     )
+    simpler = with_exact_divisions(extent, expression)
+    expression = simpler if simpler.is_integer else expression
     return int(expression) if isinstance(expression, sympy.Integer) else expression
 
 

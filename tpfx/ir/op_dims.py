@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.fx import Node
 
+from ..torch_internals.fake import with_exact_divisions
 from .axes import Dim, Size, same, unify
 from .nodes import arguments, result_tensors, tensor_nodes
 
@@ -97,4 +98,11 @@ class Call:
 
     def same_size(self, left: Size, right: Size) -> bool:
         """Whether two sizes are provably equal."""
-        return bool(left == right)
+        if left == right:
+            return True
+        varying = next((extent for extent in self._extents() if isinstance(extent, torch.SymInt)), 0)
+        return bool(with_exact_divisions(varying, left) == with_exact_divisions(varying, right))
+
+    def _extents(self) -> Iterator[Any]:
+        for tensor in (*self.results, *(operand.meta["val"] for operand in self.operands)):
+            yield from tensor.shape

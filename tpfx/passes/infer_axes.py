@@ -6,13 +6,19 @@ show(dims_of(weight))     # ['[(a:4 b:16)|(a b)|(a b)]', 'c:64']: a packed q|k|v
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch.fx import Graph, Node
 
 from ..ir.annotations import bound_of, dims_of, gradients_in, set_dims
 from ..ir.axes import Dim, unify
 from ..ir.nodes import is_getitem, is_tensor, result_index, result_tensors, size_of, tensor_nodes
+from ..ir.provenance import ORIGIN
 from ..rules import rule_for
 from ..rules.bind import bind
+from ..rules.rule import Rule
+from ..rules.whole_dims import unsplit
 
 
 def infer_axes(graph: Graph) -> None:
@@ -29,11 +35,28 @@ def infer_axes(graph: Graph) -> None:
             bind(node, rule_for(node.target))
         elif is_tensor(node):
             set_dims(node, [Dim(size_of(extent)) for extent in node.meta["val"].shape])
-    output = graph.output_node()
-    for at, weight in gradients_in(output).items():
-        gradient: Node = output.args[0][at]  # type: ignore[index,assignment]
-        for left, right in zip(dims_of(gradient), dims_of(weight), strict=True):
-            unify(left, right)
+    _join_gradients(graph.output_node())
     for node in graph.nodes:
         if (bound := bound_of(node)) is not None:
             bound.settle()
+
+
+def _join_gradients(output: Node) -> None:
+    """A gradient has the dimensions of its weight; one of other structure takes them on where it is whole."""
+    if not gradients_in(output):
+        return
+    results: Any = output.args[0]
+    returned: list[Node] = list(results)
+    for at, weight in gradients_in(output).items():
+        if not _join(returned[at], weight):
+            with output.graph.inserting_before(output):
+                whole = output.graph.call_function(torch.ops.aten.alias.default, (returned[at],))
+            whole.meta = {key: value for key, value in returned[at].meta.items() if key in ("val", *ORIGIN)}
+            bind(whole, Rule(unsplit))
+            _join(whole, weight)
+            returned[at] = whole
+    output.args = (type(results)(returned),)
+
+
+def _join(gradient: Node, weight: Node) -> bool:
+    return all([unify(left, right) for left, right in zip(dims_of(gradient), dims_of(weight), strict=True)])

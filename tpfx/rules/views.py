@@ -25,7 +25,7 @@ def view(call: Call) -> Bound:
     hints = [int(_hint(extent)) for extent in call.results[0].shape]
     source_hints = [int(_hint(extent)) for extent in call.operands[0].meta["val"].shape]
     result: Dims = []
-    for (i, j), (k, m) in _blocks(source, source_hints, sizes, hints):
+    for (i, j), (k, m) in _blocks(call, source, source_hints, sizes, hints):
         result += _view_block(bound, source[i:j], sizes[k:m])
     bound.results = [checked(bound, call, result)]
     return bound
@@ -33,12 +33,12 @@ def view(call: Call) -> Bound:
 
 def _view_block(bound: Bound, source: Sequence[Dim], sizes: Sequence[Size]) -> Dims:
     if len(sizes) == 1:
-        return [product(source)]
+        return [product(source, sizes[0])]
     if len(source) == 1 and [find(source[0]).size] == [size for size in sizes if size != 1]:
         return [source[0] if size != 1 else Dim(1) for size in sizes]
     dims = [Dim(size) for size in sizes]
     whole = product(source)
-    bound.match(whole, product(dims))
+    bound.match(whole, product(dims, find(whole).size))
     return dims
 
 
@@ -47,13 +47,17 @@ def _hint(extent: Any) -> int:
 
 
 def _blocks(
-    source: Sequence[Dim], source_hints: Sequence[int], sizes: Sequence[Size], hints: Sequence[int]
+    call: Call,
+    source: Sequence[Dim],
+    source_hints: Sequence[int],
+    sizes: Sequence[Size],
+    hints: Sequence[int],
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """The finest blocks of dimensions, before and after, that have provably equal products."""
     blocks, i, k = [], 0, 0
     while i < len(source) or k < len(sizes):
         j, m = min(i + 1, len(source)), min(k + 1, len(sizes))
-        while not _equal_products(source[i:j], sizes[k:m]):
+        while not call.same_size(_times([find(dim).size for dim in source[i:j]]), _times(sizes[k:m])):
             before, after = _times(source_hints[i:j]), _times(hints[k:m])
             if before <= after and j < len(source):
                 j += 1
@@ -66,10 +70,6 @@ def _blocks(
         blocks.append(((i, j), (k, m)))
         i, k = j, m
     return blocks
-
-
-def _equal_products(source: Sequence[Dim], sizes: Sequence[Size]) -> bool:
-    return bool(_times([find(dim).size for dim in source]) == _times(sizes))
 
 
 def _times(sizes: Sequence[Any]) -> Any:

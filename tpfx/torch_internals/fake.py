@@ -11,6 +11,7 @@ from torch._subclasses import fake_tensor as _fakes
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
+from torch.utils._sympy.functions import FloorDiv, Mod
 
 # What an op raises on fake tensors where its shapes depend on values, or it was never told about fakes.
 UNKNOWN_TO_FAKES = (
@@ -25,6 +26,21 @@ Symbols = Mapping[sympy.Symbol, sympy.Symbol]
 def expression(extent: Any) -> Any:
     """A size: a number, or a sympy expression of the sizes that vary, as it is known now."""
     return extent.node.expr if isinstance(extent, torch.SymInt) else extent
+
+
+def with_exact_divisions(extent: Any, size: Any) -> Any:
+    """An expression of sizes in which divisions known to leave no rest are fractions: 2 * (s // 2) is s.
+
+    Args:
+        extent: a size of the same trace, which knows them.
+        size: the expression, or a number.
+    """
+    divisions = size.atoms(FloorDiv) if isinstance(size, sympy.Expr) else ()
+    if not divisions or not isinstance(extent, torch.SymInt):
+        return size
+    env = extent.node.shape_env
+    exact = {env.replace(rest) for rest in env.divisible}
+    return size.xreplace({one: one.args[0] / one.args[1] for one in divisions if Mod(*one.args) in exact})
 
 
 def renamed(value: Any, symbols: Symbols) -> Any:
