@@ -77,7 +77,7 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 .venv-%/.test: pyproject.toml constraints.txt
 	@echo "Installing tpfx with torch-transformers $* into $(@D); a CUDA build of torch takes 6 GB."
 	$(PYTHON) -m venv $(@D)
-	sed -E '/^(torch|transformers)==/d' constraints.txt > $(@D)/constraints.txt
+	sed -E '/^(torch|transformers|huggingface_hub|tokenizers)==/d' constraints.txt > $(@D)/constraints.txt
 	printf '%s.*\n' 'torch==$(word 1,$(subst -, ,$*))' 'transformers==$(word 2,$(subst -, ,$*))' >> $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt torch
 	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --editable '.[test]'
