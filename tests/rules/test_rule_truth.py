@@ -162,19 +162,41 @@ def _cuda_attention(op: Any, device: str) -> Iterator[tuple[Any, ...]]:
             yield query, key, value, bias, True, 0.0, causal
 
 
-FORWARD = sorted((op for op in CUDA_ONLY if "backward" not in str(op)), key=str)
+def _cuda_attention_backward(op: Any, device: str) -> Iterator[tuple[Any, ...]]:
+    """Calls of its backward, with what its forward returns; a bias with its gradient, and without."""
+    forward = getattr(aten, op.name().removeprefix("aten::").removesuffix("_backward")).default
+    for given in _cuda_attention(forward, device):
+        made = forward(*given)
+        out, sums, bias = made[0], made[1], given[3]
+        gradient, (query, key, value) = torch.randn_like(out), given[:3]
+        if op is aten._scaled_dot_product_flash_attention_backward.default:
+            yield gradient, query, key, value, out, sums, *made[2:6], 0.0, given[4], *made[6:8]
+        elif op is aten._scaled_dot_product_cudnn_attention_backward.default:
+            yield gradient, query, key, value, out, sums, *made[6:8], bias, *made[2:6], 0.0, given[6]
+        else:
+            for wanted in {False, bias is not None}:
+                masks = [True, True, True, wanted]
+                yield gradient, query, key, value, bias, out, sums, *made[2:4], 0.0, masks, given[6]
 
 
-@pytest.mark.parametrize("op", FORWARD, ids=str)
+FORWARD = sorted((op for op in CUDA_ONLY if "attention" in str(op) and "backward" not in str(op)), key=str)
+BACKWARD = sorted((op for op in CUDA_ONLY if "attention" in str(op) and "backward" in str(op)), key=str)
+
+
+def _calls(op: Any, device: str) -> Iterator[tuple[Any, ...]]:
+    return (_cuda_attention_backward if op in BACKWARD else _cuda_attention)(op, device)
+
+
+@pytest.mark.parametrize("op", FORWARD + BACKWARD, ids=str)
 def test_shapes_of_attention_for_cuda(op: Any) -> None:
     """Without a GPU the results' shapes can be checked, on the meta device."""
-    assert sum(check_rule(op, *args, values=False) for args in _cuda_attention(op, "meta")) > 10
+    assert min(check_rule(op, *args, values=False) for args in _calls(op, "meta")) > 3
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("op", FORWARD, ids=str)
+@pytest.mark.parametrize("op", FORWARD + BACKWARD, ids=str)
 def test_rule_of_attention_for_cuda_is_true(op: Any) -> None:
-    assert sum(check_rule(op, *args) for args in _cuda_attention(op, "cuda")) > 10
+    assert min(check_rule(op, *args) for args in _calls(op, "cuda")) > 3
 
 
 def _grouped(dtype: torch.dtype, name: str) -> tuple[torch.Tensor, ...]:

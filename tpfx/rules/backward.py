@@ -7,29 +7,43 @@ contracting a dimension that some results have and others have not.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..ir.axes import Dim, find, slice_of
+from ..ir.nodes import is_tensor, size_of
 from ..ir.op_dims import Bound, Call, Dims
 from .rule import Rule
 from .views import bounds
-from .whole_dims import checked, unknown, unsplit
+from .whole_dims import checked, unknown
 
 
 def attention_backward(call: Call) -> Bound:
-    """Heads by themselves; keys' and values' gradients are sums over the query heads that share them."""
-    if len(call.results) != 3:  # a gradient of the mask
-        return unsplit(call)
+    """Heads by themselves; keys' and values' gradients are sums over the query heads that share them.
+
+    A bias may have a gradient too. What else kernels of a GPU are given (the state that dropout drew from,
+    the ends of packed sequences) is whole.
+    """
     query, key = (find(call.dims[position][1]).size for position in (1, 2))
     heads, group = ("h", "h") if call.same_size(query, key) else ("h", "1") if key == 1 else ("(g r)", "g")
     q, k, v, out = f"b {heads} q! e!", f"b {group} k! e!", f"b {group} k! f!", f"b {heads} q! f!"
     lse, mask = call.get("logsumexp"), call.get("attn_mask", call.get("attn_bias"))
     known = {"query": q, "key": k, "value": v, "out": out, "grad_out": out, "grad_out_": out}
-    known["logsumexp"] = f"b {heads} q! 1" if lse.meta["val"].dim() == 4 else f"b {heads} q!"
+    # Some kernels pad the queries, and some keep the dimension that is summed over.
+    known["logsumexp"] = f"b {heads} s!" + " 1" * (lse.meta["val"].dim() - 3)
     if mask is not None:
-        known["attn_mask"] = known["attn_bias"] = " ".join(
-            ["b", heads, "q!", "k!"][4 - mask.meta["val"].dim() :]
-        )
+        sizes = list(map(size_of, mask.meta["val"].shape))
+        last = zip(["b", heads, "q!", "k!"][-len(sizes) :], sizes, strict=True)
+        known["attn_mask"] = known["attn_bias"] = " ".join("1" if size == 1 else name for name, size in last)
     names = [a.name for a in call.node.target._schema.arguments if "Tensor" in str(a.type)]  # type: ignore[union-attr]
-    return Rule(f"{', '.join(known.get(name, '') for name in names)} -> {q}, {k}, {v}", each=True).bind(call)
+    given = [known[name] if name in known else _whole(name, call[name]) for name in names]
+    results = [q, k, v, known.get("attn_bias", "")][: len(call.results)]
+    return Rule(f"{', '.join(given)} -> {', '.join(results)}", each=True).bind(call)
+
+
+def _whole(name: str, operand: Any) -> str:
+    """An operand in a rule, whole, of which the rule says nothing else."""
+    dims = operand.meta["val"].dim() if is_tensor(operand) else 0
+    return " ".join(f"{name}{at}!" for at in range(dims))
 
 
 def norm_backward(call: Call) -> Bound:
