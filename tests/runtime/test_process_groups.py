@@ -1,8 +1,12 @@
 """The functional collectives between rank threads, against plain torch on the ranks' tensors."""
 
 import gc
-from collections.abc import Callable, Iterator
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor
 from tpfx.errors import CollectiveError
 from tpfx.runtime import thread_collectives
 from tpfx.runtime.mesh import Mesh
+from tpfx.runtime.thread_collectives import CollectiveCall
 from tpfx.runtime.thread_runtime import Runtime
 from tpfx.torch_internals import distributed
 
@@ -253,6 +258,132 @@ def test_groups_are_unregistered() -> None:
         distributed.registered_group(names[0])
 
 
+class Devices:
+    """As NCCL finds them: what is allocated while a collective runs on some devices only waits, for ever."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.started = size, set[int]()
+
+    def allocate(self) -> None:
+        if 0 < len(self.started) < self.size:
+            raise RuntimeError("an allocation waits for a device that waits for another")
+
+    def start(self, rank: int) -> None:
+        self.started.add(rank)
+        time.sleep(1e-3)  # for other threads to come between
+
+    def issue(self, calls: list[CollectiveCall], streams: list[Any]) -> bool:
+        for rank in range(self.size):
+            self.start(rank)
+        thread_collectives.carry_out(calls, range(self.size))
+        self.started.clear()
+        return True
+
+
+def test_no_thread_allocates_while_a_collective_is_started() -> None:
+    devices = Devices(3)
+
+    def call(rank: int, name: str) -> Tensor:
+        x = torch.tensor([rank + 1.0])
+        for _ in range(20):
+            devices.allocate()
+            x = OPS.wait_tensor(OPS.all_reduce(x, "avg", name))
+        return x
+
+    with running(3) as runtime:
+        runtime._groups.meeting._issue = devices.issue  # as for ranks that have a GPU each
+        names = runtime.mesh.names
+        assert (
+            torch.cat(runtime.run([partial(call, rank, names[rank]) for rank in range(3)])).tolist()
+            == [2.0] * 3
+        )
+
+
+def test_a_collective_that_each_rank_starts_would_not_do() -> None:
+    """What the test before this one is there to find."""
+    devices = Devices(2)
+    devices.start(0)
+    with pytest.raises(RuntimeError, match="waits for a device"):
+        devices.allocate()
+
+
+class Nccl:
+    """Stands in for torch.cuda.nccl on the CPU."""
+
+    def __init__(self) -> None:
+        self.streams: list[Any] = []
+
+    def is_available(self, tensors: Sequence[Tensor]) -> bool:
+        return all(tensor.is_contiguous() for tensor in tensors)
+
+    def _all(self, reduction: int, inputs: Sequence[Tensor]) -> Tensor:
+        names = {number: name for name, number in thread_collectives._NCCL_REDUCTIONS.items()}
+        return reference(list(inputs), names[reduction])
+
+    def all_reduce(self, inputs: Any, outputs: Any, op: int, streams: list[Any]) -> None:
+        whole, self.streams = self._all(op, inputs), streams
+        for output in outputs:
+            output.copy_(whole)
+
+    def all_gather(self, inputs: Any, outputs: Any, streams: list[Any]) -> None:
+        for output in outputs:
+            output.copy_(torch.cat(tuple(inputs)))
+
+    def reduce_scatter(self, inputs: Any, outputs: Any, op: int, streams: list[Any]) -> None:
+        for output, part in zip(outputs, self._all(op, inputs).chunk(len(outputs)), strict=True):
+            output.copy_(part)
+
+    def broadcast(self, inputs: Any, root: int, streams: list[Any]) -> None:
+        for tensor in inputs:
+            tensor.copy_(inputs[root])
+
+
+COLLECTIVES: dict[str, Callable[[Tensor, str, int], Tensor]] = {
+    "all_reduce": lambda x, name, rank: OPS.all_reduce(x, "max", name),
+    "all_gather": lambda x, name, rank: OPS.all_gather_into_tensor(x, 2, name),
+    "reduce_scatter": lambda x, name, rank: OPS.reduce_scatter_tensor(x, "sum", 2, name),
+    "broadcast": lambda x, name, rank: OPS.broadcast(x, 1, name),
+}
+
+
+@pytest.mark.parametrize("kind", COLLECTIVES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.int16])
+def test_ranks_with_a_gpu_each_go_through_nccl(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it cannot take is copied."""
+    inputs = [draw((4, 3), torch.float32, seed).to(dtype) for seed in range(2)]
+    expected = on_ranks(2, inputs, COLLECTIVES[kind])
+    nccl, taken = Nccl(), []
+    monkeypatch.setattr(thread_collectives, "nccl", nccl)
+    monkeypatch.setattr(distributed, "nccl_available", lambda: True)
+
+    def issue(calls: list[CollectiveCall], streams: list[Any]) -> bool:
+        taken.append(thread_collectives.issue(calls, streams))
+        return taken[-1]
+
+    with running(2) as runtime:
+        runtime._groups.meeting._issue = issue
+        calls = [
+            partial(COLLECTIVES[kind], inputs[rank], runtime.mesh.names[rank], rank) for rank in range(2)
+        ]
+        found = runtime.run([lambda call=call: OPS.wait_tensor(call()) for call in calls])  # type: ignore[misc]
+    assert taken == [dtype != torch.int16]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_names_of_nccl_exist() -> None:
+    """With these parameters, in this order."""
+    for kind, names in {
+        "all_reduce": ["inputs", "outputs", "op", "streams"],
+        "all_gather": ["inputs", "outputs", "streams"],
+        "reduce_scatter": ["inputs", "outputs", "op", "streams"],
+        "broadcast": ["inputs", "root", "streams"],
+    }.items():
+        assert list(inspect.signature(getattr(torch.cuda.nccl, kind)).parameters)[: len(names)] == names
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_ranks_that_share_a_gpu() -> None:
@@ -271,7 +402,7 @@ def test_ranks_that_share_a_gpu() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_nccl_and_its_recovery() -> None:
+def test_ranks_with_a_gpu_each_and_their_recovery() -> None:
     runtime = Runtime(Mesh((torch.device("cuda", 0), torch.device("cuda", 1))), timeout=30.0)
 
     def call(rank: int, fail: bool) -> Tensor:

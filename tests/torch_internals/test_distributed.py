@@ -1,6 +1,5 @@
 """What tpfx expects of each private name of torch; a failure here names what a torch release changed."""
 
-import inspect
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -186,15 +185,6 @@ def test_torch_holds_groups_weakly_and_names_can_be_reused() -> None:
 def test_a_completed_work_may_be_waited_for_again_and_again() -> None:
     work = distributed.completed_work()
     assert all(work.wait() for _ in range(3))
-
-
-def test_the_nccl_names_exist() -> None:
-    if not distributed.nccl_available():
-        pytest.skip("this build of torch has no NCCL")
-    source = inspect.getsource(distributed.create_nccl_group)
-    for name in ("eager_connect_single_device", "_set_sequence_number_for_group"):
-        assert name in source
-        assert hasattr(torch.distributed.ProcessGroupNCCL, name)
 
 
 def test_below_autograd_skips_the_autograd_kernels() -> None:

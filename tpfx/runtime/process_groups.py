@@ -1,17 +1,13 @@
 """The process groups under which torch's functional collectives find the other rank threads of a process.
 
-    groups = create_groups(mesh, timeout=300.0)      # registered under mesh.group_name(rank)
-    # then, in the thread of each rank:
-    torch.ops._c10d_functional.all_reduce(x, "sum", mesh.group_name(rank))
-
-Ranks that each have a GPU of their own use NCCL, all others meet at a Rendezvous.
+groups = ThreadGroups(mesh, timeout=300.0)       # registered under mesh.group_name(rank)
+# then, in the thread of each rank:
+torch.ops._c10d_functional.all_reduce(x, "sum", mesh.group_name(rank))
 """
 
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..torch_internals import distributed
@@ -19,8 +15,6 @@ from .mesh import Mesh
 from .native_meeting import NativeMeeting
 from .rendezvous import Rendezvous
 from .thread_collectives import CollectiveCall
-
-Dispatch = Callable[[Sequence[Callable[[], None]]], object]
 
 
 @distributed.by_former_names
@@ -89,9 +83,7 @@ class ThreadGroup(distributed.ProcessGroup):  # type: ignore[misc]
 
 
 class ThreadGroups:
-    """The ThreadGroups of a mesh."""
-
-    need_threads = False
+    """The ThreadGroups of a mesh. `timeout` in seconds; `locate` says where a rank is, for messages."""
 
     def __init__(self, mesh: Mesh, timeout: float, locate: Callable[[int], str | None] | None = None) -> None:
         self.meeting = Rendezvous(mesh, timeout, locate)
@@ -117,7 +109,7 @@ class ThreadGroups:
         if self._native is not None:
             self._native.abort()
 
-    def reset(self, dispatch: Dispatch) -> None:
+    def reset(self) -> None:
         """Be ready for the next run, after an abort."""
         self.meeting.reset()
         if self._native is not None:
@@ -142,66 +134,3 @@ class ThreadGroups:
         """Unregister the groups."""
         for group in self._groups:
             group.close()
-
-
-class NcclGroups:
-    """The NCCL groups of a mesh of distinct GPUs, each made in the thread of its rank by `reset`."""
-
-    need_threads = True
-
-    def __init__(self, mesh: Mesh, timeout: float) -> None:
-        self.mesh = mesh
-        self._timeout = timedelta(seconds=timeout)
-        self._groups: dict[int, torch.distributed.ProcessGroup] = {}
-
-    def native_meeting(self) -> NativeMeeting | None:
-        """None: the native executor's ranks find each other through these groups too."""
-        return None
-
-    def abort(self) -> None:
-        """End the collectives under way; the communicators are unusable until `reset`."""
-        for group in list(self._groups.values()):
-            group.abort()
-
-    def reset(self, dispatch: Dispatch) -> None:
-        """Make new communicators, in the rank threads, since the ranks connect to each other."""
-        self.close()
-        store = torch.distributed.HashStore()
-        dispatch([self._connector(rank, store) for rank in self.mesh.owned])
-
-    def _connector(self, rank: int, store: torch.distributed.Store) -> Callable[[], None]:
-        def connect() -> None:
-            group = distributed.create_nccl_group(store, rank, self.mesh.devices, self._timeout)
-            self._groups[rank] = group
-            distributed.register_group(self.mesh.group_name(rank), group)
-
-        return connect
-
-    def cause(self, rank: int, error: BaseException) -> BaseException:
-        """The error itself: it is NCCL's own."""
-        return error
-
-    def give_up(self, ident: int) -> None:
-        """Nothing to do: the communicators that the thread knows are aborted."""
-
-    def welcome(self, ident: int) -> None:
-        """Nothing to do."""
-
-    def close(self) -> None:
-        """Unregister the groups."""
-        for rank in self._groups:
-            distributed.unregister_group(self.mesh.group_name(rank))
-        self._groups.clear()
-
-
-RankGroups = ThreadGroups | NcclGroups
-
-
-def create_groups(
-    mesh: Mesh, timeout: float, locate: Callable[[int], str | None] | None = None
-) -> RankGroups:
-    """The groups of the owned ranks. `timeout` in seconds; `locate` says where a rank is, for messages."""
-    alone = mesh.group is None and len(set(mesh.devices)) == mesh.size > 1
-    if alone and mesh.devices[0].type == "cuda" and distributed.nccl_available():
-        return NcclGroups(mesh, timeout)
-    return ThreadGroups(mesh, timeout, locate)

@@ -1,5 +1,9 @@
 """Where the rank threads of one process meet for a collective.
 
+On GPUs the last thread to arrive enqueues the work of all ranks, on their streams, while the others wait:
+no part of a collective spins on its GPU while the thread that is to start another part is held up, by an
+allocation that waits for that GPU say.
+
 meeting = Rendezvous(mesh, timeout=300.0)
 meeting.meet(rank, CollectiveCall("all_reduce", [x], reduction="sum"))     # in the thread of each rank
 meeting.abort()                                                            # whoever waits gets RankAborted
@@ -15,13 +19,13 @@ import torch
 from ..errors import CollectiveError, CollectiveTimeout, RankAborted
 from .hierarchical_collectives import Bridge
 from .mesh import Mesh
-from .thread_collectives import CollectiveCall, carry_out, mismatch
+from .thread_collectives import CollectiveCall, carry_out, issue, mismatch
 
 
 class _Round:
     """One collective on its way: who has arrived, and what came of it."""
 
-    __slots__ = ("arrived", "calls", "done", "error", "finished", "parallel", "ready")
+    __slots__ = ("arrived", "calls", "done", "error", "finished", "parallel", "ready", "streams")
 
     def __init__(self, size: int) -> None:
         self.calls: list[CollectiveCall | None] = [None] * size
@@ -31,6 +35,7 @@ class _Round:
         self.error: str | None = None
         self.ready: list[torch.cuda.Event] = []
         self.done: list[torch.cuda.Event] = []
+        self.streams: list[torch.cuda.Stream | None] = [None] * size
 
 
 class Rendezvous:
@@ -45,6 +50,8 @@ class Rendezvous:
         self.locate = locate
         self.lost: set[int] = set()  # idents of threads that were given up: they must not meet others
         self._gpus = mesh.gpus
+        # Ranks of one process that have a GPU each go through NCCL; others' tensors are copied.
+        self._issue = issue if mesh.group is None and len(mesh.gpus) == mesh.size > 1 else None
         self._bridge = Bridge(mesh) if mesh.group is not None else None
         self._seats = {rank: seat for seat, rank in enumerate(mesh.owned)}
         self._mutex = threading.Lock()
@@ -91,8 +98,8 @@ class Rendezvous:
             seat = self._seats[rank]
             self._share(this, range(seat, seat + 1))
             self._finish(rank, this)
-        if self._gpus:
-            self._await_events(this.done)
+        if this.done:  # this rank's work goes on after it; whoever copies next waits for the other GPUs'
+            self._await_events(this.done, [self.mesh.devices[rank]])
 
     def _arrive(self, rank: int, call: CollectiveCall) -> _Round:
         if self.lost and threading.get_ident() in self.lost:
@@ -103,7 +110,8 @@ class Rendezvous:
             this.calls[self._seats[rank]] = call
             this.arrived += 1
             if self._gpus:
-                this.ready += self._record_events()
+                stream = this.streams[self._seats[rank]] = torch.cuda.current_stream(self.mesh.devices[rank])
+                this.ready.append(stream.record_event())
             last = this.arrived == len(this.calls)
             if last:
                 self._round = _Round(len(this.calls))
@@ -113,18 +121,27 @@ class Rendezvous:
             self._wait(rank, this)
             return this
         this.error = mismatch(_present(this))
-        this.parallel = len(this.calls) > 1 and this.error is None and self._bridge is None and call.is_big()
-        if this.error is None and not this.parallel:
-            self._share(this, range(len(this.calls)))
+        if this.error is None and not self._issued(this):
+            this.parallel = len(this.calls) > 1 and self._bridge is None and call.is_big()
+            if not this.parallel:
+                self._share(this, range(len(this.calls)))
         with self._mutex:
             self._open_gates()
         return this
+
+    def _issued(self, this: _Round) -> bool:
+        """Whether the ranks' own streams do it all from here on."""
+        try:
+            return self._issue is not None and self._issue(_present(this), this.streams)
+        except BaseException:
+            self.abort()
+            raise
 
     def _share(self, this: _Round, targets: range) -> None:
         """Do the part of the work that belongs to `targets`, places among the ranks of this process."""
         try:
             if self._gpus:
-                self._await_events(this.ready)
+                self._await_events(this.ready, self._gpus)
             if self._bridge is None:
                 carry_out(_present(this), targets)
             else:
@@ -173,11 +190,11 @@ class Rendezvous:
             raise RankAborted("another rank failed")
 
     def _record_events(self) -> list[torch.cuda.Event]:
-        """Mark what this thread has enqueued so far. All GPUs: a copy between two runs on both streams."""
+        """Mark what this thread has copied so far. All GPUs: a copy between two runs on both streams."""
         return [torch.cuda.current_stream(gpu).record_event() for gpu in self._gpus]
 
-    def _await_events(self, events: list[torch.cuda.Event]) -> None:
-        for gpu in self._gpus:
+    def _await_events(self, events: list[torch.cuda.Event], gpus: Sequence[torch.device]) -> None:
+        for gpu in gpus:
             stream = torch.cuda.current_stream(gpu)
             for event in events:
                 stream.wait_event(event)

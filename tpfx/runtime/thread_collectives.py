@@ -3,8 +3,9 @@
     calls = [CollectiveCall("all_reduce", [x], reduction="sum") for x in (x0, x1)]
     mismatch(calls)                # None: the ranks call the same thing
     carry_out(calls, range(2))     # x0 and x1 are now the sum
+    issue(calls, streams)          # the same by NCCL, where each rank has a GPU of its own
 
-Reductions go over the ranks in rank order, whoever computes them, so all ranks get the same bits.
+`carry_out` reduces over the ranks in rank order, whoever computes it, so all ranks get the same bits.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.cuda import nccl
 
 from ..formatting import shape_text
+from ..torch_internals import distributed
 
 # Above this, every rank does its share of the work; below, the wake-up costs more than the work, and the last
 # rank to arrive does all of it.
@@ -44,6 +47,10 @@ class CollectiveCall:
         self.reduction = reduction
         self.root = root
         self.splits = splits
+
+    def tensors(self) -> list[Tensor]:
+        """What is read, and what is written."""
+        return [*self.inputs, *self.outputs]
 
     def agrees(self, other: CollectiveCall) -> bool:
         """Whether the two ranks call the same thing; the splits of an all_to_all are compared apart."""
@@ -108,6 +115,53 @@ def carry_out(calls: list[CollectiveCall], targets: range) -> None:
         with torch.no_grad():
             return _COLLECTIVES[calls[0].kind](calls, targets)
     return _COLLECTIVES[calls[0].kind](calls, targets)
+
+
+def issue(calls: list[CollectiveCall], streams: Sequence[Any]) -> bool:
+    """Whether NCCL has been given a collective of all ranks, on their streams; False: it cannot do this one.
+
+    All ranks' parts are started in one go by the thread that calls this.
+    """
+    start = _BY_NCCL.get(calls[0].kind)
+    if start is None or not all(map(_for_nccl, zip(*(call.tensors() for call in calls), strict=True))):
+        return False
+    for tensors in zip(
+        *(zip(call.inputs, call.outputs or call.inputs, strict=True) for call in calls), strict=True
+    ):
+        inputs, outputs = zip(*tensors, strict=True)
+        start(calls[0], inputs, outputs, list(streams))
+    return True
+
+
+def _for_nccl(tensors: Sequence[Tensor]) -> bool:
+    """Whether NCCL takes the ranks' tensors: of its dtypes, dense, and each on a GPU of its own."""
+    alike = tensors[0].dtype in _NCCL_DTYPES and all(tensor.numel() for tensor in tensors)
+    return alike and distributed.nccl_available() and nccl.is_available(tensors)
+
+
+_NCCL_DTYPES = frozenset(
+    (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int8,
+        torch.uint8,
+    )
+)
+_NCCL_REDUCTIONS = {"sum": 0, "product": 1, "max": 2, "min": 3, "avg": 4}
+_BY_NCCL: dict[str, Callable[[CollectiveCall, Any, Any, list[Any]], object]] = {
+    "all_reduce": lambda call, inputs, outputs, streams: nccl.all_reduce(
+        inputs, outputs, _NCCL_REDUCTIONS[call.reduction], streams
+    ),
+    "all_gather": lambda call, inputs, outputs, streams: nccl.all_gather(inputs, outputs, streams),
+    "reduce_scatter": lambda call, inputs, outputs, streams: nccl.reduce_scatter(
+        inputs, outputs, _NCCL_REDUCTIONS[call.reduction], streams
+    ),
+    "broadcast": lambda call, inputs, outputs, streams: nccl.broadcast(inputs, call.root, streams),
+}
 
 
 def reduce(inputs: list[Tensor], reduction: str, out: Tensor) -> None:

@@ -24,7 +24,7 @@ from ..errors import TpfxError
 from ..native.rank_program import RankProgram
 from .mesh import Mesh
 from .native_meeting import NativeMeeting
-from .process_groups import create_groups
+from .process_groups import ThreadGroups
 from .rank_threads import Failures, Job, Worker, in_rank_thread
 
 T = TypeVar("T")
@@ -60,10 +60,9 @@ class Runtime:
         self._gpus = mesh.gpus
         workers: list[Worker] = []
         # The groups must not refer to the runtime itself, or it would never be collected.
-        self._groups = create_groups(mesh, timeout, lambda rank: _whereabouts(workers, rank))
+        self._groups = ThreadGroups(mesh, timeout, lambda rank: _whereabouts(workers, rank))
         self._workers = workers
-        # NCCL groups are made by the rank threads themselves, in the first run.
-        self._dirty = self._groups.need_threads
+        self._dirty = False
         self._finalizer = weakref.finalize(self, _stop, workers)
         # At the end of the process the threads sleep on: one that came back from C++ then would abort it.
         self._finalizer.atexit = False
@@ -201,7 +200,7 @@ class Runtime:
         for index, worker in enumerate(self._workers):
             if worker.lost:
                 self._workers[index] = self._start(worker.rank)
-        self._groups.reset(self._dispatch)
+        self._groups.reset()
         self._dirty = False
 
     def _start(self, rank: int) -> Worker:

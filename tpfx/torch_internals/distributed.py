@@ -4,7 +4,7 @@
 there by name and not somewhere inside a model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -156,20 +156,3 @@ def outside_traces() -> AbstractContextManager[None]:
 def nccl_available() -> bool:
     """Whether this build of torch has NCCL."""
     return dist.is_nccl_available()
-
-
-def create_nccl_group(
-    store: dist.Store, rank: int, devices: Sequence[torch.device], timeout: timedelta
-) -> dist.ProcessGroup:
-    """The NCCL process group of `rank`; call it in the threads of all ranks, with one store between them."""
-    group = dist.ProcessGroup(store, rank, len(devices))
-    options: Any = dist.ProcessGroupNCCL.Options()
-    options._timeout = timeout
-    backend = dist.ProcessGroupNCCL(store, rank, len(devices), options)
-    kind = dist.ProcessGroup.BackendType.NCCL
-    group._set_default_backend(kind)
-    group._register_backend(torch.device("cuda"), kind, backend)
-    backend._set_sequence_number_for_group()
-    # The communicator is made now, while all ranks are here, and not inside the first model call.
-    backend.eager_connect_single_device(devices[rank])
-    return group
