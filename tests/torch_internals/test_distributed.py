@@ -187,6 +187,10 @@ def test_a_completed_work_may_be_waited_for_again_and_again() -> None:
     assert all(work.wait() for _ in range(3))
 
 
+def test_nccl_is_there_with_the_names_that_it_is_called_by() -> None:
+    assert distributed.nccl_available() == hasattr(torch._C, "_nccl_all_reduce")
+
+
 def test_below_autograd_skips_the_autograd_kernels() -> None:
     x = torch.ones(2, requires_grad=True)
     with distributed.below_autograd():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -17,6 +17,11 @@ from tests.support.sharded import PLACEMENTS, SHAPE, sharded
 from tpfx.frontend.effects import own_backend
 from tpfx.sharded_tensor import ShardedTensor
 from tpfx.torch_internals import dynamo, dynamo_cache
+
+
+def every(entries: Sequence[Any]) -> list[bool]:
+    """Keeps every guard."""
+    return [True for _ in entries]
 
 
 class Kept:
@@ -38,7 +43,7 @@ def test_forgotten_graphs_are_let_go_and_captured_again() -> None:
         return module.forward
 
     model = nn.Linear(2, 2)
-    compiled = [dynamo_cache.compile_with(model.forward, one, False, {}) for one in (backend, other)]
+    compiled = [dynamo_cache.compile_with(model.forward, one, False, every) for one in (backend, other)]
     x = torch.ones(3, 2)
     dynamo.mark_dynamic_sizes(x, {0})
     for call in compiled:
@@ -65,8 +70,47 @@ def test_dynamo_does_not_keep_the_backend() -> None:
         return module.forward
 
     before = len(eval_frame.cached_backends)
-    dynamo_cache.compile_with(nn.Linear(2, 2).forward, backend, False, {})
+    dynamo_cache.compile_with(nn.Linear(2, 2).forward, backend, False, every)
     assert len(eval_frame.cached_backends) == before
+
+
+def test_a_property_may_return_another_object_each_time() -> None:
+    """Dynamo makes the guards a second time where some may be left out; torch 2.12 compares the objects."""
+    seen: list[Any] = []
+
+    class View(Sequence[float]):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: Any) -> Any:
+            if index > 0:
+                raise IndexError
+            return 2.0
+
+    class Config:
+        def __getattribute__(self, name: str) -> Any:
+            return super().__getattribute__(name)
+
+        @property
+        def view(self) -> View:
+            seen.append(View())
+            return seen[-1]
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = Config()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for shift in self.config.view:
+                x = x + shift
+            return x
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        return module.forward
+
+    compiled = dynamo_cache.compile_with(Model().forward, backend, True, every)
+    assert compiled(torch.ones(2)).tolist() == [3.0, 3.0] and seen
 
 
 def test_guards_are_on_what_has_taken_a_weights_place() -> None:
@@ -79,7 +123,7 @@ def test_guards_are_on_what_has_taken_a_weights_place() -> None:
         return lambda *inputs: (inputs[0],)
 
     torch._dynamo.reset()
-    compiled = dynamo_cache.compile_with(lambda: model.weight * 2, backend, True, {})
+    compiled = dynamo_cache.compile_with(lambda: model.weight * 2, backend, True, every)
     assert compiled() is not None and model.weight is other  # it does not fail on its own guards
 
 

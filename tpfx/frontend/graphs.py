@@ -114,7 +114,7 @@ class Graphs:
         """A forward whose graphs a compiler of this session compiles."""
         backend = Backend(compiler, weakref.ref(self))
         self._backends.append(backend)
-        return compile_with(forward, backend, fullgraph, {"guard_filter_fn": _keep_guards})
+        return compile_with(forward, backend, fullgraph, _keep_guards)
 
     def adopt(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], list[Slot]]:
         """A graph's inputs, with those that the model was given later, as weights, now split.

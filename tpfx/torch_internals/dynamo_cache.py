@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -29,11 +29,25 @@ Backend = Callable[..., Any]
 
 
 def compile_with(
-    forward: Callable[..., Any], backend: Backend, fullgraph: bool, options: Mapping[str, Any]
+    forward: Callable[..., Any],
+    backend: Backend,
+    fullgraph: bool,
+    keeps: Callable[[Sequence[Any]], list[bool]],
 ) -> Callable[..., Any]:
-    """`torch.compile`; Dynamo keeps every backend that it has seen, to reset it, and ours has nothing to."""
+    """`torch.compile`, with those guards that `keeps` says, of Dynamo's entries of them, are needed.
+
+    Dynamo keeps every backend that it has seen, to reset it, and ours has nothing to.
+    """
+
+    def kept_guards(entries: Sequence[Any]) -> list[bool]:
+        # They are made again, of those that are kept: by then a property may return another object.
+        for entry in entries:
+            entry.orig_guard.obj_weakref = None
+        return keeps(entries)
+
+    options: dict[str, Any] = {"guard_filter_fn": kept_guards}
     compiled: Callable[..., Any] = torch.compile(
-        forward, backend=backend, fullgraph=fullgraph, options=dict(options)
+        forward, backend=backend, fullgraph=fullgraph, options=options
     )
     for key, kept in list(eval_frame.cached_backends.items()):
         if _given(kept)[0] is backend:
