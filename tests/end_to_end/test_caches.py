@@ -78,6 +78,26 @@ def test_views_of_what_a_model_keeps_go_back_into_it(devices: int) -> None:
     assert largest_error(got, want) < 1e-5
 
 
+def continued_twice(model: Any) -> list[Tensor]:
+    """What several steps have made, gone on from twice, and written to while others hold it."""
+    x, said = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(1)), []
+    _, holder = model(x)
+    for _ in range(4):
+        _, holder = model(x[:, :1], Holder(holder.seen))
+    first = [model(x[:, at : at + 1], Holder(holder.seen)) for at in (2, 3)]
+    for y, one in first:
+        again, longer = model(x[:, :1], one)
+        one.seen[:, 1] *= 2
+        said += [y, again, model(x[:, :1], longer)[0], model(x[:, :1], one)[0]]
+    return [*said, model(x[:, :1], holder)[0]]
+
+
+def test_one_past_goes_on_twice() -> None:
+    with torch.no_grad():
+        got, want = (continued_twice(one) for one in (split(TakesAHolder(), 2), TakesAHolder()))
+    assert largest_error(got, want) < 1e-5
+
+
 def assisted(model: Any) -> list[Tensor]:
     """Tokens that a smaller model, the prompt, or the model's own first layer has proposed."""
     draft = tiny("llama", num_hidden_layers=1)

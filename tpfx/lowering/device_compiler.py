@@ -70,19 +70,25 @@ def compile_for_devices(
         DeviceCompilerError: Inductor cannot compile one.
     """
     if name == "native":
-        return _native(modules, mesh.owned, meeting)
+        return _native(parallel, modules, mesh.owned, meeting)
     if name == "eager" or not any(is_tensor(node) for node in parallel.find_nodes(op="placeholder")):
         return [module.forward for module in modules]
     return [_inductor(parallel, module, mesh, rank) for module, rank in zip(modules, mesh.owned, strict=True)]
 
 
 def _native(
-    modules: Sequence[GraphModule], ranks: Sequence[int], meeting: Callable[[], Meeting | None]
+    parallel: Graph,
+    modules: Sequence[GraphModule],
+    ranks: Sequence[int],
+    meeting: Callable[[], Meeting | None],
 ) -> list[Forward]:
     """Programs of the native executor; where it cannot be built, the graphs themselves."""
+    returned: Sequence[Any] = parallel.output_node().args[0]  # type: ignore[assignment]
+    # Of a tensor in shards the strides that anyone sees are those of the whole.
+    split = {at for at, value in enumerate(returned) if is_tensor(value) and shards_of(value)}
     try:
         where = meeting()
-        return [RankProgram(*each, where) for each in zip(modules, ranks, strict=True)]
+        return [RankProgram(*each, where, split) for each in zip(modules, ranks, strict=True)]
     except NoExecutor as problem:
         _say_once(str(problem))
         return [module.forward for module in modules]

@@ -29,7 +29,7 @@ from ..errors import TpfxError
 log = logging.getLogger("tpfx")
 
 NAME = "tpfx_executor"
-SOURCES = ("module.cpp", "program.h", "meeting.h", "shared_meeting.h")
+SOURCES = ("module.cpp", "team.h", "program.h", "growing.h", "meeting.h", "shared_meeting.h")
 HERE = Path(__file__).parent
 
 

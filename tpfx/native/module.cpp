@@ -86,6 +86,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("add_op", &Program::add_op)
       .def("add_item", &Program::add_item)
       .def("add_number", &Program::add_number)
+      .def("add_grow", &Program::add_grow)
       .def("add_callback", &Program::add_callback)
       .def("add_collective", &Program::add_collective)
       .def("finish", &Program::finish)
@@ -94,6 +95,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_property_readonly("position", &Program::position);
 
   m.def("is_plain_thread", &is_plain_thread);
+  m.def("rooms", [] { return Rooms::all().count(); }, "How many memories of tensors that grow there are.");
 
   py::class_<Seat, std::shared_ptr<Seat>>(m, "Seat")
       .def(py::init<>())

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "growing.h"
 #include "meeting.h"
 
 namespace tpfx {
@@ -89,7 +90,7 @@ struct Arg {
 };
 
 struct Instruction {
-  enum Form { op, item, collective, number, callback } form;
+  enum Form { op, item, collective, number, grow, callback } form;
   std::vector<Arg> args;
   int64_t out;
   std::optional<c10::OperatorHandle> handle;   // of an op
@@ -225,6 +226,11 @@ class Program {
     add(std::move(made));
   }
 
+  // `cat` of two tensors, the first of which is a step's past.
+  void add_grow(const py::object& past, const py::object& fresh, int64_t dim, int64_t out) {
+    add(Instruction{Instruction::grow, {Binder::any(past), Binder::any(fresh), constant(dim)}, out});
+  }
+
   void add_callback(py::object function, const py::list& args, int64_t out) {
     Instruction made{Instruction::callback, {}, out};
     for (auto arg : args) made.args.push_back(Binder::any(arg));
@@ -334,6 +340,7 @@ class Program {
       case Instruction::collective: return set(one, registers, meet(one, registers, generation));
       case Instruction::number:
         return set(one, registers, calculate(one.sign, one.args[0].take(registers), one.args[1].take(registers)));
+      case Instruction::grow: return set(one, registers, grow(one, registers));
       case Instruction::callback: return call_back(one, registers);
     }
   }
@@ -388,6 +395,11 @@ class Program {
     int64_t sum = 0;
     for (auto one : counts) sum += one;
     return sum;
+  }
+
+  static IValue grow(const Instruction& one, std::vector<IValue>& registers) {
+    const IValue past = one.args[0].take(registers), fresh = one.args[1].take(registers);
+    return grown(past.toTensor(), fresh.toTensor(), one.args[2].value.toInt());
   }
 
   // As Python's integers do; of floats only what the three first signs say.

@@ -10,7 +10,7 @@ elements of tuples. Everything else is called back in Python.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -21,6 +21,7 @@ from ..torch_internals.fx import OpOverload
 from .build import load
 from .collectives import Meeting, collective_of, is_wait
 from .expansions import ORIGIN, expanded
+from .growing import grown, let_grow
 from .in_place import write_in_place
 
 aten = torch.ops.aten
@@ -44,14 +45,22 @@ class RankProgram:
         module: the graph; flat, its results a tuple or list.
         seat: the rank's place among those of this process.
         meeting: where the ranks meet; None where they find each other through torch's process groups.
+        growing: the results that may have room in their strides, as nobody sees these.
 
     Raises:
         NoExecutor: the extension cannot be built here.
     """
 
-    def __init__(self, module: GraphModule, seat: int = 0, meeting: Meeting | None = None) -> None:
+    def __init__(
+        self,
+        module: GraphModule,
+        seat: int = 0,
+        meeting: Meeting | None = None,
+        growing: Collection[int] = (),
+    ) -> None:
         graph = expanded(module.graph, gathers=meeting is not None)
         write_in_place(graph)
+        let_grow(graph, growing)
         self.seat, self.meeting = seat, meeting
         self.names: list[str] = []  # of the nodes, one for each instruction
         self.in_python: dict[str, str] = {}  # nodes that may take Python's lock: what they call
@@ -129,6 +138,8 @@ class RankProgram:
             program.add_collective(*call, args[0], out)
         elif target is operator.getitem and _is_index(node.args[1]):
             program.add_item(*args, out)
+        elif target is grown:
+            program.add_grow(*args, out)
         elif target in _SIGNS and not node.kwargs and all(map(_is_number, node.args)):
             program.add_number(_SIGNS[target], *args, out)
         elif not isinstance(target, OpOverload):
