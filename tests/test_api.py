@@ -16,7 +16,8 @@ import tpfx
 from tests.support.models import inputs, tiny
 from tests.support.nets import TiedNet, state_of
 from tests.support.sharded import CPUS
-from tpfx import ShardedTensor
+from tpfx import ShardedTensor, api
+from tpfx.frontend.compiled_forward import Entry
 
 IDS = torch.arange(10).view(2, 5)
 
@@ -135,6 +136,27 @@ def test_a_failed_compile_leaves_the_model_as_it_was(
     tpfx.compile(model, CPUS, example_inputs=(IDS,))
     with torch.no_grad():
         torch.testing.assert_close(model(IDS), expected)
+
+
+def test_a_compile_that_fails_once_it_has_planned_leaves_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny("llama", num_hidden_layers=1)
+    before = state_of(model)
+    with monkeypatch.context() as patched:
+        patched.setattr(Entry, "store_the_rest", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tpfx.compile(model, CPUS)
+    assert state_of(model)[1:] == before[1:] and all(
+        type(value) is nn.Parameter for value in model.parameters()
+    )
+    assert not any(module._state_dict_hooks for module in model.modules())
+
+
+def test_a_model_in_training_is_not_planned_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "first_of_generate", lambda *given: 1 / 0)
+    model = tpfx.compile(tiny("llama", num_hidden_layers=1).train(), CPUS)
+    assert model.training and all(weight.shards is not None for weight in model.parameters())
 
 
 def test_weights_that_were_divided_already_come_back(monkeypatch: pytest.MonkeyPatch) -> None:

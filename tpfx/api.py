@@ -18,7 +18,7 @@ from .checkpoint.safetensors_files import Checkpoint, Stored, reading, weights_i
 from .errors import AlreadyCompiledError, InputError, ModelError
 from .frontend.compiled_forward import Entry
 from .frontend.dynamo_backend import end_session, session_of
-from .frontend.methods import lead_through, method_names
+from .frontend.methods import first_of_generate, lead_through, method_names
 from .frontend.plain_copy import is_split, stand_ins, strip
 from .frontend.report import Report
 from .frontend.session import Session, Target
@@ -180,6 +180,9 @@ def _compile(
             _require_a_plan(model, session)
             read_weights(slots, mesh, expect)
     except BaseException:
+        for module in model.modules():
+            strip(module)
+        stop_averaging(model)
         restore_weights(slots)
         session.close()
         raise
@@ -302,11 +305,16 @@ def _plan(entry: Entry, example_inputs: Inputs | None) -> None:
     own = _own_inputs(entry.model, entry.session.mesh.devices[entry.session.mesh.owned[0]])
     if own is None:
         return
-    try:
-        entry.plan(own)
-    except Exception as problem:  # the user asked for nothing here: the first call decides, and reports
-        name = type(entry.model).__name__
-        log.info("%s cannot run its own dummy inputs (%s); it is planned at the first call", name, problem)
+    first = None if entry.model.training else first_of_generate(entry.model, own)
+    for given, keep in ((first, True), (own, False)):
+        try:
+            if given is not None and entry.session.newest is None:
+                entry.plan(given, keep)
+        except Exception as problem:  # the user asked for nothing here: the first call decides, and reports
+            name = type(entry.model).__name__
+            log.info(
+                "%s cannot run its own dummy inputs (%s); it is planned at the first call", name, problem
+            )
 
 
 def _own_inputs(model: torch.nn.Module, device: torch.device) -> dict[str, Any] | None:

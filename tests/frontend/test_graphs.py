@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import tpfx
+from tests.support.models import tiny
 from tests.support.nets import Net
+from tpfx.frontend.graphs import Backend
 from tpfx.sharded_tensor import ShardedTensor
 
 
@@ -26,3 +28,21 @@ def test_a_call_does_not_look_inside_of_split_tensors(monkeypatch: pytest.Monkey
     asked.clear()
     split(x)
     assert not asked and tpfx.report(split).graphs == 1
+
+
+def test_the_first_generate_captures_only_what_compile_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What compile captures is the call that generate makes first, of any batch."""
+    capture, captured, plain = Backend.__call__, [], tiny("llama", num_hidden_layers=1)
+
+    def count(self: Backend, *given: Any) -> Any:
+        captured.append(self)
+        return capture(self, *given)
+
+    monkeypatch.setattr(Backend, "__call__", count)
+    split = tpfx.compile(tiny("llama", num_hidden_layers=1), ["cpu", "cpu"])
+    assert len(captured) == 1 and tpfx.report(split).graphs == 0  # it is lowered when it runs
+    for rows, length in ((1, 9), (4, 6)):
+        ids = torch.randint(3, 250, (rows, length))
+        expected = plain.generate(ids, max_new_tokens=4, do_sample=False)
+        assert torch.equal(split.generate(ids, max_new_tokens=4, do_sample=False), expected)
+        assert len(captured) == tpfx.report(split).graphs == 2

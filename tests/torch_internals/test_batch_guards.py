@@ -65,6 +65,8 @@ def test_graphs_of_open_batches_serve_one_row_too(rows: tuple[int, ...]) -> None
         (lambda x: x * x.squeeze(0).dim(), [False, False]),
         (lambda x: x.unsqueeze(2).squeeze(1) @ x.new_ones(1, 3), [True]),
         (lambda x: _part_of_heads(x).reshape(x.shape[0], 4, 1, 2), [True]),
+        (lambda x: x.new_ones(x.shape[0], 3, 4).reshape(-1, 4), [True]),
+        (lambda x: x.new_ones(x.shape[0], 3, 4)[:, -1:].reshape(x.shape[0], 4), [True]),
     ],
 )
 def test_guards_tell_which_graphs_mind_the_batch(function: Any, serves: list[bool]) -> None:

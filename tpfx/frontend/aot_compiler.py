@@ -6,7 +6,8 @@ and returns sharded tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -47,6 +48,11 @@ def compile_graph(session: Session, module: GraphModule, example_inputs: Sequenc
 def compile_for_any_batch(session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> Compiled:
     """Dynamo's backend inside `open_batches`; it refuses graphs that do for some batches alone."""
     return _traced(module, _LoweringForAnyBatch(session, example_inputs, module))
+
+
+def compile_graph_later(session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+    """Dynamo's backend while a later call is planned: plan a graph, write those of the ranks when it runs."""
+    return _traced(module, _LoweringLater(session, example_inputs, module))
 
 
 def plan_graph(session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> Compiled:
@@ -114,6 +120,9 @@ class _Lowering(_LayoutsOnly):
 
     def finish(self, lowered: GraphModule, part: Part) -> Compiled:
         """What runs a graph, or a part: results of the backward one are gradients, laid out as its inputs."""
+        return self._program(lowered, part, frozenset() if part == "backward" else aliased_outputs())
+
+    def _program(self, lowered: GraphModule, part: Part, views: frozenset[int]) -> Program:
         session, backward = self.session, part == "backward"
         modules = lower(lowered.graph, session.mesh, lowered)
         meeting = session.runtime.native_meeting
@@ -124,7 +133,6 @@ class _Lowering(_LayoutsOnly):
         if isinstance(forwards[0], RankProgram):
             session.note_python(forwards[0].in_python.values())
         placeholders = lowered.graph.find_nodes(op="placeholder")
-        views = frozenset() if backward else aliased_outputs()
         exact = {at: Strides(self.results[at], placeholders) for at in views}
         seen = len(self.results) if part == "forward" else None
         kept = self._kept(backward)
@@ -141,6 +149,39 @@ class _Lowering(_LayoutsOnly):
         device = self.session.mesh.devices[self.session.mesh.owned[0]]
         derive = partial(_derivative, self.session, self.module, Autocast(device.type))
         return Trained(compiled, flow, device, derive)
+
+
+class _LoweringLater(_Lowering):
+    """Plans, and writes a graph for each rank when the graph is first run."""
+
+    def finish(self, lowered: GraphModule, part: Part) -> Compiled:
+        """What runs a graph; while the session only plans, it ends the call."""
+        return _Later(self.session, partial(self._program, lowered, part, aliased_outputs()))
+
+
+class _Later:
+    """A program that is made at its first run; while the session only plans, a run ends the call."""
+
+    _boxed_call = True
+
+    def __init__(self, session: Session, make: Callable[[], Program]) -> None:
+        self._session, self._make = session, make
+        self._program: Program | None = None
+        self._making = threading.Lock()
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        """What the program returns."""
+        program = self._program
+        return (self._made() if program is None else program)(args)
+
+    def _made(self) -> Program:
+        if self._session.only_plans:
+            raise LayoutsChosen
+        with self._making:  # threads may make a first call at once
+            if self._program is None:
+                self._program = self._make()
+                del self._make
+            return self._program
 
 
 class _LoweringForAnyBatch(_Lowering):

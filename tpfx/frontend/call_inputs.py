@@ -1,6 +1,7 @@
-"""What a call is given: brought to the first device, and described where the model cannot take it.
+"""What a call is given: brought to the first device, sizes left open, described where a model cannot take it.
 
 args, kwargs = brought_to(device, args, kwargs)
+is_step = leave_sizes_open(list(tensors_in((args, kwargs))))
 raise unfit(model, forward, args, kwargs, problem) from None
 """
 
@@ -8,14 +9,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..capture.inputs import is_text, varying_sizes
 from ..errors import InputError
 from ..sharded_tensor.storage import is_distributed
-from ..torch_internals.dynamo import FailedOp, place_of, reason_of
+from ..sharded_tensor.tensor import ShardedTensor
+from ..torch_internals.dynamo import FailedOp, dynamic_sizes, mark_dynamic_sizes, place_of, reason_of
 
 
 def lies_on(device: torch.device, tensor: torch.Tensor) -> bool:
@@ -103,3 +106,42 @@ def _inside(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _inside(item, f"{where}[{key!r}]")
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def leave_sizes_open(inputs: Sequence[torch.Tensor]) -> bool:
+    """Say of batch and length that they will vary, so that one graph serves all.
+
+    Returns:
+        Whether some text has one token a row: sizes of 1 but the batch are constants.
+    """
+    is_step = False
+    for leaf in inputs:
+        plain = type(leaf) is torch.Tensor
+        if not leaf.dim() or not (plain or _is_made_eagerly(leaf)):
+            continue
+        is_step |= plain and is_text(leaf) and leaf.shape[1] == 1
+        if dynamic_sizes(leaf) is None:
+            varying = varying_sizes(leaf)
+            ones = {dim for dim, size in enumerate(leaf.shape) if size == 1} - varying
+            mark_dynamic_sizes(leaf, varying, ones)
+    return is_step
+
+
+def _is_made_eagerly(value: torch.Tensor) -> bool:
+    """Whether code between two calls has made a split tensor of another; graphs mark what they return.
+
+    Of a view Dynamo knows the sizes by those of its base.
+    """
+    return isinstance(value, ShardedTensor) and value.qualified_name is None

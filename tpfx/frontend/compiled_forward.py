@@ -6,14 +6,15 @@ import copy
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MethodType
 from typing import Any, NoReturn
 
 import torch
 
-from ..capture.inputs import Inputs, call_of, is_text, varying_sizes
+from ..capture.inputs import Inputs, call_of
 from ..errors import InputError, ModelError, ShardingError
 from ..execution.arguments import OtherWeight
 from ..execution.gradients import NOT_TRANSFORMED
@@ -26,11 +27,19 @@ from ..sharded_tensor.state_tensor import give_addresses
 from ..sharded_tensor.storage import CALLS
 from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.aot import in_transform
-from ..torch_internals.dynamo import FailedOp, dynamic_sizes, mark_dynamic_sizes
+from ..torch_internals.dynamo import FailedOp
 from ..torch_internals.module_changes import CHANGES, with_hooks
 from ..torch_internals.parameter_slots import slots_of
 from .aot_compiler import LayoutsChosen, plan_graph
-from .call_inputs import brought_to, described, lies_on, require_contents, unfit
+from .call_inputs import (
+    brought_to,
+    described,
+    leave_sizes_open,
+    lies_on,
+    require_contents,
+    tensors_in,
+    unfit,
+)
 from .graphs import UNSEEN, Graphs, ModelState
 from .plain_copy import StandIn, lead_parts
 from .recaptures import note_state
@@ -150,7 +159,7 @@ class Entry(StandIn):
             tensors = list(tensors_in((args, kwargs)))
         if self.session.mesh.group is not None:
             self._require_same_inputs(tensors)
-        runs, is_step = self.session.runs, _mark_dynamic(tensors)
+        runs, is_step = self.session.runs, leave_sizes_open(tensors)
         if not self._state.holds():
             self._look_again()
         result = self._run_fitting(is_step, args, kwargs)
@@ -168,16 +177,16 @@ class Entry(StandIn):
         """What the graphs return; others, where one split weight is in the place of another."""
         runs = self.session.runs
         try:
-            return self._run(self._graphs, is_step, args, kwargs)
+            return self._run(partial(self._graphs.call, is_step), args, kwargs)
         except OtherWeight:  # Dynamo has not been told
             if self.session.runs > runs:
                 raise
         CHANGES.note()
         self._look_again()
-        return self._run(self._graphs, is_step, args, kwargs)
+        return self._run(partial(self._graphs.call, is_step), args, kwargs)
 
-    def _run(self, graphs: Graphs, is_step: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the graphs return.
+    def _run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call of the graphs returns.
 
         Raises:
             InputError: an op cannot take what it is given, as Dynamo has found.
@@ -186,7 +195,7 @@ class Entry(StandIn):
         _inside.sessions.append(self.session)
         CALLS.running = True
         try:
-            return graphs.call(is_step, args, kwargs)
+            return call(args, kwargs)
         except FailedOp as problem:
             failed = problem
         finally:
@@ -201,16 +210,26 @@ class Entry(StandIn):
         require_contents(self.forward, args, kwargs)
         return brought_to(self._device, args), brought_to(self._device, kwargs)
 
-    def plan(self, given: Inputs) -> None:
-        """Choose a placement for the parameters that a call with these inputs uses; runs nothing."""
+    def plan(self, given: Inputs, keep: bool = False) -> None:
+        """Choose a placement for the parameters that a call with these inputs uses; runs nothing.
+
+        Args:
+            given: the inputs.
+            keep: whether its graph is one for later calls too, of any batch.
+        """
         args, kwargs = call_of(self.model, given)
         args, kwargs = self._brought(args, kwargs)
-        _mark_dynamic(list(tensors_in((args, kwargs))))
+        leave_sizes_open(list(tensors_in((args, kwargs))))
+        if keep:
+            self._look_again()
+            call = self._graphs.capture
+        else:
+            call = partial(Graphs(self.model, self.forward, self.session, plan_graph).call, False)
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             with torch.no_grad():
-                self._run(Graphs(self.model, self.forward, self.session, plan_graph), False, args, kwargs)
+                self._run(call, args, kwargs)
         except LayoutsChosen:
             pass
         finally:
@@ -349,42 +368,3 @@ class PartEntry(PartialEntry):
         """Dynamo has left the part out, as it does some of torch's, whose weights are gathered then."""
         self.captured = False
         Entry.note_whole_call(self)
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in nested containers."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-
-
-def _mark_dynamic(inputs: Sequence[torch.Tensor]) -> bool:
-    """Say of batch and length that they will vary, so that one graph serves all.
-
-    Returns:
-        Whether some text has one token a row: sizes of 1 but the batch are constants.
-    """
-    is_step = False
-    for leaf in inputs:
-        plain = type(leaf) is torch.Tensor
-        if not leaf.dim() or not (plain or _is_made_eagerly(leaf)):
-            continue
-        is_step |= plain and is_text(leaf) and leaf.shape[1] == 1
-        if dynamic_sizes(leaf) is None:
-            varying = varying_sizes(leaf)
-            ones = {dim for dim, size in enumerate(leaf.shape) if size == 1} - varying
-            mark_dynamic_sizes(leaf, varying, ones)
-    return is_step
-
-
-def _is_made_eagerly(value: torch.Tensor) -> bool:
-    """Whether code between two calls has made a split tensor of another; graphs mark what they return.
-
-    Of a view Dynamo knows the sizes by those of its base.
-    """
-    return isinstance(value, ShardedTensor) and value.qualified_name is None

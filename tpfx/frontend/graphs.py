@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ from ..torch_internals.dynamo_cache import (
 )
 from ..torch_internals.module_changes import CHANGES, hook_tables
 from ..torch_internals.parameter_slots import Slot, slots_of
-from .aot_compiler import compile_for_any_batch, compile_graph
+from .aot_compiler import compile_for_any_batch, compile_graph, compile_graph_later
 from .effects import own_backend
 from .session import Session
 
@@ -136,6 +137,15 @@ class Graphs:
             guard_on_successors(made)
         return [made.get(id(value), value) for value in inputs], places
 
+    def capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Plan a call, and keep its graphs for later ones; nothing runs: what would ends the call."""
+        self.session.only_plans = True
+        try:
+            with self._settings, open_batches() if CAN_OPEN_BATCHES else nullcontext():
+                return _call(self._compiled, args, kwargs)
+        finally:
+            self.session.only_plans = False
+
     def call(self, is_step: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `forward` returns, with what is split in it split."""
         with self._settings:
@@ -181,8 +191,9 @@ class Backend:
         assert graphs is not None, "the compiled forward that is called now has them"
         self.sizes.append(sizes_now())
         inputs, slots = graphs.adopt(example_inputs)
+        compiler = compile_graph_later if graphs.session.only_plans else self.compiler
         try:
-            compiled: Callable[..., Any] = self.compiler(graphs.session, module, inputs)
+            compiled: Callable[..., Any] = compiler(graphs.session, module, inputs)
         except BaseException:
             restore_weights(slots)
             raise

@@ -78,6 +78,7 @@ class Session:
         whole_calls: calls of the model that ran no graph, but whole, as the model's own code.
         choices: how a plan would have graphs carried out, by their fingerprints.
         batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
+        only_plans: whether calls are planned now, and nothing runs.
         warned: what has been warned of: a class of models, and a reason.
     """
 
@@ -93,6 +94,7 @@ class Session:
     whole_calls: int = 0
     choices: Mapping[str, GraphChoices] = field(default_factory=dict)
     batch_by_batch: str | None = None
+    only_plans: bool = False
     warned: set[tuple[str, str]] = field(default_factory=set)
     _release: Callable[[], object] = field(init=False, repr=False)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch._decomp import decomposition_table
+from torch._subclasses import fake_impls
 from torch.fx.experimental import _config as _size_settings
 from torch.fx.experimental import symbolic_shapes
 
@@ -18,7 +19,10 @@ from .effects import Effect, Undo, replace_in
 _sizes: Any = symbolic_shapes
 _SQUEEZE: Any = torch.ops.aten.squeeze.dims
 _RESHAPE: Any = torch.ops.aten.reshape.default
+_VIEW: Any = torch.ops.aten.view.default
 _ALIAS: Any = torch.ops.aten.alias.default
+_inferred: Any = torch._prims_common.infer_size
+_view_strides: Any = fake_impls._compute_stride
 _COMPOSITE: Any = torch._C.DispatchKey.CompositeImplicitAutograd
 _META: Any = torch._C.DispatchKey.Meta
 
@@ -66,16 +70,20 @@ def _asking(squeeze: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _quick(reshape: Callable[..., Any]) -> Callable[..., Any]:
-    """`reshape` that asks nothing where a tensor has those sizes, as of transposed heads of one token.
+    """`reshape` that asks nothing where a tensor has those sizes, as of transposed heads of one token, or
+    where it is a view whatever they are.
 
     In C++ it asks which sizes are 1, lest their strides hinder.
     """
 
     def quick(x: torch.Tensor, shape: Sequence[Any]) -> Any:
-        same = len(shape) == x.dim() and all(
-            map(_sizes.statically_known_true, map(operator.eq, x.shape, shape))
-        )
-        return _ALIAS(x) if same and _size_settings.backed_size_oblivious else reshape(x, shape)
+        if not _size_settings.backed_size_oblivious:
+            return reshape(x, shape)
+        if len(shape) == x.dim() and all(map(_sizes.statically_known_true, map(operator.eq, x.shape, shape))):
+            return _ALIAS(x)
+        whole = _inferred(shape, x.numel())
+        is_view = x.dim() and _view_strides(x.shape, x.stride(), whole, size_oblivious=True) is not None
+        return _VIEW(x, whole) if is_view else reshape(x, shape)
 
     return quick
 
