@@ -78,6 +78,7 @@ UNRUN = {
 # They return no tensor; tests/end_to_end/test_plain.py runs them.
 NOT_OF_TENSORS = {
     aten.sym_size.int,
+    aten.sym_numel.default,
     aten.sym_stride.int,
     aten.sym_storage_offset.default,
     aten._local_scalar_dense.default,

@@ -49,16 +49,20 @@ def _indices(s: Sampler, shape: list[int]) -> list[torch.Tensor | None]:
 @samples(aten.index.Tensor)
 def _index(s: Sampler) -> Case:
     shape = s.shape(1, 4)
-    return Case((s.numbers(*shape), _indices(s, shape)))
+    return Case((s.numbers(*shape), _mask(s, shape) if s.number(0, 2) == 0 else _indices(s, shape)))
+
+
+def _mask(s: Sampler, shape: list[int]) -> list[torch.Tensor | None]:
+    """A mask of some dimensions side by side."""
+    start = s.number(0, len(shape) - 1)
+    return [*[None] * start, s.bools(*shape[start : s.number(start + 1, len(shape))])]
 
 
 @samples(aten.index_put.default)
 def _index_put(s: Sampler) -> Case:
     shape = s.shape(2, 4)
     target = s.floats(*shape)
-    indices = _indices(s, shape)
-    if s.number(0, 9) == 0:
-        return Case((target, [s.bools(*shape)], s.floats(1)))
+    indices = _mask(s, shape) if s.number(0, 2) == 0 else _indices(s, shape)
     accumulate = s.flag()
     # Which write wins is not defined where two meet, unless they write the same.
     values = list(target[tuple(slice(None) if index is None else index for index in indices)].shape)

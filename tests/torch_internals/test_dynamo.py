@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import tpfx
 from tpfx.frontend.effects import own_backend
 from tpfx.torch_internals import dynamo
+from tpfx.torch_internals.dynamo_cache import capturing_for
 
 
 class Counting(nn.Module):
@@ -76,6 +77,32 @@ def test_what_cannot_be_one_graph_says_so_before_it_runs() -> None:
         with pytest.raises(dynamo.NOT_CAPTURED, match="Hard failure due to fullgraph"):
             limited(torch.ones(3))
     assert ran == [1]
+
+
+def _positive(x: Tensor, asks: bool) -> Tensor:
+    rows = x[x > 0] * 2
+    if asks and rows.bincount().tolist():
+        rows = rows + 1
+    return rows
+
+
+@pytest.mark.parametrize(("asks", "graphs"), [(False, 1), (True, 3)])
+def test_sizes_that_values_tell_are_captured_unless_code_asks_for_them(asks: bool, graphs: int) -> None:
+    torch._dynamo.reset()
+    made: list[torch.fx.GraphModule] = []
+
+    @own_backend
+    def backend(module: torch.fx.GraphModule, _: Any) -> Any:
+        made.append(module)
+        return module.forward
+
+    with capturing_for(backend):
+        found = torch.compile(_positive, backend=backend)(torch.tensor([3, -1, 4]), asks)
+    assert found.tolist() == ([7, 9] if asks else [6, 8])
+    assert len(made) == graphs
+    if asks:
+        with pytest.raises(dynamo.ASKS_FOR_A_SIZE), torch._dynamo.config.patch(capture_scalar_outputs=True):
+            torch.compile(_positive, backend="eager", fullgraph=True)(torch.tensor([3, -1, 4]), asks)
 
 
 def test_twins_have_graphs_of_their_own_and_share_what_varies() -> None:

@@ -18,6 +18,14 @@ def test_fakes_say_so_where_they_do_not_know() -> None:
                 unknown()
 
 
+def test_fakes_of_known_sizes_vary_where_values_tell() -> None:
+    mode = fake.fakes_of_known_sizes()
+    x = mode.from_tensor(torch.ones(3, 2))
+    with mode:
+        rows = x[x.sum(-1) > 0]
+    assert x.shape == (3, 2) and isinstance(rows.shape[0], torch.SymInt) and rows.shape[1] == 2
+
+
 def test_fake_modes_can_be_left_for_a_while() -> None:
     with fake.FakeTensorMode():
         assert isinstance(torch.ones(2), fake.FakeTensor)

@@ -21,7 +21,8 @@ import torch
 
 from ..errors import InputError, ModelError, TpfxError
 from ..ir.annotations import Source
-from ..torch_internals.dynamo import capturing_again, fresh
+from ..torch_internals.dynamo import fresh
+from ..torch_internals.dynamo_cache import capturing_for
 from ..torch_internals.fake import FakeTensorMode
 from ..torch_internals.fx import tree_map_only
 from ..torch_internals.parameter_slots import slots_of
@@ -58,7 +59,7 @@ def capture(
         training_mode(model, train),
         _without_weights(model, mode) as recorder.sources,
         torch.set_grad_enabled(train),
-        capturing_again(),
+        capturing_for(recorder.backend),
     ):
         step = torch.compile(fresh(model.forward), backend=recorder.backend)
         try:

@@ -51,7 +51,8 @@ def _join_gradients(output: Node) -> None:
         if not _join(returned[at], weight):
             with output.graph.inserting_before(output):
                 whole = output.graph.call_function(torch.ops.aten.alias.default, (returned[at],))
-            whole.meta = {key: value for key, value in returned[at].meta.items() if key in ("val", *ORIGIN)}
+            whole.meta = {key: value for key, value in returned[at].meta.items() if key in ORIGIN}
+            whole.meta["val"] = weight.meta["val"]  # its sizes too may be told otherwise, and be the same
             bind(whole, Rule(unsplit))
             _join(whole, weight)
             returned[at] = whole

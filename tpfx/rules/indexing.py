@@ -50,17 +50,28 @@ def _adds(call: Call) -> bool:
 
 
 def _indexed(call: Call) -> tuple[list[int], bool]:
-    """Which dimensions have an index tensor, and whether those are side by side."""
-    given = [position for position, item in enumerate(call["indices"]) if isinstance(item, Node)]
+    """Which dimensions have an index tensor, masks as many as their own; whether they are side by side."""
+    given: list[int] = []
+    at = 0
+    for item in call["indices"]:
+        count = item.meta["val"].dim() if isinstance(item, Node) and _is_mask(item) else 1
+        given += range(at, at + count) if isinstance(item, Node) else ()
+        at += count
     return given, given == list(range(given[0], given[-1] + 1)) if given else True
 
 
-def _index_broadcast(call: Call, bound: Bound) -> Dims:
-    """The dimensions that the index tensors make together; all whole."""
+def _is_mask(index: Node) -> bool:
+    return index.meta["val"].dtype in (torch.bool, torch.uint8)
+
+
+def _index_broadcast(call: Call, bound: Bound) -> Dims | None:
+    """The dimensions that the index tensors make together; all whole. None: the values of a mask tell."""
     tensors = [item for item in call["indices"] if isinstance(item, Node)]
-    shapes = [item.meta["val"].shape for item in tensors]
     operands = call.dims[1 : 1 + len(tensors)]
     bound.whole += [dim for dims in operands for dim in dims]
+    if any(map(_is_mask, tensors)):
+        return None
+    shapes = [item.meta["val"].shape for item in tensors]
     return [Dim(call.size(size)) for size in torch.broadcast_shapes(*shapes)]
 
 
@@ -69,36 +80,35 @@ def index(call: Call) -> Bound:
     bound = Bound(call.dims, [])
     source = call.dims[0]
     given, adjacent = _indexed(call)
-    if any(
-        item.meta["val"].dtype in (torch.bool, torch.uint8) for item in call["indices"] if is_tensor(item)
-    ):
-        return unsplit(call)
-    made = _index_broadcast(call, bound)
-    bound.whole += made + [source[position] for position in given]
     free = [dim for position, dim in enumerate(source) if position not in given]
     before = given[0] if adjacent and given else 0
+    made = _index_broadcast(call, bound)
+    if made is None:
+        sizes = call.result_sizes()
+        made = [Dim(size) for size in sizes[before : before + len(sizes) - len(free)]]
+    bound.whole += made + [source[position] for position in given]
     bound.results = [checked(bound, call, [*free[:before], *made, *free[before:]])]
     return bound
 
 
 def index_put(call: Call) -> Bound:
     """Writes by index tensors: indexed dimensions are whole, the others are those of the values too."""
-    if any(
-        item.meta["val"].dtype in (torch.bool, torch.uint8) for item in call["indices"] if is_tensor(item)
-    ):
-        return unsplit(call)
     bound = Bound(call.dims, [list(call.dims[0])])
     source, values = call.dims[0], call.dims[-1]
     given, adjacent = _indexed(call)
-    made = _index_broadcast(call, bound)
-    bound.whole += [source[position] for position in given]
     free = [dim for position, dim in enumerate(source) if position not in given]
     before = given[0] if adjacent and given else 0
+    made = _index_broadcast(call, bound)
+    if made is None:  # of masks alone, one dimension
+        if not all(map(_is_mask, filter(is_tensor, call["indices"]))):
+            return unsplit(call)
+        rows = values[len(values) - len(free) - 1 + before :] if len(values) > len(free) - before else []
+        made = rows[:1] or [Dim(1)]
+    bound.whole += made + [source[position] for position in given]
     target = [*free[:before], *made, *free[before:]]
     for left, right in zip(reversed(target), reversed(values), strict=False):
         if find(right).size != 1:
             bound.match(left, right)
-    bound.whole += made
     return bound
 
 

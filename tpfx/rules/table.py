@@ -320,6 +320,7 @@ _UNSPLIT = family(
     aten.new_empty_strided.default,
     aten.as_strided.default,
     # read by Python: numbers, and checks
+    aten.sym_numel.default,
     aten.sym_stride.int,
     aten.sym_storage_offset.default,
     aten._local_scalar_dense.default,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..ir.axes import Dim, Size, concat, cut, find, product, slice_of
+from ..ir.nodes import hint_of
 from ..ir.op_dims import Bound, Call, Dims
 from .whole_dims import checked, unknown
 
@@ -22,8 +23,8 @@ def view(call: Call) -> Bound:
     """Blocks of dimensions whose products agree are the same, seen differently."""
     bound = Bound(call.dims, [])
     source, sizes = call.dims[0], call.result_sizes()
-    hints = [int(_hint(extent)) for extent in call.results[0].shape]
-    source_hints = [int(_hint(extent)) for extent in call.operands[0].meta["val"].shape]
+    hints = [hint_of(extent) for extent in call.results[0].shape]
+    source_hints = [hint_of(extent) for extent in call.operands[0].meta["val"].shape]
     result: Dims = []
     for (i, j), (k, m) in _blocks(call, source, source_hints, sizes, hints):
         result += _view_block(bound, source[i:j], sizes[k:m])
@@ -40,10 +41,6 @@ def _view_block(bound: Bound, source: Sequence[Dim], sizes: Sequence[Size]) -> D
     whole = product(source)
     bound.match(whole, product(dims, find(whole).size))
     return dims
-
-
-def _hint(extent: Any) -> int:
-    return int(extent.node.hint) if isinstance(extent, torch.SymInt) else int(extent)
 
 
 def _blocks(

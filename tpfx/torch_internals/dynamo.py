@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import CodeType, FunctionType, MethodType
 from typing import Any
@@ -14,13 +14,17 @@ from torch._dynamo import external_utils, trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException, TorchRuntimeError
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, PendingUnbackedSymbolNotFound
 
 from .effects import Effect, Undo
 
 _serials = itertools.count()
 
+# What is raised where code asks for a size that only the values of a call can tell.
+ASKS_FOR_A_SIZE = (GuardOnDataDependentSymNode, PendingUnbackedSymbolNotFound)
+
 # What a call of a function that shall be one graph raises, before anything has run, where it cannot be.
-NOT_CAPTURED = (TorchDynamoException, FailOnRecompileLimitHit)
+NOT_CAPTURED = (TorchDynamoException, FailOnRecompileLimitHit, *ASKS_FOR_A_SIZE)
 
 
 FailedOp = TorchRuntimeError  # an op cannot take its operands, as Dynamo finds while it captures
@@ -92,6 +96,30 @@ def capturing_again() -> AbstractContextManager[Any]:
     """
     patch = torch._dynamo.config.patch(recompile_limit=2**31, accumulated_recompile_limit=2**31)
     return patch  # type: ignore[no-any-return]
+
+
+def capturing_sizes_of_values(capture: Callable[[], Any]) -> Any:
+    """Capture ops whose results have as many rows as the values say, `x[mask]`, in the graph around them.
+
+    Dynamo leaves them out by default: the loop of a mixture around its experts would run whole. Where code
+    then asks for such a size, which only a call can tell, it is captured with these ops left out.
+    """
+    try:
+        with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+            return capture()
+    except Exception as problem:
+        if not any(isinstance(one, ASKS_FOR_A_SIZE) for one in _causes(problem)):
+            raise
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=False):
+        return capture()
+
+
+def _causes(problem: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while problem is not None and id(problem) not in seen:
+        seen.add(id(problem))
+        yield problem
+        problem = getattr(problem, "inner_exception", None) or problem.__cause__ or problem.__context__
 
 
 def capturing_without(kinds: Iterable[type[torch.Tensor]]) -> AbstractContextManager[Any]:

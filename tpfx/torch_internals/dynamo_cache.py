@@ -10,6 +10,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch._guards import TracingContext
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.weak import TensorWeakRef
 
-from .dynamo import capturing_again, capturing_without
+from .dynamo import capturing_again, capturing_sizes_of_values, capturing_without
 from .effects import Effect, replace_in
 
 Backend = Callable[..., Any]
@@ -65,7 +66,8 @@ def capture_for(
     It counts captures by code, which all models of a class have in common and modules of torch with all
     others, and above a limit runs what calls it as it is. Other backends keep their limits.
 
-    Those, in turn, get no graph that takes tensors of some kinds: ops on such run as they are.
+    Their graphs have ops in them whose results' sizes values tell. Other backends, in turn, get no graph that
+    takes tensors of some kinds: ops on such run as they are.
 
     Args:
         made_by: whether it is one of them, given the backend.
@@ -85,7 +87,7 @@ def capture_for(
                     return capture(*args, **kwargs)
             before = len(guard_failures.get(code, ()))
             with capturing_again():
-                made = capture(*args, **kwargs)
+                made = capturing_sizes_of_values(lambda: capture(*args, **kwargs))
             for failure in guard_failures.get(code, ())[before : before + 1]:
                 tell(code, given["locals"], failure)
             return made
@@ -93,6 +95,16 @@ def capture_for(
         return captured
 
     return Effect("captures by backend", lambda: replace_in(vars(convert_frame), "_compile", change))
+
+
+@contextmanager
+def capturing_for(backend: Backend) -> Iterator[None]:
+    """For captures by one backend that no effect is in place for: as `capture_for` has it."""
+    undo = capture_for(lambda made_by: made_by == backend, (), lambda *_: None).install()
+    try:
+        yield
+    finally:
+        undo()
 
 
 def forget_graphs(made_by: Callable[[Backend, Mapping[str, Any]], bool]) -> None:

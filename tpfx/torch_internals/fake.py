@@ -11,6 +11,7 @@ from torch._subclasses import fake_tensor as _fakes
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 # What an op raises on fake tensors where its shapes depend on values, or it was never told about fakes.
@@ -19,6 +20,12 @@ UNKNOWN_TO_FAKES = (
     _fakes.DynamicOutputShapeException,
     _fakes.UnsupportedOperatorException,
 )
+
+
+def fakes_of_known_sizes() -> FakeTensorMode:
+    """Fake tensors whose sizes are numbers, but those that only values tell."""
+    return FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+
 
 Symbols = Mapping[sympy.Symbol, sympy.Symbol]
 

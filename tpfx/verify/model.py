@@ -33,7 +33,8 @@ from ..planning import Topology
 from ..runtime.mesh import Mesh
 from ..runtime.thread_runtime import Runtime
 from ..sharded_tensor import ShardedTensor
-from ..torch_internals.dynamo import Settings, capturing_again, fresh
+from ..torch_internals.dynamo import Settings, fresh
+from ..torch_internals.dynamo_cache import capturing_for
 from ..torch_internals.fx import tree_map_only
 from .compare_runs import verify_graphs
 from .findings import Finding
@@ -111,7 +112,7 @@ def verify(
             _left_as_it_was(model, train),
             torch.set_grad_enabled(train),
             Settings(model),
-            capturing_again(),
+            capturing_for(verifier.compile),
         ):
             torch.compile(fresh(model.forward), backend=verifier.compile)(*args, **kwargs)
     except Exception as error:

@@ -32,7 +32,7 @@ from ..passes.localize import localize
 from ..planning.choices import PARTIAL_SUM, REPLICATE, split_choice
 from ..rules import Rule, rule_for
 from ..rules.bind import bind
-from ..torch_internals.fake import FakeTensorMode
+from ..torch_internals.fake import fakes_of_known_sizes
 from ..torch_internals.fx import overload_of
 from .tolerance import TOLERANCE
 
@@ -225,7 +225,7 @@ class _Trial:
 
 def _graph(op: Any, args: Any, kwargs: Any) -> tuple[Graph, Node]:
     """One call with a placeholder for each tensor argument; the graph returns the results one by one."""
-    graph, mode = Graph(), FakeTensorMode()
+    graph, mode = Graph(), fakes_of_known_sizes()
 
     def placeholder(value: torch.Tensor) -> Node:
         node = graph.placeholder(f"operand{len(graph.nodes)}")
