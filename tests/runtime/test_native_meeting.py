@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.fx import Graph, GraphModule
 
+from tests.support import leaving
 from tpfx.errors import CollectiveError, CollectiveTimeout, RankAborted, TpfxError
 from tpfx.kernels.collectives import gather_shards
 from tpfx.kernels.slices import take
@@ -357,7 +358,7 @@ def wake(woken: threading.Event) -> Callable[[torch.Tensor], torch.Tensor]:
     return call
 
 
-def rounds(count: int) -> None:
+def test_many_rounds_with_ranks_that_fail_in_python(caller: bool) -> None:
     """Graphs of some collectives between three ranks, of which one fails here and there."""
     runtime, chance = runtime_of(3), random.Random(0)
     failing: set[tuple[int, int]] = set()
@@ -380,7 +381,7 @@ def rounds(count: int) -> None:
 
     programs = [graph_of(rank) for rank in range(3)]
     expected = run(runtime, programs, [torch.ones(4)] * 3)[0]
-    for _ in range(count):
+    for _ in range(100):
         failing.clear()
         if chance.random() < 0.5:
             failing.add((chance.randrange(3), chance.choice((1, 3))))
@@ -392,10 +393,17 @@ def rounds(count: int) -> None:
     runtime.close()
 
 
-def test_many_rounds_with_ranks_that_fail_at_random(caller: bool) -> None:
-    rounds(100)
-
-
 @pytest.mark.slow
-def test_ten_thousand_rounds_with_ranks_that_fail_at_random(caller: bool) -> None:
-    rounds(10_000)
+@pytest.mark.timeout(600)
+def test_ten_thousand_rounds_with_ranks_that_leave(way: None, caller: bool) -> None:
+    runtime = runtime_of(3, timeout=60.0)
+    programs = [leaving.program(runtime.mesh, rank, runtime.native_meeting()) for rank in range(3)]
+
+    def run_round(number: int, who: dict[int, int]) -> list[torch.Tensor]:
+        rows = [leaving.given(rank, 3, number, who) for rank in range(3)]
+        return [found for (found,) in runtime.run_programs(programs, rows)]
+
+    threads = threading.active_count()
+    leaving.check(3, 10_000, run_round)
+    assert threading.active_count() == threads
+    runtime.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.support.launches import Launched
+from tests.support.processes import launch
 
 
 def test_as_the_process_groups(two_processes: Launched) -> None:
@@ -29,3 +31,9 @@ def test_who_leaves_is_missed_at_once(two_processes: Launched) -> None:
         "CollectiveTimeout: rank 1 (cpu) of 2 did not arrive in all_reduce_default within 3 s"
     )
     assert one[4].startswith("RankAborted") and zero[5].startswith("RankAborted")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_thousand_rounds_with_ranks_that_leave() -> None:
+    launch(2, "-m", "tests.support.leaving", "10000")
