@@ -154,6 +154,30 @@ def test_limits_of_captures_are_those_of_other_backends_alone(ours: bool) -> Non
     assert told == [("scaled", by, True) for by in ("ab", "abc", "abcd") if ours]
 
 
+@pytest.mark.parametrize(("enabled", "ours"), [(True, True), (True, False), (False, True)])
+def test_the_collector_waits_while_our_backends_capture(enabled: bool, ours: bool) -> None:
+    waits: list[bool] = []
+
+    def backend(module: torch.fx.GraphModule, examples: Any) -> Callable[..., Any]:
+        waits.append(not gc.isenabled())
+        if len(waits) > 1:
+            raise MemoryError
+        return module.forward
+
+    undo = dynamo_cache.capture_for(lambda one: ours and one is backend, (), print).install()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        compiled = torch.compile(lambda x: x * 2, backend=backend)
+        compiled(torch.ones(3))
+        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):
+            compiled(torch.ones(3, 3))
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+        assert undo()
+    assert waits == [ours or not enabled] * 2
+
+
 @pytest.mark.parametrize("ours", [True, False])
 def test_tensors_of_a_kind_are_in_graphs_of_our_backends_alone(ours: bool) -> None:
     taken: list[type] = []

@@ -29,6 +29,16 @@ def test_graphs_keep_nodes_that_they_no_longer_have_until_told_to_forget_them() 
     assert graph.call_function(torch.neg, (x,)).name == "neg_2"
 
 
+def test_graph_modules_write_their_code_when_it_is_asked_for() -> None:
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(torch.neg, (graph.placeholder("x"),)))
+    module, other = (fx.LazyGraphModule({}, graph, class_name="Lazy") for _ in range(2))
+    assert "_code" not in vars(module) and type(module).__name__ == "Lazy"
+    assert fx.code_of(module)(torch.ones(())) == other(torch.ones(())) == -1
+    assert module.forward.__func__ is type(module).forward and "neg" in vars(module)["_code"]
+    assert fx.code_of(torch.fx.GraphModule({}, graph))(torch.ones(())) == -1
+
+
 def test_an_op_of_a_library_stands_for_one_overload() -> None:
     name = "tpfx_test::of_one"
     made = torch.library.custom_op(name, lambda x: x + 1, mutates_args=(), schema="(Tensor x) -> Tensor")

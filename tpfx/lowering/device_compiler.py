@@ -26,6 +26,7 @@ from ..native.build import NoExecutor
 from ..native.collectives import Meeting
 from ..native.rank_program import RankProgram
 from ..runtime.mesh import Mesh
+from ..torch_internals.fx import code_of
 from ..torch_internals.inductor import compile_by_inductor, is_linear_of_onednn, linear_for_inductor
 
 DEVICE_COMPILERS = ("native", "inductor", "eager")
@@ -72,7 +73,7 @@ def compile_for_devices(
     if name == "native":
         return _native(parallel, modules, mesh.owned, meeting)
     if name == "eager" or not any(is_tensor(node) for node in parallel.find_nodes(op="placeholder")):
-        return [module.forward for module in modules]
+        return [code_of(module) for module in modules]
     return [_inductor(parallel, module, mesh, rank) for module, rank in zip(modules, mesh.owned, strict=True)]
 
 
@@ -91,7 +92,7 @@ def _native(
         return [RankProgram(*each, where, split) for each in zip(modules, ranks, strict=True)]
     except NoExecutor as problem:
         _say_once(str(problem))
-        return [module.forward for module in modules]
+        return [code_of(module) for module in modules]
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from torch.fx import Graph, GraphModule
 
 from ..lowering.nested_graphs import place, rank_copy
 from ..runtime.mesh import Mesh
+from ..torch_internals.fx import LazyGraphModule
 from .invariants import LOCALIZED, check
 from .localize import localize
 from .pipeline import STAGES
@@ -28,7 +29,7 @@ def lower(parallel: Graph, mesh: Mesh, root: torch.nn.Module) -> list[GraphModul
     for rank, graph in zip(mesh.owned, graphs, strict=True):
         place(graph, mesh.devices[rank])
         constants = _constants(graph, root, mesh, rank)
-        modules.append(GraphModule(constants, graph, class_name=f"Rank{rank}"))
+        modules.append(LazyGraphModule(constants, graph, class_name=f"Rank{rank}"))
     check(LOCALIZE, LOCALIZED, (parallel, *(module.graph for module in modules)), mesh.size)
     for module in modules:
         show_stage(LOCALIZE, module.graph, STAGES)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.fx._lazy_graph_module
 from torch.utils import _pytree
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
@@ -13,6 +15,15 @@ from torch.utils._pytree import tree_map_only as tree_map_only
 OpOverload = torch._ops.OpOverload
 OpOverloadPacket = torch._ops.OpOverloadPacket
 HigherOrderOperator = torch._ops.HigherOrderOperator
+
+# A graph module that writes its Python code only once something asks for it, or runs it.
+LazyGraphModule: Any = torch.fx._lazy_graph_module._LazyGraphModule
+
+
+def code_of(module: torch.fx.GraphModule) -> Callable[..., Any]:
+    """A graph module's `forward`, its Python code written now at the latest."""
+    LazyGraphModule.force_recompile(module)
+    return module.forward
 
 
 def forget_erased(graph: torch.fx.Graph) -> None:
