@@ -2,8 +2,9 @@
 
     python -m benchmarks.cold --layers 8 --layers 32
 
-Llamas of tiny widths, each in a process of its own, beside `torch.compile(backend="aot_eager")` in another.
-Counted are the CPU seconds of all threads of the process, without imports.
+Llamas of tiny widths, each in a process of its own, beside `torch.compile(backend="aot_eager")` in another,
+and a second process of tpfx that finds the plans of the first. Counted are the CPU seconds of all threads of
+the process, without imports.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
 
@@ -32,6 +37,7 @@ from tpfx.capture import aot
 from tpfx.execution.program import Program
 from tpfx.frontend import aot_compiler
 from tpfx.frontend.graphs import Backend
+from tpfx.native.build import cache_dir
 from tpfx.passes import lower, pipeline
 
 from .models import build, config, prompt
@@ -146,14 +152,29 @@ def measure(system: str, layers: int, devices: int) -> Figures:
     return {"seconds": cpu_seconds() - start, "stages": stages.seconds, "graphs": dict(captured)}
 
 
-def in_process(system: str, layers: int, devices: int) -> Figures:
-    """The same in a process of its own."""
+def in_process(system: str, layers: int, devices: int, kept: Path | None = None) -> Figures:
+    """The same in a process of its own, which keeps plans in a folder, if anywhere."""
     command = [sys.executable, "-m", "benchmarks.cold", "--only", system, "--layers", str(layers)]
+    where = {"TPFX_CACHE": "0"} if kept is None else {"TPFX_CACHE": "1", "TPFX_CACHE_DIR": str(kept)}
     done = subprocess.run(
-        [*command, "--devices", str(devices), "--json", "-"], stdout=subprocess.PIPE, check=True, text=True
+        [*command, "--devices", str(devices), "--json", "-"],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        env={**os.environ, **where},
     )
     figures: Figures = json.loads(done.stdout)
     return figures
+
+
+def of_depth(layers: int, devices: int) -> dict[str, Figures]:
+    """The figures of each system, and of a second process that finds what the first has kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder, "cache")
+        if cache_dir().exists():  # with the executor
+            shutil.copytree(cache_dir(), kept, ignore=shutil.ignore_patterns("plans"))
+        found = {system: in_process(system, layers, devices, kept) for system in SYSTEMS}
+        return {**found, "again": in_process("tpfx", layers, devices, kept)}
 
 
 def after_capture(stages: Mapping[str, float]) -> float:
@@ -177,6 +198,8 @@ def table(devices: int, found: Mapping[int, Mapping[str, Figures]]) -> Table:
         "all": lambda one: f"{one['tpfx']['seconds']:.2f}",
         "aot_eager": lambda one: f"{one['aot_eager']['seconds']:.2f}",
         "of aot_eager's": lambda one: f"{one['tpfx']['seconds'] / one['aot_eager']['seconds']:.2f}",
+        "a second process": lambda one: f"{one['again']['seconds']:.2f}",
+        "of aot_eager's then": lambda one: f"{one['again']['seconds'] / one['aot_eager']['seconds']:.2f}",
         "graphs captured by compile": lambda one: str(one["tpfx"]["graphs"].get("compile", 0)),
         "by generate": lambda one: str(one["tpfx"]["graphs"].get("generate", 0)),
         "by aot_eager": lambda one: str(one["aot_eager"]["graphs"].get("generate", 0)),
@@ -202,7 +225,7 @@ def main(
     console: Console = console_beside(json_file)
     found: dict[int, dict[str, Figures]] = {}
     for depth in depths:
-        found[depth] = {system: in_process(system, depth, devices) for system in SYSTEMS}
+        found[depth] = of_depth(depth, devices)
     console.print(table(devices, found))
     write_figures({"devices": devices, "depths": found}, json_file)
 

@@ -349,3 +349,17 @@ def test_without_transformers_the_extra_is_named(run, monkeypatch) -> None:
     status, output, errors = run("plan", "llama", "-n", 2)
     assert (status, output) == (2, "")
     assert "pip install 'tpfx[transformers]'" in errors and errors.count("\n") == 1
+
+
+def test_what_is_kept_is_shown_and_cleared(run, monkeypatch, tmp_path):
+    """Nothing else in the folder goes."""
+    monkeypatch.setenv("TPFX_CACHE_DIR", str(tmp_path))
+    assert run("cache") == (0, f"{tmp_path}\nplans          0 0 B\nexecutors      0 0 B\n", "")
+    for file, size in (("plans/a.json", 1000), ("plans/b.json", 24), ("tpfx_executor-2/x.so", 3), ("own", 9)):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"x" * size)
+    shown = f"{tmp_path}\nplans          2 1 KiB\nexecutors      1 3 B\n"
+    assert run("cache") == (0, shown, "")
+    assert run("cache", "--clear") == (0, f"{shown}cleared\n", "")
+    assert run("cache")[1] == f"{tmp_path}\nplans          0 0 B\nexecutors      0 0 B\n"
+    assert (tmp_path / "own").exists()

@@ -17,6 +17,7 @@ import typer
 
 from ..errors import InputError, TpfxError
 from ..version import __version__
+from .cache import cache
 from .dump import dump
 from .explain import diff, explain
 from .export import export
@@ -31,6 +32,7 @@ app.command()(explain)
 app.command()(diff)
 app.command()(verify)
 app.command()(export)
+app.command()(cache)
 app.add_typer(topology)
 
 
@@ -58,6 +60,7 @@ def tpfx(
     tpfx diff a.json b.json                      in what two plans differ
     tpfx verify llama --devices 2                a small one, undivided and split, node by node
     tpfx export llama --devices 2 --to hf-tp-plan
+    tpfx cache                                   what is kept between processes, and --clear
     """
 
 

@@ -81,7 +81,8 @@ class _LayoutsOnly:
         self.results = graph.results()
         session = self.session
         lowered, ranks = graph.module.graph, session.mesh.size
-        parallel = parallelize(lowered, graph.sources, ranks, session.topology, session.choices)
+        known = session.choices, session.kept
+        parallel = parallelize(lowered, graph.sources, ranks, session.topology, *known)
         session.newest = parallel
         require_same(session.mesh, "the graphs or plans", _plan_text(session.mesh, parallel))
         for op, count in parallel.whole_ops.items():

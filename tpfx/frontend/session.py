@@ -12,6 +12,8 @@ from torch.distributed import ProcessGroup
 from ..ir.parallel_graph import ParallelGraph
 from ..lowering.device_compiler import check_device_compiler
 from ..passes.apply_plan import GraphChoices
+from ..passes.context import Kept
+from ..plan.kept_plans import of_user
 from ..planning import Topology
 from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
@@ -77,6 +79,7 @@ class Session:
         runs: how often a graph has been run.
         whole_calls: calls of the model that ran no graph, but whole, as the model's own code.
         choices: how a plan would have graphs carried out, by their fingerprints.
+        kept: where choices of other graphs are kept for later processes, if anywhere.
         batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
         only_plans: whether calls are planned now, and nothing runs.
         warned: what has been warned of: a class of models, and a reason.
@@ -93,6 +96,7 @@ class Session:
     runs: int = 0
     whole_calls: int = 0
     choices: Mapping[str, GraphChoices] = field(default_factory=dict)
+    kept: Kept | None = field(default_factory=of_user)
     batch_by_batch: str | None = None
     only_plans: bool = False
     warned: set[tuple[str, str]] = field(default_factory=set)

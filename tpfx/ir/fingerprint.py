@@ -13,8 +13,8 @@ import sympy
 import torch
 from torch.fx import Graph, Node
 
-from .annotations import source_of
-from .nodes import size_of
+from .annotations import gradients_in, source_of
+from .nodes import hint_of, result_tensors, size_of
 
 
 def fingerprint(graph: Graph) -> str:
@@ -23,6 +23,25 @@ def fingerprint(graph: Graph) -> str:
     for line in _lines(graph):
         digest.update(line.encode())
         digest.update(b"\n")
+    return digest.hexdigest()[:32]
+
+
+def circumstances(graph: Graph) -> str:
+    """A digest of what else choosing goes by: sizes that vary as they are now, where inputs lie, what the
+    results are gradients of; 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    numbers: dict[Node, int] = {}
+    for node in graph.nodes:
+        numbers[node] = len(numbers)
+        sizes = [
+            hint_of(size) for value in result_tensors(node) for size in value.shape if type(size) is not int
+        ]
+        if node.op == "placeholder":
+            digest.update(f"{numbers[node]} {source_of(node).pinned}\n".encode())
+        if sizes:
+            digest.update(f"{numbers[node]} {sizes}\n".encode())
+    gradients = {at: numbers[node] for at, node in sorted(gradients_in(graph.output_node()).items())}
+    digest.update(str(gradients).encode())
     return digest.hexdigest()[:32]
 
 

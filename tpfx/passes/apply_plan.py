@@ -43,21 +43,25 @@ def apply_choices(graph: Graph, splits: Splits, choices: GraphChoices) -> None:
     """Give every op its choice, and divide the splits in use; they were chosen before for an equal graph.
 
     Raises:
-        PlanError: the choices are not of this graph.
+        PlanError: the choices are not of this graph, which stays as it was.
     """
     known = list(splits)
     for number, sizes in choices.units.items():
-        if number >= len(known) or len(sizes) != splits.ranks or not _divided(known[number], sizes):
+        if number >= len(known) or len(sizes) != splits.ranks or not _divisible(known[number], sizes):
             raise PlanError(
                 f"the plan divides split {number} as {list(sizes)}, which this model does not allow"
             )
     nodes = [node for node in graph.nodes if is_decided(node)]
     if len(nodes) != len(choices.ops):
         raise PlanError(f"the plan decides {len(choices.ops)} ops of a graph that has {len(nodes)}")
-    for node, text in zip(nodes, choices.ops, strict=True):
-        choice = _parsed(text, known)
+    chosen = [_parsed(text, known) for text in choices.ops]
+    for node, text, choice in zip(nodes, choices.ops, chosen, strict=True):
         if not _possible(node, choice):
             raise PlanError(f"the plan has {text!r} for {node.name}, which that op does not allow")
+    for number, sizes in choices.units.items():
+        if not known[number].rank_intervals:
+            known[number].divide(sizes)
+    for node, choice in zip(nodes, chosen, strict=True):
         set_choice(node, choice)
         if is_tensor(node):
             set_layout(node, choice.results[0])
@@ -126,11 +130,6 @@ def _units(split: Split) -> list[int]:
     return [math.prod(stop - start for start, stop in box.values()) for box in split.rank_intervals]
 
 
-def _divided(split: Split, sizes: Sequence[int]) -> bool:
-    """Divide a split, or see whether it is divided so already."""
-    if split.rank_intervals:
-        return _units(split) == list(sizes)
-    if not split.fits(sizes):
-        return False
-    split.divide(sizes)
-    return True
+def _divisible(split: Split, sizes: Sequence[int]) -> bool:
+    """Whether a split may be divided so, or is already."""
+    return _units(split) == list(sizes) if split.rank_intervals else split.fits(sizes)

@@ -7,22 +7,25 @@ Everything works on fake tensors: no weights are needed to plan.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.fx import Graph
 
+from ..errors import PlanError
 from ..ir.annotations import Source, bound_of, set_source
-from ..ir.fingerprint import fingerprint
+from ..ir.fingerprint import circumstances, fingerprint
 from ..ir.parallel_graph import ParallelGraph
 from ..ir.splits import Splits
 from ..planning import Topology
 from ..planning.pinned_layouts import match_pinned
 from ..rules import is_random, rule_of
+from ..rules.register import registered
 from ..torch_internals.fx import HigherOrderOperator, OpOverload, forget_erased
-from .apply_plan import GraphChoices, apply_choices
+from .apply_plan import GraphChoices, apply_choices, encode_choices
 from .choose import choose
-from .context import Context
+from .context import Context, Kept
 from .divide import divide
 from .infer_axes import infer_axes
 from .insert import insert
@@ -30,6 +33,8 @@ from .invariants import CHOSEN, DIVIDED, INFERRED, INSERTED, NORMALIZED, SIMPLIF
 from .normalize import normalize
 from .simplify import simplify
 from .stages import CAPTURED, LOCALIZE, show_stage
+
+log = logging.getLogger("tpfx")
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,35 @@ def take_fingerprint(graph: Graph, context: Context) -> None:
 def choose_or_apply(graph: Graph, context: Context) -> None:
     """Give every op the choice that a plan has for this graph, and choose where none has."""
     known = context.choices.get(context.fingerprint)
-    if known is None:
-        context.solution = choose(graph, context.ranks, context.topology, context.considered)
-    else:
+    if known is not None:
         apply_choices(graph, context.considered, known)
         context.solution = known.solution
+    elif context.kept is None or not _recall(graph, context, context.kept):
+        context.solution = choose(graph, context.ranks, context.topology, context.considered)
+
+
+def _recall(graph: Graph, context: Context, kept: Kept) -> bool:
+    """Give every op the choice that an earlier process has made, where all that choosing goes by is equal."""
+    same = context.fingerprint, circumstances(graph), context.ranks, context.topology, registered()
+    context.to_keep = " ".join(map(str, same))
+    known = kept.get(context.to_keep)
+    if known is None:
+        return False
+    try:
+        apply_choices(graph, context.considered, known)
+    except PlanError as problem:
+        log.debug("a plan that was kept is made anew: %s", problem)
+        return False
+    context.solution, context.to_keep = known.solution, ""
+    return True
+
+
+def _keep(graph: Graph, context: Context) -> None:
+    """Keep what was chosen for later processes."""
+    if context.kept is not None and context.to_keep:
+        assert context.solution is not None
+        ops, _ = encode_choices(graph, context.considered)  # how splits are divided follows from the choices
+        context.kept.put(context.to_keep, GraphChoices(list(ops.values()), {}, context.solution))
 
 
 PASSES = (
@@ -100,6 +129,7 @@ def parallelize(
     ranks: int,
     topology: Topology | None = None,
     choices: Mapping[str, GraphChoices] | None = None,
+    kept: Kept | None = None,
 ) -> ParallelGraph:
     """Plan a captured graph in place.
 
@@ -109,6 +139,7 @@ def parallelize(
         ranks: how many devices.
         topology: what collectives cost.
         choices: choices made before, by fingerprint: a graph that has some is not solved again.
+        kept: where other choices are kept for later processes, and found.
 
     Raises:
         PlanError: choices made before are not of this graph.
@@ -116,9 +147,10 @@ def parallelize(
         ShardingError: what must hold after a pass does not, which is a bug of the pass.
     """
     forget_erased(graph)
-    context = Context(ranks, topology or Topology(), choices or {})
+    context = Context(ranks, topology or Topology(), choices or {}, kept)
     infer_structures(graph, sources, context)
     run_passes(PASSES[BEFORE_CHOICE:], graph, context)
+    _keep(graph, context)
     assert context.solution is not None
     recalled = context.fingerprint in context.choices
     parallel = ParallelGraph(

@@ -50,6 +50,11 @@ def register_rule(
     TABLE[target] = rule
 
 
+def registered() -> list[str]:
+    """The rules that were registered, as text."""
+    return sorted(f"{op} {rule}" for op, rule in TABLE.items() if op not in _BUILT_IN)
+
+
 def _overload(op: Any) -> OpOverload:
     target = overload_of(op)
     if target is None:
