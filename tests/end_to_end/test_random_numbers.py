@@ -41,6 +41,8 @@ def split(name: str, devices: int, door: str = "compile") -> torch.nn.Module:
     ],
 )
 def test_draws(name: str, devices: int, train: bool) -> None:
+    if name == "scanned" and train and torch.__version__ < "2.13":
+        pytest.skip("torch before 2.13 cannot compile this backward, for any backend")
     assert_same(steps(Drawing(name), 3, train), steps(split(name, devices), 3, train))
 
 
@@ -49,6 +51,8 @@ def test_draws(name: str, devices: int, train: bool) -> None:
     "name", ["checkpointed", *(pytest.param(n, marks=slow) for n in ("branch", "scanned"))]
 )
 def test_twenty_calls(name: str, devices: int) -> None:
+    if name == "scanned" and torch.__version__ < "2.13":
+        pytest.skip("torch before 2.13 cannot compile this backward, for any backend")
     assert_same(steps(Drawing(name), 20, True), steps(split(name, devices), 20, True))
 
 

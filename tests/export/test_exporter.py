@@ -81,8 +81,9 @@ def test_transformers_and_torch_compute_the_same(devices: int, names: list[str],
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_it_is_the_plan_that_people_wrote(name: str) -> None:
     plan = exported(name)
-    assert plan.plan == planned(name)[0].tp_plan
-    assert not plan.unexpressed
+    written = planned(name)[0].tp_plan
+    embedding = {"model.embed_tokens": "embedding_rowwise"}  # which transformers 5.20 leaves whole
+    assert plan.plan == {**embedding, **written} and not plan.unexpressed
 
 
 def test_source_and_json() -> None:

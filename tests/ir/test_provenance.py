@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tpfx.ir.provenance import layer_of, stem_of
+from tpfx.ir.provenance import layer_of, path_of_stack, stem_of
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,15 @@ def test_the_stem_and_the_number_of_a_layer() -> None:
     assert stem_of("encoder.layers.12") == ("encoder.layers", 12)
     assert stem_of("3") == ("", 3)
     assert stem_of("norm") == ("norm", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("L['self']._modules['layers']._modules['0'].norm", "layers.0.norm"),
+        ("L['fn'].__self__._modules['layers'][3]._compiled_call_impl.__self__.norm", "layers.3.norm"),
+        ("L['self']", ""),
+    ],
+)
+def test_dynamos_name_of_a_module_is_its_path(name: str, path: str) -> None:
+    assert path_of_stack({"one": (name, object)}) == path

@@ -214,6 +214,8 @@ def test_external_rule_is_true(name: str) -> None:
     namespace, op, overload = name.split(".")
     if namespace == "transformers":
         pytest.importorskip("transformers.integrations.moe")
+    if not hasattr(getattr(torch.ops, namespace), op):
+        pytest.skip("this release of the library does not have it")
     target = getattr(getattr(getattr(torch.ops, namespace), op), overload)
     dims = ("t:6 (m:4 k:4)", "e:3 (m:4 k:4) [n:4|o:4]")
     tried = [

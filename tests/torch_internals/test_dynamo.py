@@ -100,7 +100,14 @@ def test_sizes_that_values_tell_are_captured_unless_code_asks_for_them(asks: boo
         found = torch.compile(_positive, backend=backend)(torch.tensor([3, -1, 4]), asks)
     assert found.tolist() == ([7, 9] if asks else [6, 8])
     assert len(made) == graphs
-    if asks:
+    torch._dynamo.reset()
+    plain = torch.compile(_positive, backend="eager", fullgraph=True)
+    if not asks:
+        assert dynamo.capturing_sizes_of_values(lambda: plain(torch.tensor([3, -1, 4]), False)).tolist() == [
+            6,
+            8,
+        ]
+    else:
         with pytest.raises(dynamo.ASKS_FOR_A_SIZE), torch._dynamo.config.patch(capture_scalar_outputs=True):
             torch.compile(_positive, backend="eager", fullgraph=True)(torch.tensor([3, -1, 4]), asks)
 

@@ -26,6 +26,23 @@ def test_fakes_of_known_sizes_vary_where_values_tell() -> None:
     assert x.shape == (3, 2) and isinstance(rows.shape[0], torch.SymInt) and rows.shape[1] == 2
 
 
+def test_fakes_are_told_the_shapes_of_an_op() -> None:
+    """Of one with a kernel for the CPU alone; one that fakes know is left as it is."""
+    library = torch.library.Library("tpfx_test", "FRAGMENT")
+    library.define("halves(Tensor x) -> Tensor")
+    library.impl("halves", lambda x: x / 2, "CPU")
+    op = torch.ops.tpfx_test.halves.default
+    with fake.FakeTensorMode(), pytest.raises(fake.UNKNOWN_TO_FAKES):
+        op(torch.ones(3))
+    fake.tell_shapes(op, lambda x: torch.empty_like(x))
+    with fake.FakeTensorMode():
+        assert op(torch.ones(3)).shape == (3,)
+    assert op(torch.ones(2)).tolist() == [0.5, 0.5]
+    kernel = torch.ops.aten.relu.default.py_kernels.copy()
+    fake.tell_shapes(torch.ops.aten.relu.default, torch.empty_like)
+    assert torch.ops.aten.relu.default.py_kernels == kernel
+
+
 def test_fake_modes_can_be_left_for_a_while() -> None:
     with fake.FakeTensorMode():
         assert isinstance(torch.ones(2), fake.FakeTensor)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tpfx.sharded_tensor.storage import Fake
 from tpfx.sharded_tensor.tensor import ShardedTensor
 from tpfx.torch_internals import wrapper_subclass
+from tpfx.torch_internals.fake import FakeTensorMode
 from tpfx.torch_internals.module_changes import CHANGES
 
 
@@ -153,6 +154,28 @@ def test_parametrizations_set_tensors_of_a_kind() -> None:
     undo = wrapper_subclass.set_in_place(Kind).install()
     nn.utils.parametrize.register_parametrization(layer, "weight", Halved())
     assert undo() and len(seen) == 1
+
+
+def test_branches_see_what_is_inside_of_a_kind_of_tensor() -> None:
+    class Kind(Tensor):
+        inner: Tensor
+
+        def __tensor_flatten__(self) -> tuple[list[str], None]:
+            return ["inner"], None
+
+    kind = torch.ones(2).as_subclass(Kind)
+    graph = torch.fx.Graph()
+    with FakeTensorMode():
+        kind.inner, plain = torch.ones(3), torch.ones(4)
+    nodes = [graph.placeholder(name) for name in "ab"]
+    nodes[0].meta["example_value"], nodes[1].meta["example_value"] = kind, plain
+    undo = wrapper_subclass.captured_by_branches(Kind).install()
+    try:
+        found = torch._higher_order_ops.utils._collect_fake_inputs([*nodes, 7])
+    finally:
+        undo()
+    assert found[0] is kind.inner and found[1] is plain and found[2] == 7
+    assert (torch.__version__ < "2.13") == wrapper_subclass.BRANCHES_REFUSE
 
 
 def test_hooks_of_a_tensor_are_shared_with_another() -> None:

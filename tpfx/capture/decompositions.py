@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..torch_internals.aot import get_decompositions
+from ..torch_internals.fake import tell_shapes
 
 aten = torch.ops.aten
 
@@ -138,6 +139,8 @@ FAST_PATHS: dict[Any, Callable[..., Any]] = {
     aten._transformer_encoder_layer_fwd.default: encoder_layer,
     aten._native_multi_head_attention.default: attention,
 }
+
+tell_shapes(aten._transformer_encoder_layer_fwd.default, lambda src, *_: torch.empty_like(src))
 
 
 @cache

@@ -21,6 +21,7 @@ from ..torch_internals.batch_guards import BATCH_EFFECTS
 from ..torch_internals.dynamo import skip_frames
 from ..torch_internals.dynamo_cache import capture_for
 from ..torch_internals.effects import Effect, Undo, before_export
+from ..torch_internals.wrapper_subclass import BRANCHES_REFUSE, captured_by_branches
 from .plain_copy import plain_copy
 from .recaptures import note_capture
 
@@ -117,6 +118,7 @@ def own_backend(backend: T) -> T:
 EFFECTS = Effects(
     skip_frames(__name__.partition(".")[0]),
     capture_for(lambda backend: hasattr(backend, _OURS), (ShardedTensor, StateTensor), note_capture),
+    *((captured_by_branches(ShardedTensor),) if BRANCHES_REFUSE else ()),
     *BATCH_EFFECTS,
     *OPTIMIZER_EFFECTS,
     before_export(plain_copy),

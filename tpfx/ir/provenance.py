@@ -56,6 +56,7 @@ def path_of_stack(stack: dict[str, Any] | None) -> str:
     path = re.sub(
         r"^[LG]\['\w+'\](\.__self__)?", "", str(list(stack.values())[-1][0])
     )  # whatever holds the model
+    path = path.replace("._compiled_call_impl.__self__", "")  # a module that is compiled by itself too
     path = re.sub(r"\._modules\['([^']*)'\]|\['([^']*)'\]|\[(\d+)\]", r".\1\2\3", path)
     return path.strip(".")
 

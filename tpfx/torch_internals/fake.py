@@ -7,6 +7,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch import _decomp
 from torch._subclasses import fake_tensor as _fakes
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
@@ -26,6 +27,23 @@ def fakes_of_known_sizes() -> FakeTensorMode:
     """Fake tensors whose sizes are numbers, but those that only values tell."""
     return FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
 
+
+def tell_shapes(op: Any, like: Callable[..., Any]) -> None:
+    """Let fake tensors through an op that this release of torch can only run on real ones.
+
+    Args:
+        op: an overload.
+        like: what it returns, given tensors without memory.
+    """
+    if not op.has_kernel_for_dispatch_key(_META):
+        op.py_impl(_META)(like)
+        _decomp.meta_table[op] = like
+        _TOLD.append(torch.library.Library(op.namespace, "IMPL", "Meta"))
+        _TOLD[-1].impl(op, like)
+
+
+_META: Any = torch._C.DispatchKey.Meta
+_TOLD: list[torch.library.Library] = []  # what they say lasts as long as they do
 
 Symbols = Mapping[sympy.Symbol, sympy.Symbol]
 

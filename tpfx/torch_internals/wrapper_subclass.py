@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
+from torch._higher_order_ops import utils as _branches
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.utils import parametrize
 from torch.optim import optimizer as _optimizer
@@ -124,6 +125,31 @@ def set_in_place(kind: type[torch.Tensor]) -> Effect:
         return set_or_put
 
     return Effect("parametrizations set tensors", lambda: replace_in(vars(parametrize), "_maybe_set", change))
+
+
+# Whether this torch refuses subclasses that branches and loops take from around them: before 2.13.
+BRANCHES_REFUSE = (
+    is_traceable_wrapper_subclass.__name__ not in _branches._collect_fake_inputs.__code__.co_names
+)
+
+
+def captured_by_branches(kind: type[torch.Tensor]) -> Effect:
+    """Branches and loops may use such tensors from around them, where they refuse subclasses."""
+
+    def change(fakes_of: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        def with_inner_ones(inputs: Sequence[Any]) -> list[Any]:
+            found: list[Any] = []
+            for given in inputs:
+                value = getattr(getattr(given, "node", given), "meta", {}).get("example_value")
+                inner = value.__tensor_flatten__()[0] if isinstance(value, kind) else None  # type: ignore[attr-defined]
+                found += fakes_of([given]) if inner is None else [getattr(value, name) for name in inner]
+            return found
+
+        return with_inner_ones
+
+    return Effect(
+        f"{kind.__name__} in branches", lambda: replace_in(vars(_branches), "_collect_fake_inputs", change)
+    )
 
 
 def allow_foreach(kind: type[torch.Tensor]) -> Effect:
