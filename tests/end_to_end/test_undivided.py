@@ -179,6 +179,36 @@ def test_what_is_divided_by_now(make: Callable[[], nn.Module]) -> None:
     assert largest(model) < 1.1 and not tpfx.report(model).whole_ops
 
 
+@pytest.mark.parametrize(
+    ("kind", "groups", "devices", "train"),
+    [
+        pytest.param(*way, marks=[] if way == (nn.ConvTranspose1d, 4, 3, True) else pytest.mark.slow)
+        for way in [
+            (kind, groups, devices, train)
+            for kind in (nn.Conv1d, nn.ConvTranspose1d, nn.Conv2d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+            for groups, devices in ((2, 3), (3, 2), (4, 3), (3, 4))
+            for train in (True, False)
+        ]
+    ],
+)
+def test_groups_of_channels_that_do_not_divide_evenly(
+    kind: type[nn.Module], groups: int, devices: int, train: bool
+) -> None:
+    torch.manual_seed(0)
+    slides = int(kind.__name__[-2])
+    plain = nn.Sequential(kind(48, 96, 3, groups=groups), nn.ReLU(), kind(96, 48, 3, groups=groups))
+    x = torch.randn(2, 48, *[6] * slides)
+    model = tpfx.compile(copy.deepcopy(plain), ["cpu"] * devices)
+    with torch.set_grad_enabled(train):
+        expected, found = plain(x), model(x)
+    torch.testing.assert_close(found, expected)
+    for loss in (expected, found) if train else ():
+        loss.square().mean().backward()
+    for left, right in zip(plain.parameters(), model.parameters(), strict=True) if train else ():
+        torch.testing.assert_close(right.grad.full(), left.grad)  # type: ignore[operator, union-attr]
+    assert largest(model) < 1.1 and not tpfx.report(model).whole_ops
+
+
 class Modes(nn.Module):
     """In eval through an op that has no rule, in training without."""
 

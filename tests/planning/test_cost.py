@@ -180,6 +180,22 @@ def test_a_unit_that_a_group_of_ranks_shares_is_nearly_free_to_hold_again() -> N
     assert cost.resident(keys, grouped) == whole * (1 / 4 + cost.weights.grouped * (1 / 2 - 1 / 4))
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_what_the_fullest_rank_holds_beyond_the_average_counts_a_quarter(grouped: bool) -> None:
+    """4 groups of channels on 3 ranks are 2 + 1 + 1; 2 groups are held by 2 ranks and by 1."""
+    groups = 2 if grouped else 4
+    graph = inferred(
+        lambda w, x: F.conv_transpose1d(x, w["w"], groups=groups),
+        {"w": torch.zeros(8, 16, 3)},
+        torch.zeros(2, 8, 6),
+    )
+    weight = graph.find_nodes(op="placeholder")[0]
+    cost, splits = CostModel(graph, 3, SLOW), Splits(graph, 3).of([dims_of(weight)])
+    split = next(one for one in splits if int(one.axes[0].size) == groups and len(one.axes) == 1 + grouped)
+    whole = cost.resident(weight, Replicate())
+    assert cost.resident(weight, split) == pytest.approx(whole * (1 / 3 + (1 / 2 - 1 / 3) / 4))
+
+
 def test_a_size_that_varies_counts_as_in_the_example() -> None:
     """The gradient of a weight is summed over the rows of the batch, of which there are 24 here."""
 

@@ -42,6 +42,7 @@ class CostWeights:
         small_price: a byte of a small weight costs this part of the price: it is not worth a collective.
         grouped: where more ranks than units share an axis (KV heads), holding a unit that others hold too
             costs this part of the price.
+        uneven: what the fullest rank holds beyond the average counts this much.
         gathered: a byte that every rank holds of a gathered value, beyond its own shard, costs this part of
             the price.
         gathered_weight: gathering a weight at each call costs this many times the collective.
@@ -55,6 +56,7 @@ class CostWeights:
     small: float = 1 / 16
     small_price: float = 0.01
     grouped: float = 1 / 256
+    uneven: float = 1 / 4
     gathered: float = 1.0
     gathered_weight: float = 4.0
     fused: float = 1e-3
@@ -190,13 +192,17 @@ class CostModel:
 
         Where ranks are more than the units of an axis, groups of them hold the same unit; what shares their
         group is split among them, and at least as large, so that holding a unit again is no great harm.
+        Units that do not divide evenly, and groups, are charged as held on average, and a part of what the
+        fullest rank holds beyond that: other layers may make up for it, or not.
         """
         if not isinstance(layout, Split):
             return 1.0
-        share = layout.mean_share(dims_of(weight), self.ranks)
+        share, units = layout.mean_share(dims_of(weight), self.ranks), int(layout.axes[0].size)
         if len(layout.axes) == 1:
-            return share
-        return 1 / self.ranks + self.weights.grouped * (share - 1 / self.ranks)
+            return share + self.weights.uneven * (layout.share(self.ranks) - share)
+        even, fullest = 1 / self.ranks, 1 / (units * (self.ranks // units))
+        least = even + self.weights.uneven * (fullest - even)
+        return least + self.weights.grouped * max(0.0, share - least)
 
     @cached_property
     def _small_matrix(self) -> float:
