@@ -19,13 +19,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tests.support.graphs import lines, parts, planned, read
 from tests.support.models import inputs, tiny
 from tpfx.capture.capture import capture
+from tpfx.capture.graph import Phase
 from tpfx.ir.annotations import Source, set_source
 from tpfx.ir.shards import Shards
 from tpfx.ir.splits import Splits
+from tpfx.passes import choose
 from tpfx.passes.choose import Problem
 from tpfx.passes.infer_axes import infer_axes
 from tpfx.passes.normalize import normalize
 from tpfx.passes.simplify import simplify
+from tpfx.planning.alike_ops import AlikeOps
 from tpfx.planning.topology import Topology
 from tpfx.planning.variable_elimination import Factor, minimise
 
@@ -140,12 +143,39 @@ def _matrix(rows: list[tuple[list[int], list[float]]], columns: int) -> coo_arra
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
-def test_equals_an_ilp_on_real_layers(name: str) -> None:
+def test_equals_an_ilp_on_real_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (captured,) = capture(tiny(name), inputs(tiny(name)), symbolic=False)
-    sizes, factors = sizes_and_factors(prepared(captured.module.graph, captured.sources))
+    case = prepared(captured.module.graph, captured.sources)
+    require_as_alone(case, monkeypatch)
+    sizes, factors = sizes_and_factors(case)
     solution = minimise(sizes, factors)
     assert solution.optimal
     assert solution.cost == pytest.approx(ilp(sizes, factors), rel=1e-6)
+
+
+def require_as_alone(case: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """See that states, costs to the bit, and tables of edges are those that are made for each op alone."""
+    factors = list(case.factors())
+    with monkeypatch.context() as patched:
+        patched.setattr(AlikeOps, "of", lambda self, node, partials: (node, []))
+        patched.setattr(choose, "_related", lambda offers, needs: object())
+        alone = Problem(case.graph, RANKS, Topology(), case.splits)
+        assert [one.states for one in case.variables] == [one.states for one in alone.variables]
+        assert [(one.variables, one.table.tolist()) for one in factors] == [
+            (one.variables, one.table.tolist()) for one in alone.factors()
+        ]
+    assert len(case._seen) < 0.7 * len(alone._seen) and len(case._tables) < len(alone._tables)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "phase"), [("llama", "decode"), *((name, "train") for name in ("gpt2", "mixtral", "falcon_new"))]
+)
+def test_ops_that_are_alike_have_the_choices_that_each_has_alone(
+    name: str, phase: Phase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in capture(tiny(name), inputs(tiny(name)), phase=phase):
+        require_as_alone(prepared(one.module.graph, one.sources), monkeypatch)
 
 
 # Graphs, text in and text out: what is chosen for two devices.

@@ -36,6 +36,7 @@ from ..sharded_tensor import ShardedTensor
 from ..torch_internals.aot import aliased_outputs, tracing_alone
 from ..torch_internals.batch_guards import serves_any_batch
 from ..torch_internals.distributed import outside_traces
+from ..torch_internals.dynamo_cache import collector_waiting
 from ..torch_internals.fake import FakeTensorMode
 from .session import Session
 
@@ -178,7 +179,7 @@ class _Later:
     def _made(self) -> Program:
         if self._session.only_plans:
             raise LayoutsChosen
-        with self._making:  # threads may make a first call at once
+        with self._making, collector_waiting():  # threads may make a first call at once
             if self._program is None:
                 self._program = self._make()
                 del self._make

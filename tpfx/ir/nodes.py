@@ -42,6 +42,8 @@ def size_of(extent: Any) -> Size:
     expression = (
         extent.node.shape_env.replace(extent.node.expr) if extent.node.shape_env else extent.node.expr
     )
+    if expression.is_Symbol:
+        return expression
     simpler = with_exact_divisions(extent, expression)
     expression = simpler if simpler.is_integer else expression
     return int(expression) if isinstance(expression, sympy.Integer) else expression

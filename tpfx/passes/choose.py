@@ -7,7 +7,7 @@ by `variable_elimination`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,10 +28,11 @@ from ..ir.nodes import bytes_of, is_getitem, is_mutable, is_tensor, is_view, res
 from ..ir.parallel_graph import Solution
 from ..ir.splits import Splits
 from ..planning import Topology
+from ..planning.alike_ops import AlikeOps
 from ..planning.choices import REPLICATE, options
 from ..planning.cost import CostModel
 from ..planning.pinned_layouts import pinned_layout
-from ..planning.variable_elimination import Factor, minimise
+from ..planning.variable_elimination import Factor, Table, minimise
 
 
 @dataclass(frozen=True)
@@ -76,20 +77,23 @@ class Problem:
     """The variables and tables of one graph."""
 
     def __init__(self, graph: Graph, ranks: int, topology: Topology, splits: Splits) -> None:
-        self.splits = splits
+        self.graph, self.splits = graph, splits
         self.cost = CostModel(graph, ranks, topology)
+        self.alike = AlikeOps(splits, self.cost.sizes)
+        self._seen: dict[Hashable, tuple[list[Split], list[State]]] = {}  # the states of ops that are alike
+        self._tables: dict[Hashable, Table] = {}  # those of edges, by how the layouts at their ends relate
         self.index: dict[Node, int] = {}
         self.variables: list[Variable] = []
         partials: set[Node] = set()
         for node in graph.nodes:
-            states = self._states(node, frozenset(partials))
+            states = self._states(node, partials)
             if states:
                 self.index[node] = len(self.variables)
                 self.variables.append(Variable(node, states))
                 if any(isinstance(layout, Partial) for state in states for layout in state.choice.results):
                     partials.add(node)
 
-    def _states(self, node: Node, partials: frozenset[Node]) -> list[State]:
+    def _states(self, node: Node, partials: Set[Node]) -> list[State]:
         if not is_decided(node):
             return []
         if node.op == "placeholder":
@@ -98,11 +102,12 @@ class Problem:
             return list(self._item_states(node))
         if node.op == "get_attr":
             return [State(Choice("whole", (), (REPLICATE,)), REPLICATE, False, 0.0)]
-        return [
-            state
-            for choice in options(node, self.splits, partials)
-            for state in self._op_states(node, choice)
-        ]
+        likeness, own = self.alike.of(node, partials)
+        key = likeness, returned_as(node)[0], returned_whole(node)
+        if key not in self._seen:
+            choices = options(node, self.splits, partials)
+            self._seen[key] = own, [state for choice in choices for state in self._op_states(node, choice)]
+        return _on(own, *self._seen[key])
 
     def _input_states(self, node: Node) -> Iterator[State]:
         layouts: list[Layout] = [REPLICATE]
@@ -198,14 +203,45 @@ class Problem:
     def _edge(self, above: int, below: int, positions: list[int]) -> Factor:
         written = positions[0] == 0 and is_mutable(self.variables[below].node)
         meets = _is if written else _offers
-        table = [
-            [
-                0.0 if all(meets(offer, need.choice.operands[position]) for position in positions) else np.inf
-                for need in self.variables[below].states
+        offers = self.variables[above].states
+        needs = [[need.choice.operands[at] for at in positions] for need in self.variables[below].states]
+        key = written, _related(offers, needs)
+        if key not in self._tables:
+            table = [
+                [0.0 if all(meets(offer, layout) for layout in need) else np.inf for need in needs]
+                for offer in offers
             ]
-            for offer in self.variables[above].states
-        ]
-        return Factor((above, below), np.array(table))
+            self._tables[key] = np.array(table)
+        return Factor((above, below), self._tables[key])
+
+
+def _on(own: list[Split], others: list[Split], states: list[State]) -> list[State]:
+    """The states of an op that is alike, on its own splits."""
+    if own == others:
+        return states
+    place: dict[Layout, Layout] = dict(zip(others, own, strict=True))
+
+    def put(layout: Layout) -> Layout:
+        return place.get(layout, layout)
+
+    choices = {
+        id(one.choice): Choice(
+            one.choice.kind, tuple(map(put, one.choice.operands)), tuple(map(put, one.choice.results))
+        )
+        for one in states
+    }
+    return [State(choices[id(one.choice)], put(one.result), one.whole, one.cost) for one in states]
+
+
+def _related(offers: Sequence[State], needs: Sequence[Sequence[Layout]]) -> Hashable:
+    """What the table of an edge depends on: which layouts at its ends are the same."""
+    numbers: dict[Layout, Layout | int] = {}
+
+    def number(layout: Layout) -> Layout | int:
+        return numbers.setdefault(layout, len(numbers)) if isinstance(layout, Split) else layout
+
+    given = tuple((number(offer.result), offer.whole) for offer in offers)
+    return given, tuple(tuple(map(number, need)) for need in needs)
 
 
 def _is(state: State, need: Layout) -> bool:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from torch.fx import Node
 
 from ..ir.annotations import Choice, bound_of
@@ -18,7 +20,7 @@ REPLICATE = Replicate()
 PARTIAL_SUM = Partial("sum")
 
 
-def options(node: Node, splits: Splits, partials: frozenset[Node]) -> list[Choice]:
+def options(node: Node, splits: Splits, partials: Set[Node]) -> list[Choice]:
     """The ways to carry out an op; `partials` are the values that some choice leaves as partial sums."""
     bound = bound_of(node)
     assert bound is not None

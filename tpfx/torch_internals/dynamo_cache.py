@@ -87,7 +87,7 @@ def capture_for(
                 with capturing_without(kinds):
                     return capture(*args, **kwargs)
             before = len(guard_failures.get(code, ()))
-            with capturing_again(), _collector_waiting():
+            with capturing_again(), collector_waiting():
                 made = capturing_sizes_of_values(lambda: capture(*args, **kwargs))
             for failure in guard_failures.get(code, ())[before : before + 1]:
                 tell(code, given["locals"], failure)
@@ -109,7 +109,7 @@ def capturing_for(backend: Backend) -> Iterator[None]:
 
 
 @contextmanager
-def _collector_waiting() -> Iterator[None]:
+def collector_waiting() -> Iterator[None]:
     """Python's collector of cycles waits: what a capture makes mostly stays, and to look through it again and
     again takes a tenth of a capture's time, of a deep model's a fifth."""
     if not gc.isenabled():  # within another capture, or as the user has it

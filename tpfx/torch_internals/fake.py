@@ -60,7 +60,7 @@ def with_exact_divisions(extent: Any, size: Any) -> Any:
         extent: a size of the same trace, which knows them.
         size: the expression, or a number.
     """
-    divisions = size.atoms(FloorDiv) if isinstance(size, sympy.Expr) else ()
+    divisions = size.atoms(FloorDiv) if isinstance(size, sympy.Expr) and not size.is_Symbol else ()
     if not divisions or not isinstance(extent, torch.SymInt):
         return size
     env = extent.node.shape_env
