@@ -232,6 +232,11 @@ def slice_of(dim: Dim, start: int, stop: int) -> Dim | None:
     return halves and halves[0]
 
 
+def has_intervals(dim: Dim) -> bool:
+    """Whether a rank's part of a dimension is intervals of numbers: one of a size that varies has none."""
+    return isinstance(find(dim).size, int)
+
+
 def quotient(size: Size, divisor: Size) -> Size | None:
     """`size / divisor` where the division is provably exact, else None."""
     if isinstance(size, int) and isinstance(divisor, int):

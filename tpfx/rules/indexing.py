@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from ..ir.axes import Dim, axes, find
+from ..ir.axes import Dim, axes, find, has_intervals
 from ..ir.nodes import is_tensor
 from ..ir.op_dims import Bound, Call, Dims
 from .rule import Rule
@@ -34,7 +34,7 @@ def gather(call: Call) -> Bound:
     for position, (left, right) in enumerate(zip(source, indices, strict=True)):
         if position == at:
             bound.whole.append(right)
-            (bound.contracted if _adds(call) else bound.whole).append(left)
+            (bound.contracted if _adds(call) and has_intervals(left) else bound.whole).append(left)
         elif find(left).size != find(right).size:
             bound.whole += [left, right]
         else:
@@ -159,7 +159,9 @@ def scatter_to_shards(call: Call) -> Bound:
     """As `scatter`, and each rank writes what falls into its shard of the dimension."""
     bound, at = scatter(call), call.dim(call["dim"])
     target = call.dims[0][at]
-    if all(axes(target).isdisjoint(axes(dims[at])) for dims in call.dims[1:] if dims):
+    if has_intervals(target) and all(
+        axes(target).isdisjoint(axes(dims[at])) for dims in call.dims[1:] if dims
+    ):
         bound.whole = [dim for dim in bound.whole if dim is not target]
     return bound
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ir.axes import Dim, find, product, quotient
+from ..ir.axes import Dim, find, has_intervals, product, quotient
 from ..ir.op_dims import Bound, Call, Dims
 from .pointwise import floating
 from .rule import Rule
@@ -104,8 +104,10 @@ def reduction(call: Call) -> Bound:
     """Some dimensions are contracted."""
     touched = _touched(call)
     bound = Bound(call.dims, [])
-    bound.contracted = [dim for index, dim in enumerate(call.dims[0]) if index in touched]
     name = str(call.node.target)
+    for dim in (dim for index, dim in enumerate(call.dims[0]) if index in touched):
+        # A rank could not tell by what number to divide its sum over a size that varies.
+        (bound.whole if "mean" in name and not has_intervals(dim) else bound.contracted).append(dim)
     if "amax" in name or "amin" in name:
         bound.reduce = "max" if "amax" in name else "min"
     elif floating(call):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..ir.axes import Dim, Size, concat, cut, find, product, slice_of
+from ..ir.axes import Dim, Size, concat, cut, find, has_intervals, product, slice_of
 from ..ir.nodes import hint_of
 from ..ir.op_dims import Bound, Call, Dims
 from .whole_dims import checked, unknown
@@ -200,7 +200,7 @@ def slice_(call: Call) -> Bound:
         if part is None:
             bound.whole.append(dim)
         result[at] = part or unknown(bound, [call.result_sizes()[at]])[0]
-    elif call["step"] != 1 and size != 1:
+    elif not has_intervals(dim) or (call["step"] != 1 and size != 1):
         bound.whole.append(dim)
     bound.results = [checked(bound, call, result)]
     return bound
@@ -234,6 +234,8 @@ def split(call: Call) -> Bound:
             part = Dim(0)
         elif rest is not None and size == find(rest).size:
             part, rest = rest, Dim(0)
+            if not has_intervals(part):
+                bound.whole.append(part)
         elif rest is not None and isinstance(size, int):
             part, rest = cut(rest, size) or (None, None)
         if part is None:
