@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import tpfx
 from tests.support.nets import TwoTowers
 from tests.support.sharded import CPUS
+from tpfx.frontend import undivided
 
 IDS, IMAGE = torch.arange(24).view(4, 6), torch.ones(4, 3, 8, 8)
 
@@ -152,6 +153,22 @@ def test_one_warning_for_each_reason_that_costs_something(told: tuple[Reasons, l
         (found,) = [message for message in told[1] if reason in message]
         assert remedy in found and found.startswith("Reasons: ") and " KiB of " in found
     assert len(told[1]) == len(reasons)
+
+
+@pytest.mark.parametrize("matters", [1, 1 << 20])
+def test_what_is_best_undivided_is_warned_of_where_it_is_large(
+    matters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias of 24 numbers is more than 1% of this model, and nothing to a device."""
+    monkeypatch.setattr(undivided, "MATTERS", matters)
+    model = tpfx.compile(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 24)), CPUS)
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        model(torch.ones(2, 8))
+    (one,) = tpfx.report(model).undivided
+    assert one.bytes > 0.01 * tpfx.report(model).total_bytes and "it is small" in one.reason
+    told = [str(one.message) for one in caught if "not divided" in str(one.message)]
+    assert len(told) == (matters == 1) and all("a plan of your own" in text for text in told)
 
 
 @pytest.mark.parametrize(

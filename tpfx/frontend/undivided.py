@@ -20,6 +20,7 @@ from ..torch_internals.parameter_slots import slots_of
 from .session import Session
 
 WORTH_A_WARNING = 0.01  # of the bytes of a model
+MATTERS = 1 << 20  # bytes: what was found to be best undivided, and is less, is nothing to a device
 
 _NO_GRAPH = Reason("no call has been captured yet", "the first call divides it")
 _UNREACHED = Reason("no call has used it yet, so it is stored evenly", "the first call that does lays it out")
@@ -36,7 +37,7 @@ class Undivided:
         reason: why they are not divided.
         remedy: what can be done about it.
         stored_evenly: whether every device has its share all the same, gathered when eager code looks.
-        warns: whether a call is slower, or a device fuller, than it need be.
+        warns: whether a call is slower, or a device fuller by what matters, than it need be.
     """
 
     names: tuple[str, ...]
@@ -69,10 +70,9 @@ def undivided_in(model: torch.nn.Module) -> list[Undivided]:
 
 def _group(reason: Reason, stored: bool, weights: Iterable[tuple[str, int]]) -> Undivided:
     named = list(weights)
-    names, sizes = tuple(name for name, _ in named), sum(size for _, size in named)
-    return Undivided(
-        names, sizes, reason.text, reason.remedy, stored, reason not in (_NO_GRAPH, _UNREACHED, _LEFT)
-    )
+    names, size = tuple(name for name, _ in named), sum(size for _, size in named)
+    warns = reason not in (_NO_GRAPH, _UNREACHED, _LEFT) and (size >= MATTERS or not reason.best)
+    return Undivided(names, size, reason.text, reason.remedy, stored, warns)
 
 
 def _why(weight: torch.Tensor) -> Reason | None:

@@ -26,22 +26,26 @@ class Reason:
         text: the reason.
         remedy: what can be done about it.
         forced: whether there was nothing to choose, so that another graph may find better.
+        best: whether it is best so, unless it is large.
     """
 
     text: str
     remedy: str
     forced: bool = False
+    best: bool = False
 
 
 def why_whole(weight: Node, splits: Splits) -> Reason:
     """Why an input of a planned graph was left whole."""
     if not any(splittable(dims_of(weight), split) for split in splits.of([dims_of(weight)])):
-        return Reason("no dimension of it can be divided", "none is needed unless it is large")
+        text = "no dimension of it can be divided"
+        return Reason(text, "if it matters: a weight of other sizes", best=True)
     op = next(_takes_whole(weight, splits), None)
     if op is None:
         return Reason(
             "it is small: dividing it would cost more than it saves",
-            "none is needed; fewer devices, or a plan of your own (plan=…), change what is small",
+            "if it matters: fewer devices, or a plan of your own (plan=…), change what is small",
+            best=True,
         )
     if rule_of(op) is None:
         return Reason(
