@@ -106,6 +106,13 @@ def assisted(model: Any) -> list[Tensor]:
     return [model.generate(ids, **one, **GREEDY) for one in given]
 
 
+def padded(model: Any) -> list[Tensor]:
+    """A mask, with which the model repeats heads of keys and values, and a rank does not."""
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    return [model.generate(IDS, attention_mask=mask, num_beams=count, **GREEDY) for count in (1, 3)]
+
+
 def cropped(model: Any) -> list[Tensor]:
     cache, said = DynamicCache(config=model.config), []
     for dropped in (2, 3, 1):
@@ -136,7 +143,7 @@ def joined(model: Any) -> list[Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("door", ["compile", "backend"])
 @pytest.mark.parametrize("devices", [2, 3])
-@pytest.mark.parametrize("way", [assisted, cropped, joined], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("way", [assisted, padded, cropped, joined], ids=lambda way: way.__name__)
 def test_a_cache_that_is_edited(way: Callable[[Any], list[Tensor]], devices: int, door: str) -> None:
     with torch.no_grad():
         want = way(tiny("llama"))

@@ -96,6 +96,16 @@ def test_floats_and_what_only_python_does() -> None:
     same(write, {"a": 3, "x": X})  # an int where the schema has a float
 
 
+def test_sums_of_sizes_are_no_calls_of_python() -> None:
+    def write(g: Graph, a: Node, x: Node) -> list[Any]:
+        size = call(g, aten.sym_size.int, x, 1)
+        return [call(g, torch.sym_sum, (1, a, size)), call(g, torch.sym_sum, [a]), a]
+
+    same(write, {"a": 5, "x": X})
+    in_python = RankProgram(module_of(write, "a", "x")).in_python
+    assert list(in_python) == ["sym_sum_1"]
+
+
 def test_elements_of_tuples_and_lists() -> None:
     def write(g: Graph, x: Node) -> list[Any]:
         least = call(g, aten.min.dim, x, 1)

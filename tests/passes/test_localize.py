@@ -87,6 +87,42 @@ CASES = {
         linear = linear(broadcast_random, w)
         return linear
     """,
+    "an attention takes each head of keys and values once": """
+        q: f32[2, 8, 1, 4]                            # input -> *
+        k: f32[2, 2, 2, 4]                            # input -> *
+        v: f32[2, 2, 2, 4]                            # input -> *
+        a = unsqueeze(k, 2)                           # whole * -> *
+        b = expand(a, [2, 2, 4, 2, 4])                # whole * -> *
+        c = clone(b)                                  # whole * -> *
+        d = reshape(c, [2, 8, 2, 4])                  # whole * -> *
+        e = unsqueeze(v, -3)                          # whole * -> *
+        f = expand(e, [2, 2, 4, 2, 4])                # whole * -> *
+        g = reshape(f, [2, 8, 2, 4])                  # whole * -> *
+        y = _scaled_dot_product_flash_attention_for_cpu(q, d, g) # whole * * * -> * *
+        z = y[0]                                      # item -> *
+        return z
+        ---
+        attention = attention(q, k, v)
+        attention[0]
+        return attention[0]
+    """,
+    "but not heads that all are repeated one after the other": """
+        q: f32[2, 4, 1, 4]                            # input -> *
+        k: f32[2, 2, 2, 4]                            # input -> *
+        a = unsqueeze(k, 1)                           # whole * -> *
+        b = expand(a, [2, 2, 2, 2, 4])                # whole * -> *
+        c = reshape(b, [2, 4, 2, 4])                  # whole * -> *
+        y = _scaled_dot_product_flash_attention_for_cpu(q, c, c) # whole * * * -> * *
+        z = y[0]                                      # item -> *
+        return z
+        ---
+        unsqueeze = unsqueeze(k, 1)
+        expand = expand(unsqueeze, [2, 2, 2, 2, 4])
+        reshape = reshape(expand, [2, 4, 2, 4])
+        attention = attention(q, reshape, reshape)
+        attention[0]
+        return attention[0]
+    """,
     "a bias joins its product again": """
         x: f64[3, 64]                 # input -> *
         w: f64[32, 64] = parameter    # input -> 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from ..ir.layout import Unfolding
 from ..ir.shards import Pieces, SplitDims
@@ -46,7 +49,7 @@ def _expand(graph: Graph, node: Node, known: dict[Node, Node]) -> Node | None:
         call.meta[ORIGIN] = node.name
         return call
 
-    args = [known[arg] if isinstance(arg, Node) else arg for arg in node.args]
+    args = map_arg(node.args, known.__getitem__)
     return expand(emit, *args, **node.kwargs)
 
 
@@ -146,6 +149,10 @@ def _take_unfolded(emit: Emit, whole: Node, dims: SplitDims, rank: int, unfoldin
     return own if own is not whole else None
 
 
+def _sum_of_sizes(emit: Emit, terms: Sequence[Any]) -> Node | None:
+    return reduce(partial(emit, operator.add), terms) if len(terms) > 1 else None
+
+
 _EXPANSIONS: dict[Any, Callable[..., Node | None]] = {
     embedding_shard: _embedding_shard,
     embedding_backward_shard: _embedding_backward_shard,
@@ -154,4 +161,5 @@ _EXPANSIONS: dict[Any, Callable[..., Node | None]] = {
     scatter_shard: _scatter_shard,
     take: _take,
     take_unfolded: _take_unfolded,
+    torch.sym_sum: _sum_of_sizes,
 }

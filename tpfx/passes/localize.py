@@ -18,6 +18,7 @@ from ..ir.nodes import is_check, is_getitem, is_tensor
 from ..ir.provenance import ORIGIN, add_represented, set_origin
 from ..ir.resharding import all_gather, all_reduce, shard, to_partial
 from ..kernels.collectives import BROADCASTS, gather_shards
+from ..lowering.attention import group_heads
 from ..lowering.ops import LOWERINGS
 from ..lowering.rank_graph import Rank, emit_gather, emit_random, emit_reduce, emit_shard, emit_to_partial
 from ..lowering.shard_calls import call_on_shards
@@ -37,6 +38,7 @@ def localize(graph: Graph, rank: int, ranks: int, group: str, draws: bool) -> Gr
         if may_draw_inside(node):
             inside.add(local.made[node])
     _fuse_biases(local)
+    group_heads(local)
     # A rank may not need what it sends: collectives stay, or the others would wait for it.
     local.graph.eliminate_dead_code(lambda node: _must_stay(node) or node in inside)
     return local.graph
