@@ -8,6 +8,7 @@ from tests.support.drawn import CASES, FRAMES
 from tpfx.draw.dot import dot
 
 
+@pytest.mark.recent_models
 @pytest.mark.parametrize("name", CASES)
 def test_a_graph_is_well_formed_and_shows_layers_and_collectives(plans, name):
     text = dot(*plans(name))

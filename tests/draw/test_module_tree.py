@@ -36,6 +36,7 @@ def test_every_op_is_on_the_page_as_the_dump_has_it(plans, name):
         )
 
 
+@pytest.mark.recent_models
 def test_alike_layers_are_in_the_page_once(plans):
     plan, parallels = plans("llama, 2 devices, decode")
     for graph in contents(plan, parallels)["graphs"]:
@@ -46,6 +47,7 @@ def test_alike_layers_are_in_the_page_once(plans):
     assert len(page(*larger)) < 1.05 * len(page(plan, parallels))
 
 
+@pytest.mark.recent_models
 def test_the_backward_pass_goes_back_through_the_layers(plans):
     (graph,) = contents(*plans("llama, 2 devices, train"))["graphs"]
     forward, backward = [item for item in graph["items"] if "kinds" in item]
@@ -55,6 +57,7 @@ def test_the_backward_pass_goes_back_through_the_layers(plans):
     assert inside and all(inside)
 
 
+@pytest.mark.recent_models
 def test_layers_of_two_kinds_are_one_stack():
     """Remainders alternate: of 3 key and value heads, 2 devices have 2 and 1, then 1 and 2."""
     config = {**LLAMA, "num_key_value_heads": 3, "num_hidden_layers": 6}

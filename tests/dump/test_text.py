@@ -90,6 +90,7 @@ def golden_text(name, devices):
     return dump_text(plan_offline(model, devices, inputs(model))) + "\n"
 
 
+@pytest.mark.recent_models
 @pytest.mark.parametrize(
     ("name", "devices"), [("llama", 2), ("llama", 3), ("gpt2", 2), ("bloom", 2), ("mixtral", 2)]
 )

@@ -115,6 +115,7 @@ def _check_bytes(name: str, devices: int, report: tpfx.Report) -> None:
 ASKING = ("llama", "gpt2", "bloom", "mixtral", "falcon")
 
 
+@pytest.mark.recent_models
 @pytest.mark.parametrize(
     ("name", "batches"),
     [
@@ -143,6 +144,7 @@ def test_few_graphs_serve_every_batch_and_length(name: str, batches: tuple[int, 
     assert graphs[2] == graphs[1]
 
 
+@pytest.mark.recent_models
 def test_few_graphs_serve_an_encoder_and_a_decoder() -> None:
     """What the encoder said comes in a container of its own, and its batch is as open as the decoder's."""
     (model, _), (plain, _) = (architectures.tiny("bart", "seq2seq") for _ in range(2))
@@ -158,6 +160,7 @@ def test_few_graphs_serve_an_encoder_and_a_decoder() -> None:
     assert graphs[0] <= 4 and graphs[-1] <= graphs[0] + 1  # one of them of the encoder alone
 
 
+@pytest.mark.recent_models
 def test_keys_and_values_of_a_sliding_window_stay_split() -> None:
     """Such a cache holds views of what the layers have used."""
     config = transformers.MistralConfig(

@@ -37,4 +37,7 @@ def test_finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "weights on 2 devices" in told and "\x1b[" not in told
     assert "the loaded model gives the same answers: True" in told
     assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
-    assert not [output for cell in code for output in cell.outputs if output.get("name") == "stderr"]
+    errors = [output["text"] for cell in code for output in cell.outputs if output.get("name") == "stderr"]
+    assert [
+        text for text in errors if "torch/_dynamo" not in text
+    ] == []  # torch 2.12 says where graphs break

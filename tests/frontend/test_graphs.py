@@ -30,6 +30,7 @@ def test_a_call_does_not_look_inside_of_split_tensors(monkeypatch: pytest.Monkey
     assert not asked and tpfx.report(split).graphs == 1
 
 
+@pytest.mark.recent_models
 def test_the_first_generate_captures_only_what_compile_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """What compile captures is the call that generate makes first, of any batch."""
     capture, captured, plain = Backend.__call__, [], tiny("llama", num_hidden_layers=1)

@@ -36,6 +36,7 @@ def test_it_is_read_and_written_byte_for_byte(tmp_path: Path) -> None:
     assert (tmp_path / "plan.json").read_bytes() == GOLDEN.read_bytes()
 
 
+@pytest.mark.recent_models
 def test_it_is_planned_anew_byte_for_byte(tmp_path: Path) -> None:
     settings = [word for field, value in SIZES.items() for word in ("--set", f"{field}={value}")]
     made = tmp_path / "plan.json"
@@ -46,6 +47,7 @@ def test_it_is_planned_anew_byte_for_byte(tmp_path: Path) -> None:
     assert made.read_bytes() == GOLDEN.read_bytes()
 
 
+@pytest.mark.recent_models
 def test_compile_follows_it_without_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("the plan says it")

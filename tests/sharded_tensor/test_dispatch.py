@@ -69,6 +69,13 @@ def test_what_the_rules_allow_runs_shard_by_shard(op: str, monkeypatch: pytest.M
     torch.testing.assert_close(result.full(), expected)
 
 
+def test_a_split_mask_chooses_from_what_is_not_split() -> None:
+    x, mask = torch.randn(4, 3), torch.tensor([True, False, True, True])
+    split = sharded(mask, Shards(((0, (((0, 2),), ((2, 4),))),)))
+    assert torch.equal(x[split], x[mask])
+    assert torch.equal(x.clone().index_put_([split], torch.zeros(())), x * ~mask[:, None])
+
+
 ANEW: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "an index of it": lambda x: x[:, 3],
     "steps through it": lambda x: x[:, ::2],

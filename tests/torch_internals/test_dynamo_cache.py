@@ -198,3 +198,10 @@ def test_tensors_of_a_kind_are_in_graphs_of_our_backends_alone(ours: bool) -> No
         assert undo() and skipped()
     assert torch.equal(doubled.full(), split.full() * 2) and more.tolist() == [2, 2]
     assert (ShardedTensor in taken) == ours
+
+
+def test_pythons_collector_waits() -> None:
+    assert gc.isenabled()
+    with dynamo_cache.collector_waiting():
+        assert not gc.isenabled()
+    assert gc.isenabled()

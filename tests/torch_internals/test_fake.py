@@ -34,13 +34,17 @@ def test_fakes_are_told_the_shapes_of_an_op() -> None:
     op = torch.ops.tpfx_test.halves.default
     with fake.FakeTensorMode(), pytest.raises(fake.UNKNOWN_TO_FAKES):
         op(torch.ones(3))
-    fake.tell_shapes(op, lambda x: torch.empty_like(x))
+    undo = fake.tell_shapes(op, lambda x: torch.empty_like(x)).install()
     with fake.FakeTensorMode():
         assert op(torch.ones(3)).shape == (3,)
     assert op(torch.ones(2)).tolist() == [0.5, 0.5]
-    kernel = torch.ops.aten.relu.default.py_kernels.copy()
-    fake.tell_shapes(torch.ops.aten.relu.default, torch.empty_like)
-    assert torch.ops.aten.relu.default.py_kernels == kernel
+    assert undo()
+    with fake.FakeTensorMode(), pytest.raises(fake.UNKNOWN_TO_FAKES):
+        op(torch.ones(3))
+    known = torch.ops.aten.relu.default
+    before = dict(known.py_kernels)
+    fake.tell_shapes(known, torch.empty_like).install()
+    assert known.py_kernels == before
 
 
 def test_fake_modes_can_be_left_for_a_while() -> None:

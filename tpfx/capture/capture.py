@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,14 +33,21 @@ from .sources import weight_sources
 
 
 def capture(
-    model: torch.nn.Module, inputs: Inputs | None = None, *, symbolic: bool = True, phase: Phase = "prefill"
+    model: torch.nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    symbolic: bool = True,
+    phase: Phase = "prefill",
+    device: torch.device | str = "cpu",
 ) -> list[Captured]:
-    """The graphs of one call of a model, in order, on fake CPU tensors.
+    """The graphs of one call of a model, in order, on fake tensors.
 
     Args:
         model: as `plan_offline` takes it; likewise `inputs` and `symbolic`.
         phase: "prefill" and "decode" are captured in inference mode of the model; "decode" gives the graphs
             of both calls. "train" captures joint graphs, with the model in training mode.
+        device: where the tensors pretend to be, which decides on the kernels in the graphs; a GPU needs a
+            build of torch that knows it.
 
     Raises:
         ModelError: the model cannot be captured.
@@ -51,13 +58,15 @@ def capture(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     args, kwargs = call_of(model, inputs)
     args, kwargs = tree_map_only(
-        torch.Tensor, lambda value: _fake_input(value, mode, symbolic), (args, kwargs)
+        torch.Tensor, lambda value: _fake_input(value, mode, symbolic, device), (args, kwargs)
     )
     train = phase == "train"
-    recorder = GraphRecorder({}, symbolic, "train" if train else "prefill")
+    # Without a device there is no memory on it for what graphs make of nothing.
+    around: Any = nullcontext() if torch.device(device).type == "cpu" else mode
+    recorder = GraphRecorder({}, symbolic, "train" if train else "prefill", around)
     with (
         training_mode(model, train),
-        _without_weights(model, mode) as recorder.sources,
+        _without_weights(model, mode, device) as recorder.sources,
         torch.set_grad_enabled(train),
         capturing_for(recorder.backend),
     ):
@@ -94,7 +103,7 @@ def _next_call(
             "such as past_key_values"
         )
     with mode:
-        kept[tokens] = torch.zeros(named[tokens].shape[0], 1, dtype=torch.int64)
+        kept[tokens] = torch.zeros(named[tokens].shape[0], 1, dtype=torch.int64, device=named[tokens].device)
     if symbolic:
         leave_sizes_open(kept[tokens])
     if "encoder_outputs" in takes and given.get("encoder_last_hidden_state") is not None:
@@ -127,7 +136,9 @@ def training_mode(model: torch.nn.Module, train: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _without_weights(model: torch.nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, Source]]:
+def _without_weights(
+    model: torch.nn.Module, mode: FakeTensorMode, device: torch.device | str
+) -> Iterator[dict[int, Source]]:
     """Fake parameters and buffers, tied ones tied, while this lasts; gives what each is by its id."""
     fakes: dict[int, torch.Tensor] = {}
     modules = model.modules()
@@ -137,7 +148,7 @@ def _without_weights(model: torch.nn.Module, mode: FakeTensorMode) -> Iterator[d
         for slot in slots_of(model):
             value = slot.value
             if id(value) not in fakes:
-                fakes[id(value)] = _fake(value, mode)
+                fakes[id(value)] = _fake(value, mode, device)
             slot.table[slot.key] = fakes[id(value)]
         yield weight_sources(model)
     finally:
@@ -145,16 +156,18 @@ def _without_weights(model: torch.nn.Module, mode: FakeTensorMode) -> Iterator[d
             table.update(values)
 
 
-def _fake(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
-    """A fake CPU tensor like this one, a parameter where this is one."""
+def _fake(value: torch.Tensor, mode: FakeTensorMode, device: torch.device | str) -> torch.Tensor:
+    """A fake tensor like this one, a parameter where this is one."""
     with mode:
-        fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
+        fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
     is_parameter = isinstance(value, torch.nn.Parameter)
     return torch.nn.Parameter(fake, value.requires_grad) if is_parameter else fake
 
 
-def _fake_input(value: torch.Tensor, mode: FakeTensorMode, symbolic: bool) -> torch.Tensor:
-    fake = _fake(value, mode)
+def _fake_input(
+    value: torch.Tensor, mode: FakeTensorMode, symbolic: bool, device: torch.device | str
+) -> torch.Tensor:
+    fake = _fake(value, mode, device)
     if symbolic:
         leave_sizes_open(fake)
     return fake

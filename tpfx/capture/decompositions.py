@@ -140,7 +140,10 @@ FAST_PATHS: dict[Any, Callable[..., Any]] = {
     aten._native_multi_head_attention.default: attention,
 }
 
-tell_shapes(aten._transformer_encoder_layer_fwd.default, lambda src, *_: torch.empty_like(src))
+# ... whose shapes torch before 2.13 does not know, so that Dynamo would leave them out.
+FAST_PATH_EFFECTS = (
+    tell_shapes(aten._transformer_encoder_layer_fwd.default, lambda src, *_: torch.empty_like(src)),
+)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ class GraphRecorder:
         sources: what each parameter and buffer is, by the id of its fake tensor.
         symbolic: whether sizes that vary in a result are to be open in the graph that takes it.
         phase: the call that is being captured.
+        around: in which graphs run: where what they make is to be fake though nothing that they take is.
         captured: the graphs.
         results: which graph made a tensor, as which result, by its id; and the tensor, to keep that id.
     """
@@ -32,6 +34,7 @@ class GraphRecorder:
     sources: dict[int, Source]
     symbolic: bool
     phase: Phase
+    around: AbstractContextManager[Any] = field(default_factory=nullcontext)
     captured: list[Captured] = field(default_factory=list)
     results: dict[int, tuple[tuple[int, int], torch.Tensor]] = field(default_factory=dict)
 
@@ -71,7 +74,8 @@ class _Recording:
         """Run the graph, or a part of it; the results of one without gradients may be kept for another."""
 
         def run(args: list[Any]) -> Any:
-            values = lowered(*args)
+            with self.recorder.around:
+                values = lowered(*args)
             if part == "whole":
                 self.recorder.keep(self.number, lowered, values)
             return values

@@ -61,6 +61,15 @@ TopologyOption = Annotated[
     ),
 ]
 
+DeviceTypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device-type",
+        metavar="cpu|cuda",
+        help="Whose kernels the graphs have; by default those of a GPU where there is one.",
+    ),
+]
+
 
 @contextmanager
 def step(what: str) -> Iterator[None]:

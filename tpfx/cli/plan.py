@@ -9,11 +9,12 @@ import typer
 
 from ..capture.capture import capture
 from ..errors import InputError
-from ..plan.make import plan_of
+from ..plan.make import capture_device, plan_of
 from ..plan.tables import comparison
 from ..planning import topology_of
 from .arguments import (
     BatchOption,
+    DeviceTypeOption,
     LengthOption,
     ModelArgument,
     PhaseName,
@@ -41,6 +42,7 @@ def plan(
     length: LengthOption = 4096,
     symbolic: SymbolicOption = None,
     topology: TopologyOption = "h100-nvlink",
+    device_type: DeviceTypeOption = None,
     compare: Annotated[
         str | None, typer.Option(metavar="N,N,…", help="Print several numbers of devices side by side.")
     ] = None,
@@ -65,12 +67,12 @@ def plan(
       tpfx plan llama --compare 1,2,4,8
     """
     counts = _counts(devices, compare)
-    costs = topology_of(topology)
+    costs, device = topology_of(topology), capture_device(device_type)
     with step("building the model, without weights"):
         built = build(model, settings or [], batch, length, labels=phase == PhaseName.train)
     open_sizes = leaves_open(symbolic, built.model)
     with step("capturing its graphs"):
-        captured = capture(built.model, built.inputs, symbolic=open_sizes, phase=phase.value)
+        captured = capture(built.model, built.inputs, symbolic=open_sizes, phase=phase.value, device=device)
     plans = []
     for count in counts:
         with step(f"planning for {count} devices"):

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..capture.decompositions import FAST_PATH_EFFECTS
 from ..sharded_tensor import ShardedTensor
 from ..sharded_tensor.dispatch import BESIDE_OPS
 from ..sharded_tensor.optimizers import OPTIMIZER_EFFECTS
@@ -119,6 +120,7 @@ EFFECTS = Effects(
     skip_frames(__name__.partition(".")[0]),
     capture_for(lambda backend: hasattr(backend, _OURS), (ShardedTensor, StateTensor), note_capture),
     *((captured_by_branches(ShardedTensor),) if BRANCHES_REFUSE else ()),
+    *FAST_PATH_EFFECTS,
     *BATCH_EFFECTS,
     *OPTIMIZER_EFFECTS,
     before_export(plain_copy),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 
 import sympy
@@ -56,7 +57,15 @@ def _lines(graph: Graph) -> Iterator[str]:
 def _what(node: Node) -> str:
     """What a node does; its own name says nothing, but a weight's does."""
     if node.op != "placeholder":
-        return "output" if node.op == "output" else str(node.target)
+        target: Any = node.target
+        named = isinstance(target, FunctionType)  # as text it has an address, another one in each process
+        return (
+            "output"
+            if node.op == "output"
+            else f"{target.__module__}.{target.__name__}"
+            if named
+            else str(target)
+        )
     source = source_of(node)
     name = source.name if source.is_weight else ""
     return f"{source.kind} {name} {source.mutated}"

@@ -12,6 +12,7 @@ from ..capture.capture import capture
 from ..capture.graph import Captured, Phase
 from ..capture.inputs import Inputs
 from ..dump.node_names import Names
+from ..errors import InputError
 from ..ir.annotations import dims_of, shards_of, source_of
 from ..ir.axes import show
 from ..ir.parallel_graph import ParallelGraph
@@ -38,6 +39,7 @@ def plan(
     *,
     phase: Phase = "prefill",
     topology: Topology | None = None,
+    device_type: str | None = None,
 ) -> Plan:
     """Plan how a model would be split, without its weights and without any device.
 
@@ -49,18 +51,38 @@ def plan(
         phase: "prefill" for one call in inference; "decode" for the call after it as well, of one token with
             what the first has kept; "train" for forward and backward.
         topology: what collectives and arithmetic cost, for the chooser.
+        device_type: whose kernels the graphs have, "cpu" or "cuda"; None for "cuda" where there is a GPU.
+            A plan's graphs are carried out where the kernels are the same; its weights are divided anywhere.
 
     Returns:
         The plan, which `compile(model, devices, plan=…)` takes.
 
     Raises:
         ModelError: the model cannot be captured.
-        InputError: no inputs, or of the wrong kind; no devices; an unknown phase.
+        InputError: no inputs, or of the wrong kind; no devices; an unknown phase or type of device.
 
     >>> tpfx.plan(model, 8).save("plan.json")
     """
-    captured = capture(model, example_inputs, phase=phase)
+    captured = capture(model, example_inputs, phase=phase, device=capture_device(device_type))
     return plan_of(model, captured, count_of(devices), topology)
+
+
+def capture_device(device_type: str | None) -> torch.device:
+    """The device on which graphs with the kernels of a type of device are captured.
+
+    Raises:
+        InputError: an unknown type, or one that this build of torch has no kernels for.
+    """
+    if device_type is None:
+        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    if device_type not in ("cpu", "cuda"):
+        raise InputError(f"device_type={device_type!r} is neither 'cpu' nor 'cuda'")
+    if device_type == "cuda" and not torch.backends.cuda.is_built():
+        raise InputError(
+            f"device_type='cuda': torch {torch.__version__} was built without CUDA and does not know which "
+            "kernels a GPU would run; install a CUDA build of torch, or plan with device_type='cpu'"
+        )
+    return torch.device(device_type, 0) if device_type == "cuda" else torch.device("cpu")
 
 
 def plan_of(

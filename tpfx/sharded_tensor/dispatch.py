@@ -113,6 +113,8 @@ def _by_shards(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: 
             return number
     if func in _BY_INDICES:
         args = args[0], [_indices(index) for index in args[1]], *args[2:]
+        if _owner(args) is not owner:  # it was a mask, of which the indices are whole
+            return None
     bound = bound_op(func, args, kwargs, owner)
     if bound is None or (func._schema.is_mutable and not _in_place(func, args, owner, bound)):
         return None

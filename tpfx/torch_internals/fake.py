@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_t
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.functions import FloorDiv, Mod
 
+from .effects import Effect, Undo
+
 # What an op raises on fake tensors where its shapes depend on values, or it was never told about fakes.
 UNKNOWN_TO_FAKES = (
     _fakes.DataDependentOutputException,
@@ -28,22 +30,34 @@ def fakes_of_known_sizes() -> FakeTensorMode:
     return FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
 
 
-def tell_shapes(op: Any, like: Callable[..., Any]) -> None:
-    """Let fake tensors through an op that this release of torch can only run on real ones.
+def tell_shapes(op: Any, like: Callable[..., Any]) -> Effect:
+    """Fake tensors get through an op that this release of torch can only run on real ones.
 
     Args:
-        op: an overload.
+        op: an overload; of one that knows what it returns nothing is changed.
         like: what it returns, given tensors without memory.
     """
-    if not op.has_kernel_for_dispatch_key(_META):
+
+    def install() -> Undo:
+        if op.has_kernel_for_dispatch_key(_META):
+            return lambda: True
+        library = torch.library.Library(op.namespace, "IMPL", "Meta")
+        library.impl(op, like)
         op.py_impl(_META)(like)
         _decomp.meta_table[op] = like
-        _TOLD.append(torch.library.Library(op.namespace, "IMPL", "Meta"))
-        _TOLD[-1].impl(op, like)
+
+        def undo() -> bool:
+            library._destroy()
+            del op.py_kernels[_META], _decomp.meta_table[op]
+            op._dispatch_cache.clear()
+            return True
+
+        return undo
+
+    return Effect(f"shapes of {op}", install)
 
 
 _META: Any = torch._C.DispatchKey.Meta
-_TOLD: list[torch.library.Library] = []  # what they say lasts as long as they do
 
 Symbols = Mapping[sympy.Symbol, sympy.Symbol]
 

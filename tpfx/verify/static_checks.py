@@ -251,7 +251,8 @@ class _Shapes(Interpreter):
 
     def _shard(self, planned: Node) -> torch.Tensor:
         value = planned.meta["val"]
-        whole = torch.empty([hint_of(extent) for extent in value.shape], dtype=value.dtype)
+        sizes = [hint_of(extent) for extent in value.shape]
+        whole = torch.empty(sizes, dtype=value.dtype, device=value.device)
         return shard_of(whole, shards_of(planned), self.rank)
 
 
