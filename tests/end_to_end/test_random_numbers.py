@@ -100,6 +100,16 @@ def test_draws_inside_of_flex_attention_are_refused() -> None:
         steps(split("inside_of_attention", 2), 1, False)
 
 
+def test_weights_around_a_branch_that_draws_are_divided_and_those_inside_named() -> None:
+    model = split("branch", 3)
+    with pytest.warns(UserWarning, match=r"extra.* cond hands the whole of it .* outside of that branch"):
+        steps(model, 1, False)
+    report = tpfx.report(model)
+    assert not report.whole_ops and not report.whole_calls
+    undivided = {name for one in report.undivided for name in one.names}
+    assert "extra.weight" in undivided and undivided.isdisjoint({"up.weight", "down.weight"})
+
+
 def test_an_op_of_which_nothing_is_known_runs_once() -> None:
     calls: list[int] = []
 

@@ -20,7 +20,7 @@ from ..ir.parallel_graph import ParallelGraph
 from ..ir.splits import Splits
 from ..planning import Topology
 from ..planning.pinned_layouts import match_pinned
-from ..rules import is_random, rule_of
+from ..rules import is_random, may_draw_inside, rule_of
 from ..rules.register import registered
 from ..torch_internals.fx import HigherOrderOperator, OpOverload, forget_erased
 from .apply_plan import GraphChoices, apply_choices, encode_choices
@@ -174,6 +174,9 @@ def _whole_ops(graph: Graph) -> dict[str, int]:
     for node in graph.nodes:
         target = node.target
         named = isinstance(target, (OpOverload, HigherOrderOperator))
-        if named and bound_of(node) is not None and rule_of(node) is None and not is_random(node):
+        drawn = is_random(node) or may_draw_inside(
+            node
+        )  # which is whole by its nature, not for want of a rule
+        if named and bound_of(node) is not None and rule_of(node) is None and not drawn:
             counts[str(target)] = counts.get(str(target), 0) + 1
     return counts

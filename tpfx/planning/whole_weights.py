@@ -15,6 +15,7 @@ from ..ir.layout import Split, splittable
 from ..ir.nodes import is_view, tensor_nodes
 from ..ir.splits import Splits
 from ..rules import is_random, rule_of
+from ..torch_internals.fx import HigherOrderOperator
 from .choices import options
 
 
@@ -46,6 +47,12 @@ def why_whole(weight: Node, splits: Splits) -> Reason:
             "it is small: dividing it would cost more than it saves",
             "if it matters: fewer devices, or a plan of your own (plan=…), change what is small",
             best=True,
+        )
+    if isinstance(op.target, HigherOrderOperator):
+        return Reason(
+            f"{op.target} hands the whole of it to the code that it calls",
+            "a layer outside of that branch or loop is divided",
+            forced=True,
         )
     if rule_of(op) is None:
         return Reason(
