@@ -59,7 +59,7 @@ def browser():
         browser.close()
 
 
-LAUNCHING = {"tests.support.launches", "tests.support.processes"}
+LAUNCHING = {"tests.support.launches", "tests.support.processes", "nbclient.client"}
 
 
 def launches(item: pytest.Item) -> bool:
