@@ -29,7 +29,15 @@ from ..errors import TpfxError
 log = logging.getLogger("tpfx")
 
 NAME = "tpfx_executor"
-SOURCES = ("module.cpp", "team.h", "program.h", "growing.h", "meeting.h", "shared_meeting.h")
+SOURCES = (
+    "module.cpp",
+    "team.h",
+    "program.h",
+    "instructions.h",
+    "growing.h",
+    "meeting.h",
+    "shared_meeting.h",
+)
 HERE = Path(__file__).parent
 
 

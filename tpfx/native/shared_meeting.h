@@ -1,10 +1,8 @@
 // Where ranks meet that are processes of one host: in memory that they share.
 //
 // A rank has two rooms there for what it shows the others, each with a stamp. A collective goes in steps: in each, a rank
-// writes into one of its rooms, stamps it with the step, waits until all have, and reads theirs. The rooms take turns. Who
-// writes into one again has waited for all since, and they were done with it by then.
-//
-// Reductions go over the ranks in rank order, whoever computes them, so that all ranks get the same bits.
+// writes into one of its rooms, stamps it with the step, waits until all have, and reads theirs. The rooms take turns.
+// Who writes into one again has waited for all since. Reductions go over the ranks in rank order, whoever computes them, so that all ranks get the same bits.
 #pragma once
 
 #include <fcntl.h>
