@@ -123,6 +123,24 @@ CASES = {
         attention[0]
         return attention[0]
     """,
+    "what an op reads in one memory order lies so": """
+        g: f32[2, 4, 8, 16]                           # input -> *
+        q: f32[2, 4, 8, 16]                           # input -> *
+        s: f32[2, 4, 32]                              # input -> *
+        i: i64[1]                                     # input -> *
+        y = attention_EFFICIENT(g, q, q, q, None, q, s, i, i, 0.0, [True, True, True, False]) # WHOLE
+        z = y[0]                                      # item -> *
+        return z
+        ---
+        permute = permute(q, [0, 2, 1, 3])
+        contiguous = contiguous(permute)
+        permute_1 = permute(contiguous, [0, 2, 1, 3])
+        attention = attention(g, q, q, q, None, permute_1, s, i, i, 0.0, [True, True, True, False])
+        attention[0]
+        return attention[0]
+    """.replace("attention_EFFICIENT", "_scaled_dot_product_efficient_attention_backward").replace(
+        "WHOLE", "whole * * * * * * * * -> * * *"
+    ),
     "a bias joins its product again": """
         x: f64[3, 64]                 # input -> *
         w: f64[32, 64] = parameter    # input -> 0

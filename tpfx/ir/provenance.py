@@ -21,6 +21,11 @@ def set_origin(made: Node, name: str) -> None:
     made.meta[_ORIGIN] = name
 
 
+def copy_origin(node: Node, made: Node) -> None:
+    """Record that a node was written for that for which another one of the rank's graph was."""
+    made.meta.update((key, node.meta[key]) for key in (*ORIGIN, _ORIGIN) if key in node.meta)
+
+
 def origin_of(made: Node) -> str | None:
     """The name of the node of the parallel graph for which a node of a rank's graph was written."""
     name: str | None = made.meta.get(_ORIGIN)

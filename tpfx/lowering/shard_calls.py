@@ -9,7 +9,7 @@ import operator
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from ..ir.annotations import bound_of, choice_of, dims_of
@@ -17,7 +17,9 @@ from ..ir.axes import Dim
 from ..ir.layout import Split, carries, local_size
 from ..ir.nodes import arguments, is_tensor, parameters, tensor_nodes
 from ..ir.op_dims import Dims
+from ..ir.provenance import copy_origin
 from ..rules import Rule, rule_of
+from ..rules.table import TABLE
 from ..torch_internals.fx import OpOverload
 from .rank_graph import Rank, emit_shape, split_of
 
@@ -77,8 +79,11 @@ def _prepared(local: Rank, node: Node, rule: Rule, changed: dict[str, Any]) -> A
     """The call on operands such as the op insists on; what stood for nothing is cut from its results."""
     split, bound = split_of(node), bound_of(node)
     assert bound is not None
+    ordered = [arguments(node)[name] for name, _ in rule.memory_order]  # by lay_out
     operands = {
-        operand: _operand(local, local.of(operand), dims, rule, split)
+        operand: _operand(
+            local, local.of(operand), dims, rule, split, rule.contiguous and operand not in ordered
+        )
         for operand, dims in zip(tensor_nodes(node), bound.operands, strict=True)
     }
     given = map_arg(arguments(node), lambda operand: operands.get(operand) or local.of(operand)) | changed
@@ -93,13 +98,13 @@ def _prepared(local: Rank, node: Node, rule: Rule, changed: dict[str, Any]) -> A
     )
 
 
-def _operand(local: Rank, value: Node, dims: Dims, rule: Rule, split: Split) -> Node:
+def _operand(local: Rank, value: Node, dims: Dims, rule: Rule, split: Split, contiguous: bool) -> Node:
     """An operand with zeros, enough for one unit, in the place of what this rank has nothing of."""
     if rule.pad_empty_shards:
         missing = [size_or_unit(local, dim, split) if _is_empty(local, dim, split) else 0 for dim in dims]
         amounts = [amount for extent in reversed(missing) for amount in (0, extent)]
         value = local.call(aten.constant_pad_nd, value, amounts) if any(amounts) else value
-    return local.call(aten.contiguous.default, value) if rule.contiguous else value
+    return local.call(aten.contiguous.default, value) if contiguous else value
 
 
 def _result(local: Rank, value: Node, dims: Dims, rule: Rule, split: Split) -> Node:
@@ -120,3 +125,22 @@ def _called(local: Rank, node: Node, given: dict[str, Any]) -> Node:
     named = {argument.name for argument in node.target._schema.arguments if argument.kwarg_only}
     args = [value for name, value in given.items() if name not in named]
     return local.call(node.target, *args, **{name: value for name, value in given.items() if name in named})
+
+
+def lay_out(graph: Graph) -> None:
+    """Lay out what ops of a rank's graph read in one memory order; what lies so already is not copied."""
+    for op, rule in _ORDERED.items():
+        for node in graph.find_nodes(op="call_function", target=op):
+            for name, order in rule.memory_order:
+                given = arguments(node)[name]
+                back = [order.index(dim) for dim in range(len(order))]
+                with graph.inserting_before(node):
+                    turned = graph.call_function(aten.permute.default, (given, list(order)))
+                    dense = graph.call_function(aten.contiguous.default, (turned,))
+                    laid = graph.call_function(aten.permute.default, (dense, back))
+                for made in (turned, dense, laid):
+                    copy_origin(node, made)
+                _set_argument(node, name, laid)
+
+
+_ORDERED = {op: rule for op, rule in TABLE.items() if rule.memory_order}

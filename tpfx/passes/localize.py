@@ -21,7 +21,7 @@ from ..kernels.collectives import BROADCASTS, gather_shards
 from ..lowering.attention import group_heads
 from ..lowering.ops import LOWERINGS
 from ..lowering.rank_graph import Rank, emit_gather, emit_random, emit_reduce, emit_shard, emit_to_partial
-from ..lowering.shard_calls import call_on_shards
+from ..lowering.shard_calls import call_on_shards, lay_out
 from ..rules import may_draw, may_draw_inside, rule_of
 from ..torch_internals.fx import OpOverload
 
@@ -39,6 +39,7 @@ def localize(graph: Graph, rank: int, ranks: int, group: str, draws: bool) -> Gr
             inside.add(local.made[node])
     _fuse_biases(local)
     group_heads(local)
+    lay_out(local.graph)
     # A rank may not need what it sends: collectives stay, or the others would wait for it.
     local.graph.eliminate_dead_code(lambda node: _must_stay(node) or node in inside)
     return local.graph

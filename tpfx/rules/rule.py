@@ -41,6 +41,8 @@ class Rule:
         pad_empty_shards: whether the op refuses tensors without elements, or gives results of another shape
             for them: a rank that has nothing calls it on zeros, and drops what comes out.
         contiguous: whether the op needs contiguous operands.
+        memory_order: the operands that the op reads in one memory order whatever their strides are, by name:
+            their dimensions, the slowest first. They are laid out so on every rank, also where it runs whole.
 
     Raises:
         TypeError: `lower` is no `Lowering`.
@@ -54,6 +56,7 @@ class Rule:
     lower: Lowering | None = None
     pad_empty_shards: bool = False
     contiguous: bool = False
+    memory_order: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         if self.lower not in {None, *Lowering}:

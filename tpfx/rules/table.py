@@ -105,8 +105,14 @@ _GRADIENTS = {
         Rule(backward.attention_backward, pad_empty_shards=True, contiguous=True),
         aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
         aten._scaled_dot_product_flash_attention_backward.default,
-        aten._scaled_dot_product_efficient_attention_backward.default,
         aten._scaled_dot_product_cudnn_attention_backward.default,
+    ),
+    # The kernel asks no strides of what the forward pass gave: it takes that to lie as it left it.
+    aten._scaled_dot_product_efficient_attention_backward.default: Rule(
+        backward.attention_backward,
+        pad_empty_shards=True,
+        contiguous=True,
+        memory_order=(("out", (0, 2, 1, 3)),),
     ),
     **family(
         Rule("... y! x!, ... h! w! -> ... h! w!", pad_empty_shards=True),
