@@ -62,7 +62,7 @@ def check_rule(
         dims: for each tensor argument its dimensions, as `axes_text.read` takes them; None: nothing known.
         late: whether that becomes known only after the op was seen, by an op that follows.
         dense: give each rank contiguous copies of its shards, for ops that insist on strides.
-        values: compare values, of all results or of those with these numbers; of others shapes and types alone,
+        values: compare values, of all results or of those of these numbers; of others shapes and types,
             for ops that leave memory as it is.
         ranks: the numbers of ranks to divide over; each in a division of its own and one with an idle rank.
         seed: of the divisions and the partial sums.
