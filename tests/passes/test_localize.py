@@ -141,6 +141,32 @@ CASES = {
     """.replace("attention_EFFICIENT", "_scaled_dot_product_efficient_attention_backward").replace(
         "WHOLE", "whole * * * * * * * * -> * * *"
     ),
+    "what an op reads in one memory order lies so where one rank draws too": """
+        g: f32[2, 4, 8, 16]                           # input -> *
+        q: f32[2, 4, 8, 16]                           # input -> *
+        s: f32[2, 4, 32]                              # input -> *
+        i: i64[1]                                     # input -> *
+        y = attention_EFFICIENT(g, q, q, q, None, q, s, i, i, 0.5, [True, True, True, False]) # WHOLE
+        z = y[0]                                      # item -> *
+        return z
+        ---
+        permute = permute(q, [0, 2, 1, 3])
+        contiguous = contiguous(permute)
+        permute_1 = permute(contiguous, [0, 2, 1, 3])
+        broadcast_random = broadcast_random(False, tp, BACKWARD.default, [g, q, GIVEN])
+        broadcast_random[0]
+        return broadcast_random[0]
+        ---
+        permute = permute(q, [0, 2, 1, 3])
+        contiguous = contiguous(permute)
+        permute_1 = permute(contiguous, [0, 2, 1, 3])
+        broadcast_random = broadcast_random(True, tp, BACKWARD.default, [g, q, GIVEN])
+        broadcast_random[0]
+        return broadcast_random[0]
+    """.replace("BACKWARD", "attention_EFFICIENT")
+    .replace("GIVEN", "q, q, None, permute_1, s, i, i, 0.5, [True, True, True, False]")
+    .replace("attention_EFFICIENT", "_scaled_dot_product_efficient_attention_backward")
+    .replace("WHOLE", "whole * * * * * * * * -> * * *"),
     "a bias joins its product again": """
         x: f64[3, 64]                 # input -> *
         w: f64[32, 64] = parameter    # input -> 0

@@ -18,6 +18,7 @@ from ..ir.layout import Split, carries, local_size
 from ..ir.nodes import arguments, is_tensor, parameters, tensor_nodes
 from ..ir.op_dims import Dims
 from ..ir.provenance import copy_origin
+from ..kernels.collectives import BROADCASTS
 from ..rules import Rule, rule_of
 from ..rules.table import TABLE
 from ..torch_internals.fx import OpOverload
@@ -131,16 +132,32 @@ def lay_out(graph: Graph) -> None:
     """Lay out what ops of a rank's graph read in one memory order; what lies so already is not copied."""
     for op, rule in _ORDERED.items():
         for node in graph.find_nodes(op="call_function", target=op):
-            for name, order in rule.memory_order:
-                given = arguments(node)[name]
-                back = [order.index(dim) for dim in range(len(order))]
-                with graph.inserting_before(node):
-                    turned = graph.call_function(aten.permute.default, (given, list(order)))
-                    dense = graph.call_function(aten.contiguous.default, (turned,))
-                    laid = graph.call_function(aten.permute.default, (dense, back))
-                for made in (turned, dense, laid):
-                    copy_origin(node, made)
-                _set_argument(node, name, laid)
+            node.args = _laid_out(node, rule, op, node.args)
+    for target in BROADCASTS:  # what one rank has drawn, all others get, in no order but its own
+        for node in graph.find_nodes(op="call_function", target=target):
+            at = next(index for index, given in enumerate(node.args) if isinstance(given, OpOverload))
+            called: Any = node.args[at]
+            if (ordered := _ORDERED.get(called)) is not None:
+                given: Any = node.args[at + 1]
+                node.args = (
+                    *node.args[: at + 1],
+                    _laid_out(node, ordered, called, given),
+                    *node.args[at + 2 :],
+                )
+
+
+def _laid_out(node: Node, rule: Rule, op: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of an op that a node calls, with those that its rule names in that memory order."""
+    names, laid = [name for name, _ in parameters(op)], list(args)
+    for name, order in rule.memory_order:
+        back = [order.index(dim) for dim in range(len(order))]
+        made = laid[names.index(name)]
+        for change, given in ((aten.permute, [list(order)]), (aten.contiguous, []), (aten.permute, [back])):
+            with node.graph.inserting_before(node):
+                made = node.graph.call_function(change.default, (made, *given))
+            copy_origin(node, made)
+        laid[names.index(name)] = made
+    return tuple(laid)
 
 
 _ORDERED = {op: rule for op, rule in TABLE.items() if rule.memory_order}
