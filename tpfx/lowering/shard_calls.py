@@ -135,15 +135,14 @@ def lay_out(graph: Graph) -> None:
             node.args = _laid_out(node, rule, op, node.args)
     for target in BROADCASTS:  # what one rank has drawn, all others get, in no order but its own
         for node in graph.find_nodes(op="call_function", target=target):
-            at = next(index for index, given in enumerate(node.args) if isinstance(given, OpOverload))
-            called: Any = node.args[at]
-            if (ordered := _ORDERED.get(called)) is not None:
-                given: Any = node.args[at + 1]
-                node.args = (
-                    *node.args[: at + 1],
-                    _laid_out(node, ordered, called, given),
-                    *node.args[at + 2 :],
-                )
+            called = [(at, _ORDERED[op]) for at, op in enumerate(node.args) if _is_ordered(op)]
+            for at, rule in called:
+                op, given = node.args[at], node.args[at + 1]
+                node.args = (*node.args[: at + 1], _laid_out(node, rule, op, given), *node.args[at + 2 :])
+
+
+def _is_ordered(given: Any) -> bool:
+    return isinstance(given, OpOverload) and given in _ORDERED
 
 
 def _laid_out(node: Node, rule: Rule, op: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...]:
