@@ -52,7 +52,8 @@ def plan(
             what the first has kept; "train" for forward and backward.
         topology: what collectives and arithmetic cost, for the chooser.
         device_type: whose kernels the graphs have, "cpu" or "cuda"; None for "cuda" where there is a GPU.
-            A plan's graphs are carried out where the kernels are the same; its weights are divided anywhere.
+            A plan's weights are divided as it says anywhere; its graphs are carried out where the model's
+            calls give graphs that are equal to them, kernels included, and chosen anew otherwise.
 
     Returns:
         The plan, which `compile(model, devices, plan=…)` takes.
