@@ -174,9 +174,8 @@ def _whole_ops(graph: Graph) -> dict[str, int]:
     for node in graph.nodes:
         target = node.target
         named = isinstance(target, (OpOverload, HigherOrderOperator))
-        drawn = is_random(node) or may_draw_inside(
-            node
-        )  # which is whole by its nature, not for want of a rule
+        # What draws is whole by its nature, not for want of a rule.
+        drawn = is_random(node) or may_draw_inside(node)
         if named and bound_of(node) is not None and rule_of(node) is None and not drawn:
             counts[str(target)] = counts.get(str(target), 0) + 1
     return counts
