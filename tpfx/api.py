@@ -51,6 +51,7 @@ def compile(
     topology: Topology | None = None,
     methods: Sequence[str] | None = None,
     device_compiler: str = "native",
+    mode: str = "default",
     timeout: float = 300.0,
     group: ProcessGroup | None = None,
 ) -> M:
@@ -77,6 +78,9 @@ def compile(
         device_compiler: what runs the graph of each device: "native", tpfx's executor, op by op from C++;
             "inductor", TorchInductor's code, which takes a minute to make and is faster then; or "eager", op
             by op from Python, for debugging.
+        mode: "reduce-overhead" has calls without gradients recorded as CUDA graphs, where ranks share a GPU:
+            a call with the sizes of one before, and with caches at the same places (a static cache), is
+            launched as one. `tpfx.report` says what is recorded, and what is not and why.
         timeout: seconds that a rank waits for the others before `CollectiveTimeout`, or that of a process
             group that is made here.
         group: processes that each have `devices` of their own, or one device; the model is split over all of
@@ -91,13 +95,13 @@ def compile(
         ModelError: the model is no module, or has no parameters, or some that cannot be divided.
         InputError: the example inputs are no tuple and no dict, or no op of the model can take them; or the
             model has no such method.
-        TpfxError: the device compiler is unknown.
+        TpfxError: the device compiler, or the mode, is unknown.
         PlanError: the plan cannot be read, or is for another model, number of devices or version of tpfx.
         Exception: what the model's forward raises with the example inputs.
 
     >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
     """
-    target = Target(devices, topology, device_compiler, timeout, group)
+    target = Target(devices, topology, device_compiler, timeout, group, mode)
     return _compile(model, example_inputs, plan, target, methods, {})
 
 
@@ -111,6 +115,7 @@ def load(
     topology: Topology | None = None,
     methods: Sequence[str] | None = None,
     device_compiler: str = "native",
+    mode: str = "default",
     timeout: float = 300.0,
     group: ProcessGroup | None = None,
     progress: bool | None = None,
@@ -125,8 +130,8 @@ def load(
             have contents keep them.
         checkpoint: a safetensors file, an index of several, or a folder with one or the other, as
             transformers and diffusers write them; of a pipeline, the folder of the one model.
-        devices: as `compile` takes them; likewise `plan`, `topology`, `methods`, `device_compiler`, `timeout`
-            and `group`.
+        devices: as `compile` takes them; likewise `plan`, `topology`, `methods`, `device_compiler`, `mode`,
+            `timeout` and `group`.
         example_inputs: as `compile` takes them; needed unless the model brings its own.
         progress: whether a bar on stderr shows the bytes read; None where stderr is a terminal.
 
@@ -147,7 +152,7 @@ def load(
     show = sys.stderr.isatty() if progress is None else progress
     with reading(show) as progressed:
         stored = weights_in(model, Checkpoint(checkpoint, progressed.tell))
-        target = Target(devices, topology, device_compiler, timeout, group)
+        target = Target(devices, topology, device_compiler, timeout, group, mode)
         return _compile(model, example_inputs, plan, target, methods, stored, progressed.expect)
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "ModelError",
     "PlanError",
     "RankAborted",
+    "RecordingError",
     "RuleError",
     "ShardingError",
     "TpfxError",
@@ -65,3 +66,7 @@ class DeviceCompilerError(TpfxError):
 
 class RankAborted(TpfxError):
     """Raised inside a rank that is released because another rank failed; callers do not see it."""
+
+
+class RecordingError(TpfxError):
+    """A run of the ranks cannot be recorded, to be replayed; it has not run."""

@@ -1,4 +1,4 @@
-"""TorchInductor on one graph."""
+"""TorchInductor on one graph; what torch's allocator and generators are after a capture that failed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from tpfx.errors import RecordingError
+from tpfx.execution.cuda_graphs import CudaGraphs
 from tpfx.torch_internals import fake, inductor
 
 
@@ -49,3 +51,34 @@ def test_inductor_calls_the_linear_of_onednn() -> None:
     torch.testing.assert_close(run(x, weight)[0], expected.relu())
     torch.testing.assert_close(linear(x, weight), expected)
     assert any("aoti_torch_cpu__linear_pointwise(" in text for text in code)
+
+
+def test_a_device_whose_allocator_records_nothing_is_left_alone() -> None:
+    """Of builds without CUDA only the name can be seen."""
+    assert callable(torch.cuda.memory._cuda_endAllocateToPool)
+    assert callable(inductor.end_failed_capture)
+
+
+@pytest.mark.cuda
+def test_after_a_failed_capture_all_is_as_before() -> None:
+    graphs, x = CudaGraphs(torch.device("cuda:0")), torch.ones(1000, 1000, device="cuda:0")
+    for _ in range(2):
+        with pytest.raises(RecordingError, match="captur"):
+            graphs.record(lambda: [[(x + 1).sum().item()]])
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        found.append(torch.nn.functional.dropout(x, 0.5))
+    assert torch.equal(*found)
+    before = torch.cuda.memory_allocated()
+    for _ in range(20):  # given back, though another stream has used it
+        other = torch.cuda.Stream()
+        y = torch.ones(1 << 22, device="cuda:0")
+        y.record_stream(other)
+        del y
+        torch.cuda.synchronize()
+    torch.ones(1, device="cuda:0")
+    assert torch.cuda.memory_allocated() < before + (1 << 26)
+    recording = graphs.record(lambda: [[x * 2]])
+    recording.replay()
+    assert torch.equal(recording.results[0][0], x * 2)

@@ -32,14 +32,18 @@ class Arguments:
     Args:
         nodes: its placeholders.
         mesh: the ranks.
+
+    Attributes:
+        weights: the arguments that are parameters and buffers.
+        mutated: those that the graph writes into.
     """
 
     def __init__(self, nodes: Sequence[Node], mesh: Mesh) -> None:
         self._all = [_Input(node, mesh) for node in nodes]
-        self._mutated = [at for at, one in enumerate(self._all) if one.source.mutated]
-        self._weights = [at for at, one in enumerate(self._all) if one.weighed is not None]
+        self.mutated = [at for at, one in enumerate(self._all) if one.source.mutated]
+        self.weights = [at for at, one in enumerate(self._all) if one.weighed is not None]
         self._others = [at for at, one in enumerate(self._all) if one.weighed is None]
-        self._layouts = [self._all[at].layout for at in self._weights]
+        self._layouts = [self._all[at].layout for at in self.weights]
 
     def columns(self, args: Sequence[Any]) -> list[Sequence[Any]]:
         """Of each argument, a value for each rank; weights lie as compiled for, mostly.
@@ -48,8 +52,8 @@ class Arguments:
             OtherWeight: a weight is not what the graph was compiled for.
         """
         found: list[Any] = [None] * len(self._all)
-        weights = [args[at] for at in self._weights]
-        for at, shards in zip(self._weights, self._as_compiled(weights), strict=False):
+        weights = [args[at] for at in self.weights]
+        for at, shards in zip(self.weights, self._as_compiled(weights), strict=False):
             found[at] = shards
         for at in self._others:
             found[at] = self._all[at](args[at])
@@ -60,11 +64,15 @@ class Arguments:
         held = [getattr(weight, "last_held", None) for weight in weights]
         if all(map(operator.is_, [getattr(one, "placement", None) for one in held], self._layouts)):
             return [one.shards for one in held]  # type: ignore[union-attr]
-        return [self._all[at](weight) for at, weight in zip(self._weights, weights, strict=True)]
+        return [self._all[at](weight) for at, weight in zip(self.weights, weights, strict=True)]
+
+    def state(self, args: Sequence[Any]) -> list[int]:
+        """Which arguments lie on the ranks before the graph runs, and are no weights."""
+        return [at for at in self._others if isinstance(args[at], ShardedTensor)]
 
     def written(self, args: Sequence[Any], columns: Sequence[Sequence[Any]]) -> Written:
         """The arguments that the graph writes into."""
-        return [(at, args[at], columns[at]) for at in self._mutated]
+        return [(at, args[at], columns[at]) for at in self.mutated]
 
     def write_back(self, written: Written) -> None:
         """Bring what the ranks wrote to arguments that are none of the ranks'."""

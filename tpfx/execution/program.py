@@ -6,12 +6,11 @@ This is the hot path: what can be decided when the graph is compiled is decided 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph
 
 from ..errors import ModelError
 from ..ir.annotations import is_gathered_for_caller, layout_of, shards_of
@@ -20,25 +19,16 @@ from ..ir.nodes import is_tensor
 from ..ir.provenance import module_path
 from ..ir.shards import Shards, one_object
 from ..kernels.slices import restride
-from ..native.rank_program import RankProgram
 from ..runtime.mesh import Mesh
-from ..runtime.process_runtime import ProcessRuntime
-from ..runtime.thread_runtime import Runtime, node_of
+from ..runtime.thread_runtime import node_of
 from ..sharded_tensor import ShardedTensor
 from ..sharded_tensor.storage import folded_whole_of, whole_of
 from ..torch_internals.aot import in_batches
 from ..torch_internals.dynamo import mark_dynamic_sizes
 from .arguments import Arguments
 from .output_strides import Strides
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """What runs a graph on the ranks of this process: their graphs, each as its device compiler made it."""
-
-    runtime: Runtime | ProcessRuntime
-    modules: Sequence[GraphModule]
-    forwards: Sequence[Callable[..., Any]]
+from .ranks import Ranks
+from .replays import Replays
 
 
 class Program:
@@ -59,12 +49,9 @@ class Program:
         tell: Callable[[], None] | None = None,
     ) -> None:
         self.ranks, self.mesh, self.tell = ranks, ranks.runtime.mesh, tell
-        self.forwards = list(ranks.forwards)
-        runtime = ranks.runtime
-        # Of threads for native programs; on GPUs `run` also has the ranks' streams wait for the caller's.
-        self._team = runtime if isinstance(runtime, Runtime) and not self.mesh.gpus else None
-        self._programs = [one for one in ranks.forwards if isinstance(one, RankProgram)]
-        self.arguments = Arguments(graph.find_nodes(op="placeholder"), self.mesh)
+        self.arguments = arguments = Arguments(graph.find_nodes(op="placeholder"), self.mesh)
+        recording = ranks.recording
+        self._replays = recording and Replays(*recording, ranks.run, arguments.weights, arguments.mutated)
         returned: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
         self.names = [str(value) for value in returned]
         seen = len(returned) if seen is None else seen
@@ -87,11 +74,10 @@ class Program:
             self.tell()
         written = self.arguments.written(args, columns)
         lie = {at: strides(args) for at, strides in self.exact.items()}
+        state = self.arguments.state(args) if self._replays else ()
         args.clear()
-        rows = list(zip(*columns, strict=True)) or [()] * len(self.forwards)
-        del columns
         try:
-            results = self._run(rows)
+            results = self._replays(columns, state) if self._replays else self.ranks.run(columns)
         except Exception as error:
             self._note_place(error)
             raise
@@ -109,14 +95,6 @@ class Program:
         for at, (stride, offset) in lie.items():
             made[at] = _restrided(made[at], stride, offset)
         return made
-
-    def _run(self, rows: list[tuple[Any, ...]]) -> Sequence[Any]:
-        """The results of every rank; the rows are emptied as soon as the ranks have them."""
-        if self._team is not None and len(self._programs) == len(rows):
-            return self._team.run_programs(self._programs, rows)
-        calls = [partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)]
-        rows.clear()
-        return self.ranks.runtime.run(calls)
 
     def _note_place(self, error: Exception) -> None:
         """Say to which module and source line the node belongs in which a rank failed."""

@@ -21,7 +21,8 @@ from ..capture.gradient_flow import GradientFlow
 from ..capture.graph import Captured
 from ..execution.gradients import Trained
 from ..execution.output_strides import Strides
-from ..execution.program import Program, Ranks
+from ..execution.program import Program
+from ..execution.ranks import Ranks
 from ..ir.annotations import Source, gradients_in, set_gradients, set_source, shards_of, source_of
 from ..ir.parallel_graph import ParallelGraph
 from ..lowering.device_compiler import compile_for_devices
@@ -139,7 +140,8 @@ class _Lowering(_LayoutsOnly):
         seen = len(self.results) if part == "forward" else None
         kept = self._kept(backward)
         session.graphs += not backward  # forward and backward count as one graph
-        ranks = Ranks(session.runtime, modules, forwards)
+        recording = session.recording_of(lowered.graph) if part == "whole" else None
+        ranks = Ranks(session.runtime, modules, forwards, recording)
         return Program(lowered.graph, ranks, kept, exact, seen, session.count_run)
 
     def _kept(self, backward: bool) -> list[int]:

@@ -52,7 +52,7 @@ def backend(
         module: the graph.
         example_inputs: its inputs, the weights among them.
         options: what a `Target` is made of, as `tpfx.compile` takes it: `devices`, `topology`,
-            `device_compiler`, `timeout` and `group`.
+            `device_compiler`, `mode`, `timeout` and `group`.
 
     Raises:
         TpfxError: an option, or what it names, is unknown.

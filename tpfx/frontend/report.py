@@ -40,6 +40,8 @@ class Report:
         device_compiler: what runs the graph of each device, "native", "eager" or "inductor".
         in_python: what graphs that run natively call in Python, whose lock ranks share, and how often.
         batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
+        recordings: how many runs have been recorded, to be replayed (`mode="reduce-overhead"`).
+        not_recorded: why graphs are not recorded, and how many.
         undivided: weights that no graph has divided, by reason, with what can be done about it.
     """
 
@@ -57,6 +59,8 @@ class Report:
     device_compiler: str = "native"
     batch_by_batch: str | None = None
     in_python: dict[str, int] = field(default_factory=dict)
+    recordings: int = 0
+    not_recorded: dict[str, int] = field(default_factory=dict)
     undivided: list[Undivided] = field(default_factory=list)
 
     @staticmethod
@@ -83,6 +87,8 @@ class Report:
             device_compiler=session.device_compiler,
             batch_by_batch=session.batch_by_batch,
             in_python=dict(session.in_python),
+            recordings=session.recordings,
+            not_recorded=dict(session.not_recorded),
             undivided=undivided_in(model),
         )
 
@@ -125,6 +131,10 @@ class Report:
             table.add_row(f"runs whole: {op}", str(count), "")
         for what, count in self.in_python.items():
             table.add_row(f"takes Python's lock: {what}", str(count), "")
+        if self.recordings:
+            table.add_row("runs recorded, to be replayed", str(self.recordings), "")
+        for why, count in self.not_recorded.items():
+            table.add_row(f"graphs not recorded: {why}", str(count), "")
         if self.whole_calls:
             table.add_row("calls that ran whole", str(self.whole_calls), "")
         if self.batch_by_batch:

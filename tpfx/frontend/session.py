@@ -8,9 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch.distributed import ProcessGroup
+from torch.fx import Graph
 
+from ..errors import TpfxError
+from ..execution.cuda_graphs import Recorder, recorder_for
+from ..execution.ranks import Recording
 from ..ir.parallel_graph import ParallelGraph
 from ..lowering.device_compiler import check_device_compiler
+from ..lowering.recordable import obstacle
 from ..passes.apply_plan import GraphChoices
 from ..passes.context import Kept
 from ..plan.kept_plans import of_user
@@ -20,6 +25,9 @@ from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.processes import mesh_from
 from ..runtime.thread_runtime import Runtime
 from .effects import EFFECTS
+
+# As torch.compile's: whether runs are recorded as CUDA graphs, where they can be.
+MODES = ("default", "reduce-overhead")
 
 
 @dataclass(frozen=True)
@@ -32,9 +40,10 @@ class Target:
         device_compiler: one of `DEVICE_COMPILERS`.
         timeout: seconds that a rank waits for the others.
         group: the processes that have such devices each.
+        mode: one of `MODES`.
 
     Raises:
-        TpfxError: the device compiler is unknown.
+        TpfxError: the device compiler, or the mode, is unknown.
     """
 
     devices: Any = None
@@ -42,9 +51,12 @@ class Target:
     device_compiler: str = "native"
     timeout: float = 300.0
     group: ProcessGroup | None = None
+    mode: str = "default"
 
     def __post_init__(self) -> None:
         check_device_compiler(self.device_compiler)
+        if self.mode not in MODES:
+            raise TpfxError(f"mode={self.mode!r} is unknown; pass {' or '.join(map(repr, MODES))}")
         if isinstance(self.devices, list):  # so that it can be a key
             object.__setattr__(self, "devices", tuple(self.devices))
 
@@ -83,6 +95,9 @@ class Session:
         batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
         only_plans: whether calls are planned now, and nothing runs.
         warned: what has been warned of: a class of models, and a reason.
+        recorder: what records runs, to be replayed; why nothing does; or None where none are to be.
+        recordings: how many runs have been recorded.
+        not_recorded: why graphs are not, and how many.
     """
 
     mesh: Mesh
@@ -100,6 +115,9 @@ class Session:
     batch_by_batch: str | None = None
     only_plans: bool = False
     warned: set[tuple[str, str]] = field(default_factory=set)
+    recorder: Recorder | str | None = None
+    recordings: int = 0
+    not_recorded: dict[str, int] = field(default_factory=dict)
     _release: Callable[[], object] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -114,7 +132,9 @@ class Session:
             TpfxError: the timeout is not above 0.
         """
         runtime = (ProcessRuntime if mesh.rank_is_process else Runtime)(mesh, target.timeout)
-        return Session(mesh, runtime, target.topology or Topology(), target.device_compiler)
+        session = Session(mesh, runtime, target.topology or Topology(), target.device_compiler)
+        session.recorder = recorder_for(mesh) if target.mode == "reduce-overhead" else None
+        return session
 
     def close(self) -> None:
         """End what was started for a model that is not compiled after all, or no longer."""
@@ -132,3 +152,21 @@ class Session:
     def count_run(self) -> None:
         """Note that a graph is run."""
         self.runs += 1
+
+    def recording_of(self, graph: Graph) -> Recording | None:
+        """How runs of a planned graph are recorded, if they are; it is noted why they are not."""
+        recorder = self.recorder
+        if recorder is None:
+            return None
+        why = recorder if isinstance(recorder, str) else obstacle(graph, self.mesh.devices)
+        if why is not None or isinstance(recorder, str):
+            self.note_recording(why)
+            return None
+        return recorder, self.note_recording
+
+    def note_recording(self, why_not: str | None) -> None:
+        """Note that a run has been recorded, or why a graph is not."""
+        if why_not is None:
+            self.recordings += 1
+        else:
+            self.not_recorded[why_not] = self.not_recorded.get(why_not, 0) + 1

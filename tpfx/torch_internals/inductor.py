@@ -1,7 +1,8 @@
-"""oneDNN on CPU, where it is faster than ATen; TorchInductor: one graph's code, and an op for it."""
+"""oneDNN on CPU, where it is faster than ATen; TorchInductor on one graph, and an op for it; CUDA graphs."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -98,3 +99,13 @@ def rnn_layer_for_training() -> torch._ops.OpOverload:
 
     op: torch._ops.OpOverload = torch.ops.tpfx.rnn_layer.default
     return op
+
+
+def end_failed_capture(device: torch.device, pool: tuple[int, int]) -> None:
+    """Have the device's allocator leave a pool that a capture has filled, as one that ended well has.
+
+    torch ends the capture of the stream first, and raises where that fails, before it comes to the allocator.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with contextlib.suppress(RuntimeError):  # it has come to it
+        torch._C._cuda_endAllocateToPool(index, pool)

@@ -1,0 +1,104 @@
+"""Runs that are recorded once and replayed: on a GPU as a CUDA graph, which is launched as one.
+
+recording = recorder.record(run)     # what `run` starts on the device is written down, and does not run
+recording.replay()                   # now it runs: with what is in the tensors that were read
+recording.results                    # what `run` returned: tensors that every replay fills anew
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from ..errors import RecordingError
+from ..runtime.mesh import Mesh
+from ..torch_internals.inductor import end_failed_capture
+
+Results = Sequence[Sequence[Any]]  # of each rank, those of its graph
+
+
+class Recording(Protocol):
+    """A run that can be repeated, reading and writing the memory that it was recorded with."""
+
+    results: Results
+
+    def replay(self) -> None:
+        """Run it, on the caller's stream."""
+
+
+class Recorder(Protocol):
+    """What makes recordings."""
+
+    def record(self, run: Callable[[], Results]) -> Recording:
+        """Record what the ranks of `run` do.
+
+        Raises:
+            RecordingError: something in it cannot be recorded; nothing has run.
+        """
+
+    def is_free(self) -> bool:
+        """Whether a run may be recorded or replayed now: not while the caller records for himself."""
+
+
+def recorder_for(mesh: Mesh) -> Recorder | str:
+    """What records the runs of all ranks of a mesh, or why nothing does."""
+    if mesh.group is not None:
+        return "ranks are several processes"
+    if any(device.type != "cuda" for device in mesh.devices):
+        return f"{mesh.devices[0].type} devices run no CUDA graphs"
+    if len(mesh.gpus) > 1:
+        return "ranks of one process are on several GPUs"
+    return CudaGraphs(mesh.gpus[0])
+
+
+class CudaGraphs:
+    """Records what ranks run on one GPU, each on its stream, with their collectives: copies on the device.
+
+    One graph holds the work of all ranks, whose streams wait for each other inside of it as they do outside.
+    All graphs take their memory from one pool: one of them runs at a time, and what it returns is copied
+    before another does.
+
+    Args:
+        gpu: the device.
+    """
+
+    def __init__(self, gpu: torch.device) -> None:
+        self._gpu, self._pool = gpu, torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(gpu)
+
+    def is_free(self) -> bool:
+        """Whether the caller's stream is not being captured."""
+        return not torch.cuda.is_current_stream_capturing()
+
+    def record(self, run: Callable[[], Results]) -> CudaGraph:
+        """Capture what the ranks start, on streams that wait for this one."""
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._gpu)
+        # Rank threads allocate and look at events meanwhile, which other modes forbid.
+        capture = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="relaxed")
+        try:
+            with torch.cuda.device(self._gpu), capture:
+                results = run()
+        except Exception as error:
+            torch.cuda.set_stream(before)
+            self._clean_up()
+            raise RecordingError(f"{type(error).__name__}: {error}") from error
+        return CudaGraph(graph, results)
+
+    def _clean_up(self) -> None:
+        """After a capture that failed, have allocator and generators as after one that ended well."""
+        end_failed_capture(self._gpu, self._pool)
+        with torch.cuda.device(self._gpu), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream):
+            torch.zeros(1, device=self._gpu)
+
+
+class CudaGraph:
+    """A recording on a GPU."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, results: Results) -> None:
+        self._graph, self.results = graph, results
+
+    def replay(self) -> None:
+        """Launch it on the current stream."""
+        self._graph.replay()

@@ -1,0 +1,53 @@
+"""What runs a graph on the ranks of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch.fx import GraphModule
+
+from ..native.rank_program import RankProgram
+from ..runtime.process_runtime import ProcessRuntime
+from ..runtime.thread_runtime import Runtime
+from .cuda_graphs import Recorder, Results
+
+Columns = list[Sequence[Any]]  # of each argument, a value for each rank
+
+# What records runs, and is told of each recording, or why there will be none.
+Recording = tuple[Recorder, Callable[[str | None], None]]
+
+
+class Ranks:
+    """The graphs of the ranks, each as its device compiler made it.
+
+    Args:
+        runtime: runs them.
+        modules: the graphs.
+        forwards: what the device compiler made of them.
+        recording: how runs are recorded to be replayed, if they are.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime | ProcessRuntime,
+        modules: Sequence[GraphModule],
+        forwards: Sequence[Callable[..., Any]],
+        recording: Recording | None = None,
+    ) -> None:
+        self.runtime, self.modules, self.forwards = runtime, modules, list(forwards)
+        self.recording = recording
+        # Of threads for native programs; on GPUs `run` also has the ranks' streams wait for the caller's.
+        self._team = runtime if isinstance(runtime, Runtime) and not runtime.mesh.gpus else None
+        self._programs = [one for one in forwards if isinstance(one, RankProgram)]
+
+    def run(self, columns: Columns) -> Results:
+        """The results of every rank; the columns are emptied as soon as the ranks have their arguments."""
+        rows: list[tuple[Any, ...]] = list(zip(*columns, strict=True)) or [()] * len(self.forwards)
+        columns.clear()
+        if self._team is not None and len(self._programs) == len(rows):
+            return self._team.run_programs(self._programs, rows)
+        calls = [partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)]
+        rows.clear()
+        return self.runtime.run(calls)

@@ -1,0 +1,181 @@
+"""The recordings of one graph's runs, which are replayed where a run is the same but for what tensors hold.
+
+A run is the same as another if its sizes, its numbers, and the memory of weights and state are. What else it
+reads is copied to where the recording reads it, and what it returns is copied out of the recording: the
+caller's tensors are his own, as ever.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import RecordingError
+from .cuda_graphs import Recorder, Recording, Results
+from .ranks import Columns
+
+Key = tuple[Any, ...]
+
+# Runs of one graph that are told apart, and those of them whose recordings are kept.
+REMEMBERED, KEPT = 64, 8
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recording, by argument the weights that it reads, and its own copies of what is no weight or state.
+
+    State it knows by address alone, so that nothing is kept that the caller lets go.
+    """
+
+    recording: Recording
+    weights: dict[int, Sequence[Any]]
+    copies: Mapping[int, Sequence[torch.Tensor]]
+
+
+class Replays:
+    """Runs one graph: the first time as it is, the second time by making a recording, and then by that.
+
+    Args:
+        recorder: what records.
+        note: is told of each recording, or why there will be none.
+        run: runs the graph on every rank, given the columns of its arguments, which it empties.
+        weights: the arguments that are weights; they lie where they lay, as long as the column is the same.
+        written: the arguments that the graph writes into.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        note: Callable[[str | None], None],
+        run: Callable[[Columns], Results],
+        weights: Collection[int],
+        written: Collection[int],
+    ) -> None:
+        self._recorder, self._note, self._run = recorder, note, run
+        self._weights, self._written = frozenset(weights), frozenset(written)
+        self._seen: dict[Key, None] = {}
+        self._kept: OrderedDict[Key, Recorded] = OrderedDict()
+        self._places: dict[int, list[int]] = {}  # of state that is read only, where it lay the last time
+        self._moving: set[int] = set()  # state that lies elsewhere each time
+        self._strange = 0  # runs of new kinds since a recording was last of use
+        self._wasted = 0  # and recordings
+        self._gave_up = False
+
+    def __call__(self, columns: Columns, state: Collection[int]) -> Results:
+        """The results of every rank.
+
+        Args:
+            columns: of each argument, a value for each rank.
+            state: the arguments that lie on the ranks already, and will again in the next run.
+        """
+        if self._gave_up or not self._recorder.is_free():
+            return self._run(columns)
+        fixed = self._fixed(columns, state)
+        key = self._key(columns, fixed)
+        known = self._kept.get(key)
+        if known is not None and all(columns[at] is column for at, column in known.weights.items()):
+            self._wasted = self._strange = 0
+            self._kept.move_to_end(key)
+        elif self._is_new(key) or (known := self._recorded(key, columns, fixed)) is None:
+            return self._run(columns)
+        return self._replay(known, columns)
+
+    def _fixed(self, columns: Columns, state: Collection[int]) -> set[int]:
+        """The state that a recording may read where it lies: what is written to, and what has not moved."""
+        for at in state:
+            if at not in self._written and at not in self._moving:
+                place = [value.data_ptr() for value in columns[at]]
+                if self._places.setdefault(at, place) != place:
+                    self._moving.add(at)
+        return {at for at in state if at not in self._moving}
+
+    def _key(self, columns: Columns, fixed: Collection[int]) -> Key:
+        """What two runs that one recording does for have alike, but for weights."""
+        found: list[Any] = [torch.is_inference_mode_enabled()]
+        for at, column in enumerate(columns):
+            if at in self._weights:
+                continue
+            for value in column:
+                if isinstance(value, torch.Tensor):
+                    where = value.data_ptr() if at in fixed else None
+                    found += value.shape, value.stride(), value.dtype, where
+                else:
+                    found += type(value), value
+        return tuple(found)
+
+    def _is_new(self, key: Key) -> bool:
+        """Whether a run is the first of its kind, as far as is remembered."""
+        if key in self._seen:
+            return False
+        self._seen[key] = None
+        if len(self._seen) > REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        self._strange += 1
+        if self._strange == REMEMBERED:
+            self._give_up("its sizes, or where its state lies, are others each time")
+        return True
+
+    def _recorded(self, key: Key, columns: Columns, fixed: Collection[int]) -> Recorded | None:
+        """A new recording; None where there can be none, of this run or of any."""
+        if self._wasted == KEPT:
+            self._give_up("its weights, or its state, lie elsewhere each time")
+            return None
+        copies = {
+            at: [_like(value) for value in column]
+            for at, column in enumerate(columns)
+            if at not in self._weights and at not in fixed and isinstance(column[0], torch.Tensor)
+        }
+        given = [copies.get(at, column) for at, column in enumerate(columns)]
+        try:
+            recording = self._recorder.record(lambda: self._run(given))
+        except RecordingError as error:
+            self._give_up(str(error))
+            return None
+        self._wasted += 1
+        self._kept.pop(key, None)
+        known = self._kept[key] = Recorded(recording, {at: columns[at] for at in self._weights}, copies)
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        self._note(None)
+        return known
+
+    def _give_up(self, why: str) -> None:
+        self._gave_up = True
+        self._seen.clear()
+        self._kept.clear()
+        self._note(why)
+
+    def _replay(self, known: Recorded, columns: Columns) -> Results:
+        for at, copies in known.copies.items():
+            _copy(copies, columns[at])
+        known.recording.replay()
+        for at in self._written & known.copies.keys():  # the caller reads what was written from his own
+            _copy(columns[at], known.copies[at])
+        return [[_taken(value) for value in row] for row in known.recording.results]
+
+
+def _like(value: torch.Tensor) -> torch.Tensor:
+    """A copy of the same strides."""
+    copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    _memory(copy).copy_(_memory(value))
+    return copy
+
+
+def _copy(to: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    for one, value in zip(to, values, strict=True):
+        _memory(one).copy_(_memory(value))
+
+
+def _memory(value: torch.Tensor) -> torch.Tensor:
+    """What a tensor lies in, once: of one that repeats itself, no element is written twice."""
+    once = [slice(0, 1) if not stride else slice(None) for stride in value.stride()]
+    return value[tuple(once)] if 0 in value.stride() else value
+
+
+def _taken(value: Any) -> Any:
+    """A result for the caller: the next replay writes over the recording's."""
+    return value.clone() if isinstance(value, torch.Tensor) else value
