@@ -13,6 +13,7 @@ import transformers
 from rich.console import Console
 
 from benchmarks import cold, phases, plan, reading, turns
+from benchmarks.gpu import jobs
 from benchmarks.llama import Llama, Sizes
 from benchmarks.models import build, config, prompt
 from benchmarks.others import Others
@@ -265,3 +266,49 @@ def test_engines_runs(tmp_path: Path):
     figures = json.loads(file.read_text())
     assert not figures["different"]
     assert len(figures["speedup"]) == 6
+
+
+CHILD = """
+import json, sys, time
+while name := sys.stdin.readline().strip():
+    if name == "timed":
+        print(json.dumps({"ready": name}), flush=True)
+        name += sys.stdin.readline().strip()
+    if name == "hangs":
+        time.sleep(60)
+    if name == "dies":
+        sys.exit(3)
+    print("noise")
+    print(json.dumps({"case": name, "ok": True}), flush=True)
+"""
+
+
+def test_a_case_that_hangs_or_dies_does_not_end_the_others(monkeypatch):
+    monkeypatch.setattr(jobs, "STARTING", 0.0)
+    found = []
+    plan_ = jobs.Plan([sys.executable, "-c", CHILD], 2, time.monotonic() + 60, sys.stderr)
+    names = ["one", "hangs", "two", "dies", "three"]
+    jobs.run_all(plan_, [(name, 2.0 if name == "hangs" else 20.0) for name in names], found.append)
+    assert {one["case"]: one.get("error", "ok") for one in found} == {
+        "one": "ok",
+        "two": "ok",
+        "three": "ok",
+        "hangs": "took too long",
+        "dies": "the process ended (3)",
+    }
+    found.clear()
+    jobs.time_all(plan_, [("timed", 20.0), ("dies", 20.0)], found.append, reserve=1.0)
+    assert [one["case"] for one in found] == ["dies", "timedgo"]
+    late = jobs.Plan(plan_.command, 2, time.monotonic(), sys.stderr)
+    jobs.run_all(late, [("one", 20.0)], found.append)
+    assert len(found) == 2
+
+
+@pytest.mark.slow
+def test_cases_of_gpus_are_rehearsed_without_one(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--devices", "cpu,cpu", "--small", "--jobs", "2"]
+    only = ["right.module", "right.recorded.gpt2", "decode.1B.4_layers", "cost"]
+    words = [word for name in only for word in ("--only", name)]
+    out = tmp_path / "figures.jsonl"
+    subprocess.run([*command, *words, "--seconds", "500", "--out", str(out)], check=True)
+    assert {json.loads(line)["ok"] for line in out.read_text().splitlines()} == {True}
