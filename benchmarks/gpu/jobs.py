@@ -53,7 +53,8 @@ class Child:
             text=True,
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -81,7 +82,8 @@ class Child:
             why = "out of time" if self.plan.left <= 0 else "took too long"
             return {"case": name, "ok": False, "error": why}
         if answer is None:
-            return {"case": name, "ok": False, "error": f"the process ended ({self.process.wait()})"}
+            self.close()
+            return {"case": name, "ok": False, "error": f"the process ended ({self.process.returncode})"}
         found: Found = json.loads(answer)
         return found
 
@@ -89,6 +91,10 @@ class Child:
         """End it."""
         self.process.kill()
         self.process.wait()
+        self._reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 Cases = Sequence[tuple[str, float]]  # names, and the seconds that each may take
