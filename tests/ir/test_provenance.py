@@ -35,6 +35,7 @@ def test_the_stem_and_the_number_of_a_layer() -> None:
     [
         ("L['self']._modules['layers']._modules['0'].norm", "layers.0.norm"),
         ("L['fn'].__self__._modules['layers'][3]._compiled_call_impl.__self__.norm", "layers.3.norm"),
+        ("L['args'][0].layers.0.norm", "layers.0.norm"),  # of a forward that a decorator calls
         ("L['self']", ""),
     ],
 )

@@ -58,9 +58,8 @@ def path_of_stack(stack: dict[str, Any] | None) -> str:
     """The innermost module of a stack as fx keeps it, as a path; empty for none."""
     if not stack:
         return ""
-    path = re.sub(
-        r"^[LG]\['\w+'\](\.__self__)?", "", str(list(stack.values())[-1][0])
-    )  # whatever holds the model
+    holder = r"^[LG]\['\w+'\](\[\d+\])?(\.__self__)?"  # of the model: `self`, or `args[0]` of a decorator
+    path = re.sub(holder, "", str(list(stack.values())[-1][0]))
     path = path.replace("._compiled_call_impl.__self__", "")  # a module that is compiled by itself too
     path = re.sub(r"\._modules\['([^']*)'\]|\['([^']*)'\]|\[(\d+)\]", r".\1\2\3", path)
     return path.strip(".")
