@@ -104,7 +104,19 @@ def sorted_rows(net: Mixture, x: Tensor, weights: Tensor, chosen: Tensor) -> Ten
     return (out.view(-1, 2, WIDTH) * weights[..., None]).sum(1)
 
 
-ONE_GRAPH = [name for name in MIXES if name != "sorted_rows"]
+@mix
+def asked(net: Mixture, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """Python asks of each expert whether any row chose it, and Dynamo leaves out a loop that does."""
+    out = torch.zeros_like(x)
+    for at, expert in enumerate(net.experts):
+        hit = chosen == at
+        mask = hit.any(-1)
+        if mask.any():
+            out[mask] += (weights * hit).sum(-1)[mask, None] * expert(x[mask])
+    return out
+
+
+ONE_GRAPH = [name for name in MIXES if name not in ("sorted_rows", "asked")]
 
 
 def steps(
@@ -171,6 +183,15 @@ def test_counts_that_python_reads(devices: int, train: bool) -> None:
     """The graph is captured without the op whose size Python asks for; so are steps of one token."""
     report = tpfx.report(assert_same("sorted_rows", devices, train, "compile", 5, 1))
     assert max(report.bytes_per_device) * devices < 1.1 * report.total_bytes
+
+
+@pytest.mark.parametrize(("devices", "train"), [(2, False), pytest.param(2, True, marks=slow)])
+def test_experts_that_a_loop_calls_have_graphs_of_their_own(devices: int, train: bool) -> None:
+    """In training each is planned for what comes in divided; matrices as small as these may stay whole."""
+    report = tpfx.report(assert_same("asked", devices, train, "compile", 5, 6, 1))
+    assert train or max(report.bytes_per_device) * devices < 1.1 * report.total_bytes
+    assert report.graphs and not report.whole_calls
+    assert not any("gathers it" in one.reason for one in report.undivided)
 
 
 class Rows(nn.Module):

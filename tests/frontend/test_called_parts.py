@@ -109,3 +109,31 @@ def test_a_generation_whose_encoder_is_called_by_itself(devices: int) -> None:
     assert report.whole_calls == 0 and max(report.bytes_per_device) * devices < 1.4 * report.total_bytes
     got, want = (one.get_encoder()(ids).last_hidden_state for one in (model, plain))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+class Asking(nn.Module):
+    """Its loop asks for values, so that Dynamo leaves it out, and with it calls of torch's own modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        steps = (nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 8)) for _ in range(2))
+        self.steps = nn.ModuleList(steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            if x.sum() != 0:
+                x = step(x) + x
+        return x
+
+
+def test_parts_that_uncaptured_code_calls_have_graphs_of_their_own() -> None:
+    plain, model = Asking(), tpfx.compile(Asking(), ["cpu"] * 2, example_inputs=(X,))
+    assert tpfx.report(model).graphs == 0  # nothing has run
+    for _ in range(2):
+        torch.testing.assert_close(model(X), plain(X))
+    report = tpfx.report(model)
+    assert report.graphs == 2 and not report.whole_calls
+    assert all(layer.weight.placement.dims for step in model.steps for layer in step[::2])
+    with pytest.raises(tpfx.InputError, match=r"Asking cannot be called with x float32\[5, 7\]"):
+        model(X[:, :7])

@@ -53,6 +53,46 @@ def test_marked_sizes_are_not_specialised_on() -> None:
     assert graphs_for([3, 4, 5], mark=False) == 2
 
 
+def test_whether_dynamo_looks_at_what_runs() -> None:
+    """Of a frame that it has left out for its loop it looks at what that calls; not so within `disable`."""
+    seen = {}
+
+    def look(where: str) -> None:
+        seen[where] = dynamo.captures_frames()
+
+    asked = dynamo.as_code_of(look, nn.Module._call_impl)
+
+    def loop(x: Tensor) -> Tensor:
+        for where in ("loop",):
+            torch._dynamo.graph_break()
+            torch.compiler.disable(lambda: asked("disabled"))()
+            asked(where)
+        return x + 1
+
+    torch.compile(loop, backend="eager")(torch.ones(2))
+    asked("outside")
+    assert seen == {"loop": True, "disabled": False, "outside": False}
+
+
+@pytest.mark.parametrize(("model", "needs"), [(nn.Sequential(nn.Linear(4, 4)), True), (Counting(), False)])
+def test_methods_of_torchs_modules_are_captured_with_what_calls_them(model: nn.Module, needs: bool) -> None:
+    captured = []
+
+    def backend(module: Any, inputs: Any) -> Any:
+        captured.append(module)
+        return module.forward
+
+    @torch.compile(backend=backend)
+    def loop(x: Tensor) -> Tensor:
+        for _ in range(1):
+            torch._dynamo.graph_break()
+            x = model.forward(x)
+        return x
+
+    loop(torch.ones(2, 4))
+    assert dynamo.needs_a_frame(model.forward) == needs == (not captured)
+
+
 def test_what_cannot_be_one_graph_says_so_before_it_runs() -> None:
     ran = []
 

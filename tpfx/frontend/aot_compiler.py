@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..capture.aot import Compiled, Part, boxed, trace, trace_module
+from ..capture.aot import Compiled, Part, trace, trace_module
 from ..capture.derivatives import Asked, Autocast, GradientsOf
 from ..capture.gradient_flow import GradientFlow
 from ..capture.graph import Captured
@@ -57,12 +57,7 @@ def compile_graph_later(session: Session, module: GraphModule, example_inputs: S
     return _traced(module, _LoweringLater(session, example_inputs, module))
 
 
-def plan_graph(session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> Compiled:
-    """Dynamo's backend while planning: choose layouts for the parameters, run nothing."""
-    return _traced(module, _LayoutsOnly(session, example_inputs, module))
-
-
-def _traced(module: GraphModule, use: _LayoutsOnly) -> Compiled:
+def _traced(module: GraphModule, use: _Lowering) -> Compiled:
     placeholders = module.graph.find_nodes(op="placeholder")
     mesh = use.session.mesh
     sources = [_source(value, node.name, mesh) for value, node in zip(use.inputs, placeholders, strict=True)]
@@ -70,8 +65,8 @@ def _traced(module: GraphModule, use: _LayoutsOnly) -> Compiled:
 
 
 @dataclass
-class _LayoutsOnly:
-    """Plans a graph for the layouts of its weights; running it raises `LayoutsChosen`."""
+class _Lowering:
+    """Plans a graph, and writes one for each rank."""
 
     session: Session
     inputs: Sequence[Any]  # those that Dynamo gives as examples, with the weights
@@ -104,22 +99,6 @@ class _LayoutsOnly:
                 with outside_traces():  # what was stored evenly is gathered first
                     value.distribute(layout, chosen=why is None or not why.forced)
                 set_source(node, replace(source_of(node), pinned=layout))
-
-    def finish(self, lowered: GraphModule, part: Part) -> Compiled:
-        """What ends the call."""
-
-        def end(args: list[Any]) -> Any:
-            raise LayoutsChosen
-
-        return boxed(end)
-
-    def differentiate(self, compiled: Compiled, flow: GradientFlow) -> Compiled:
-        """Nothing runs here."""
-        return compiled
-
-
-class _Lowering(_LayoutsOnly):
-    """Plans, and writes a graph for each rank."""
 
     def finish(self, lowered: GraphModule, part: Part) -> Compiled:
         """What runs a graph, or a part: results of the backward one are gradients, laid out as its inputs."""

@@ -27,10 +27,10 @@ from ..sharded_tensor.state_tensor import give_addresses
 from ..sharded_tensor.storage import CALLS
 from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.aot import in_transform
-from ..torch_internals.dynamo import FailedOp
+from ..torch_internals.dynamo import FailedOp, captures_frames, needs_a_frame
 from ..torch_internals.module_changes import CHANGES, with_hooks
 from ..torch_internals.parameter_slots import slots_of
-from .aot_compiler import LayoutsChosen, plan_graph
+from .aot_compiler import LayoutsChosen
 from .call_inputs import (
     brought_to,
     described,
@@ -136,10 +136,10 @@ class Entry(StandIn):
             InputError: the model cannot take what it is given.
             ModelError: torch.func, or a forward-mode derivative, would go through split weights.
         """
-        if (
-            self._closed or self.session in _inside.sessions
-        ):  # called by a method of the model that is compiled
+        if self._closed:
             return self.forward(*args, **kwargs)
+        if self.session in _inside.sessions:  # called by a method of the model that is compiled
+            return self.call_inside(args, kwargs)
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
             self._refuse_to_be_traced()
         try:
@@ -151,6 +151,10 @@ class Entry(StandIn):
                 f"{type(self.model).__name__} is split over {self.session.mesh.size} devices, and "
                 f"{NOT_TRANSFORMED}"
             ) from problem
+
+    def call_inside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What is returned to the model's own code, of which Dynamo captures what it can."""
+        return self.forward(*args, **kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = list(tensors_in((args, kwargs)))
@@ -222,14 +226,12 @@ class Entry(StandIn):
         leave_sizes_open(list(tensors_in((args, kwargs))))
         if keep:
             self._look_again()
-            call = self._graphs.capture
-        else:
-            call = partial(Graphs(self.model, self.forward, self.session, plan_graph).call, False)
+        graphs = self._graphs if keep else Graphs(self.model, self.forward, self.session)
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             with torch.no_grad():
-                self._run(call, args, kwargs)
+                self._run(partial(graphs.capture, keep), args, kwargs)
         except LayoutsChosen:
             pass
         finally:
@@ -354,10 +356,35 @@ class PartEntry(PartialEntry):
     def __init__(self, part: torch.nn.Module, whole: Entry) -> None:
         super().__init__(part, MethodType(with_hooks, part), whole.session)
         self.whole, self.signed = whole, part.forward
+        self._left_out = needs_a_frame(part.forward)
+
+    def call_inside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What is returned to code of the model that Dynamo leaves out of all graphs.
+
+        Of that it captures what the code calls, but for torch's own modules: those have graphs of their own.
+        """
+        if not self._left_out or not captures_frames():
+            return self.forward(*args, **kwargs)
+        runs = self.session.runs
+        leave_sizes_open(list(tensors_in((args, kwargs))))
+        if not self._state.holds():
+            self._look_again()
+        result = self._run_fitting(False, args, kwargs)
+        if self._graphs.adopted:
+            self._go_on_with_adopted()
+        self.captured = self.session.runs > runs
+        return result
+
+    def _run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call of the graphs returns; inside of one of the model, that says what an op cannot take."""
+        if self.session in _inside.sessions:
+            return call(args, kwargs)
+        return super()._run(call, args, kwargs)
 
     def prepare_modules(self) -> None:
-        """The whole model's are."""
-        self.whole.prepare_modules()
+        """The whole model's are, and have been where that is being called."""
+        if self.session not in _inside.sessions:
+            self.whole.prepare_modules()
 
     def store_the_rest(self) -> None:
         """Divide what no graph of the whole model has reached."""

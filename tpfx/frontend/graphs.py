@@ -137,11 +137,11 @@ class Graphs:
             guard_on_successors(made)
         return [made.get(id(value), value) for value in inputs], places
 
-    def capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Plan a call, and keep its graphs for later ones; nothing runs: what would ends the call."""
+    def capture(self, any_batch: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Plan a call, for any batch if asked; no graph runs: one that would ends the call."""
         self.session.only_plans = True
         try:
-            with self._settings, open_batches() if CAN_OPEN_BATCHES else nullcontext():
+            with self._settings, open_batches() if any_batch and CAN_OPEN_BATCHES else nullcontext():
                 return _call(self._compiled, args, kwargs)
         finally:
             self.session.only_plans = False

@@ -10,6 +10,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._dynamo import external_utils, trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException, TorchRuntimeError
@@ -151,12 +152,18 @@ def fresh(forward: Callable[..., Any]) -> Callable[..., Any]:
     and how often a function was captured; methods of all models have that in common. What Dynamo would not
     trace by itself, as the methods of torch's own modules, it calls from a frame that all of them share.
     """
-    frame = external_utils.wrap_inline(forward) if _needs_a_frame(forward) else forward
+    frame = external_utils.wrap_inline(forward) if needs_a_frame(forward) else forward
     return _with_code(frame, lambda code: code.replace(co_name=f"{code.co_name}_{next(_serials)}"))
 
 
-def _needs_a_frame(forward: Callable[..., Any]) -> bool:
+def needs_a_frame(forward: Callable[..., Any]) -> bool:
+    """Whether Dynamo captures a function only with what calls it, as it does methods of torch's modules."""
     return not isinstance(getattr(forward, "__func__", None), FunctionType) or trace_rules.check(forward)
+
+
+def captures_frames() -> bool:
+    """Whether Dynamo looks at what this thread runs now, and not within `torch.compiler.disable`."""
+    return callable(get_eval_frame_callback())
 
 
 def as_code_of(function: Callable[..., Any], other: Any) -> FunctionType:
