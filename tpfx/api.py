@@ -78,9 +78,9 @@ def compile(
         device_compiler: what runs the graph of each device: "native", tpfx's executor, op by op from C++;
             "inductor", TorchInductor's code, which takes a minute to make and is faster then; or "eager", op
             by op from Python, for debugging.
-        mode: "reduce-overhead" has calls without gradients recorded as CUDA graphs, where ranks share a GPU:
-            a call with the sizes of one before, and with caches at the same places (a static cache), is
-            launched as one. `tpfx.report` says what is recorded, and what is not and why.
+        mode: "reduce-overhead" has calls without gradients recorded as CUDA graphs, where a process has one
+            GPU, as under torchrun: a call with the sizes of one before, and with its caches where they were
+            (a static cache), is launched as one. `tpfx.report` says what is not recorded, and why.
         timeout: seconds that a rank waits for the others before `CollectiveTimeout`, or that of a process
             group that is made here.
         group: processes that each have `devices` of their own, or one device; the model is split over all of

@@ -237,15 +237,18 @@ def test_the_mode_is_checked_and_the_cpu_named() -> None:
 Function = Callable[..., list[Any]]
 
 
-def alone(function: Function, weights: Collection[int] = (), written: Collection[int] = ()) -> Any:
+def alone(
+    function: Function, weights: Collection[int] = (), written: Collection[int] = (), several: bool = False
+) -> Any:
     """Replays of a function on one rank, their recorder, and what they noted."""
     mesh = Mesh((torch.device("cpu"),))
-    runtime, recorder, notes = Runtime(mesh), Tapes(mesh), list[str | None]()
+    runtime, recorder, notes = Runtime(mesh), Tapes(mesh, several), list[str | None]()
     ranks = Ranks(runtime, [], [function])
     run = replays.Replays(recorder, notes.append, ranks.run, weights, written)
 
     def call(*args: Any, state: Collection[int] = ()) -> Any:
-        return run([arg if isinstance(arg, tuple) else (arg,) for arg in args], state)[0][0]
+        columns = [arg if isinstance(arg, tuple) else (arg,) for arg in args]
+        return run(columns, dict.fromkeys(state, 1))[0][0]
 
     return call, recorder, notes
 
@@ -309,3 +312,21 @@ def test_state_that_is_written_is_kept_by_nobody() -> None:
     square = torch.randn(3, 3)
     for state in (square, square, square.t(), square.t(), square):
         assert torch.equal(call(state, state=[0]), state * 2)
+
+
+def test_processes_tell_state_by_what_it_is_not_by_where_it_lies() -> None:
+    """Where one process finds memory again, another may not."""
+    memory = torch.zeros(2, 3)
+    call, recorder, _ = alone(lambda state: [state + 1], several=True)
+    state, same_place = memory[0], memory[0]
+    for value in (state, state, state, same_place, same_place):
+        assert torch.equal(call(value, state=[0]), value + 1)
+    assert [tape.reads(state) for tape in recorder.made] == [True, False]
+    call, recorder, _ = alone(lambda state: [state.add_(1) * 2], written=[0], several=True)
+    state, other = torch.zeros(3), torch.zeros(3)
+    for at in range(1, 4):
+        assert torch.equal(call(state, state=[0]), torch.full((3,), 2.0 * at))
+    state.set_(other)  # type: ignore[call-overload]
+    for at in range(1, 4):
+        assert torch.equal(call(state, state=[0]), torch.full((3,), 2.0 * at))
+    assert len(recorder.made) == 2

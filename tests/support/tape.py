@@ -7,6 +7,7 @@ and writes the memory that the recording did, and the ranks' collectives come in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,6 +74,16 @@ class _Rank(TorchDispatchMode):
         return [str(func) for func, *_ in self.calls if "c10d" in str(func) and "wait" not in str(func)]
 
 
+def on_ranks(mesh: Mesh, calls: list[Callable[[], Any]]) -> None:
+    """Run calls where the ranks of this process run: each in its thread, or here."""
+    runtime = runtime_of(mesh)
+    if runtime is not None:
+        runtime.run(calls)
+    else:
+        for call in calls:
+            call()
+
+
 class Tape:
     """A recording."""
 
@@ -83,9 +94,12 @@ class Tape:
     def replay(self) -> None:
         """Run it again."""
         self.replays += 1
-        runtime = runtime_of(self._mesh)
-        assert runtime is not None
-        runtime.run([rank.replay for rank in self._ranks])
+        on_ranks(self._mesh, [rank.replay for rank in self._ranks])
+
+    @property
+    def collectives(self) -> list[str]:
+        """Which collectives each rank calls, in order."""
+        return self._ranks[0].collectives
 
     def reads(self, value: torch.Tensor) -> bool:
         """Whether an op of the recording takes what lies in the memory of a tensor."""
@@ -94,10 +108,10 @@ class Tape:
 
 
 class Tapes:
-    """Makes recordings of what the rank threads of a mesh run, op by op from Python."""
+    """Makes recordings of what the ranks of a mesh run, op by op from Python."""
 
-    def __init__(self, mesh: Mesh) -> None:
-        self.mesh, self.made, self.free = mesh, list[Tape](), True
+    def __init__(self, mesh: Mesh, several: bool = False) -> None:
+        self.mesh, self.made, self.free, self.several = mesh, list[Tape](), True, several
 
     def is_free(self) -> bool:
         """Whether nobody else records."""
@@ -105,15 +119,14 @@ class Tapes:
 
     def record(self, run: Callable[[], Results]) -> Tape:
         """Write down what the ranks call."""
-        runtime, ranks = runtime_of(self.mesh), [_Rank() for _ in self.mesh.owned]
-        assert runtime is not None
-        runtime.run([rank.__enter__ for rank in ranks])
+        ranks = [_Rank() for _ in self.mesh.owned]
+        on_ranks(self.mesh, [rank.__enter__ for rank in ranks])
         try:
             results = run()
         except RuntimeError as error:
             raise RecordingError(str(error)) from error
         finally:
-            runtime.run([lambda rank=rank: rank.__exit__(None, None, None) for rank in ranks])  # type: ignore[misc]
+            on_ranks(self.mesh, [partial(rank.__exit__, None, None, None) for rank in ranks])
         for rank in ranks:
             rank.undo()
         assert all(rank.collectives == ranks[0].collectives for rank in ranks)

@@ -30,6 +30,9 @@ from tests.support import spmd
 from tests.support.models import inputs, tiny
 from tests.support.nets import TwoTowers
 from tests.support.random_nets import Drawing, steps
+from tests.support.tape import Tapes
+from tpfx.execution.cuda_graphs import all_have_recorded
+from tpfx.frontend import session
 from tpfx.native.rank_program import RankProgram
 from tpfx.runtime import shared_memory
 from tpfx.runtime.mesh import Mesh
@@ -237,6 +240,28 @@ def random_numbers(_: Path) -> list[Any]:
     return [steps(tpfx.compile(Drawing(name)), 3, train) for name, train in nets]
 
 
+def recorded(_: Path) -> tuple[list[int], list[list[str]], Any]:
+    """A generation whose steps are recorded, and replayed, by both: how often, and their collectives."""
+    made: list[Tapes] = []
+
+    def recorder_for(mesh: Mesh) -> Tapes:
+        made.append(Tapes(mesh, several=True))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "recorder_for", recorder_for)
+        model = tiny("llama", num_hidden_layers=1)
+        plain = copy.deepcopy(model)
+        split = tpfx.compile(model, mode="reduce-overhead", device_compiler="eager")
+        static: Any = {"max_new_tokens": 5, "min_new_tokens": 5, "cache_implementation": "static"}
+        for beams in (1, 2):
+            found = split.generate(**inputs(plain), **static, num_beams=beams)
+            torch.testing.assert_close(found, plain.generate(**inputs(plain), **static, num_beams=beams))
+    everywhere = all_have_recorded(dist.group.WORLD, True)
+    assert everywhere and not all_have_recorded(dist.group.WORLD, dist.get_rank() == 0)
+    return [tape.replays for tape in made[0].made], [tape.collectives for tape in made[0].made], found
+
+
 CHECKS = (
     same_program,
     saved,
@@ -246,6 +271,7 @@ CHECKS = (
     comparing_amid_a_trace,
     reached_later,
     random_numbers,
+    recorded,
     meeting,
     leaving,
 )

@@ -66,9 +66,21 @@ class Arguments:
             return [one.shards for one in held]  # type: ignore[union-attr]
         return [self._all[at](weight) for at, weight in zip(self.weights, weights, strict=True)]
 
-    def state(self, args: Sequence[Any]) -> list[int]:
-        """Which arguments lie on the ranks before the graph runs, and are no weights."""
-        return [at for at in self._others if isinstance(args[at], ShardedTensor)]
+    def state(self, args: Sequence[Any], columns: Sequence[Sequence[Any]]) -> dict[int, int]:
+        """Of arguments that lie where they may lie in the next call, of how many ranks, from the first on.
+
+        What is split does, and what the first rank writes into as it is; weights are not among them.
+        """
+        found = {at: len(columns[at]) for at in self._others if isinstance(args[at], ShardedTensor)}
+        for at in self.mutated:
+            arg = args[at]
+            if (
+                at not in found
+                and isinstance(arg, torch.Tensor)
+                and arg.data_ptr() == columns[at][0].data_ptr()
+            ):
+                found[at] = 1
+        return found
 
     def written(self, args: Sequence[Any], columns: Sequence[Sequence[Any]]) -> Written:
         """The arguments that the graph writes into."""

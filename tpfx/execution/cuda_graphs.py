@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
 
 from ..errors import RecordingError
 from ..runtime.mesh import Mesh
@@ -29,7 +31,13 @@ class Recording(Protocol):
 
 
 class Recorder(Protocol):
-    """What makes recordings."""
+    """What makes recordings.
+
+    Attributes:
+        several: whether it makes one with other processes, which must all come to the same decisions.
+    """
+
+    several: bool
 
     def record(self, run: Callable[[], Results]) -> Recording:
         """Record what the ranks of `run` do.
@@ -44,13 +52,11 @@ class Recorder(Protocol):
 
 def recorder_for(mesh: Mesh) -> Recorder | str:
     """What records the runs of all ranks of a mesh, or why nothing does."""
-    if mesh.group is not None:
-        return "ranks are several processes"
     if any(device.type != "cuda" for device in mesh.devices):
         return f"{mesh.devices[0].type} devices run no CUDA graphs"
-    if len(mesh.gpus) > 1:
-        return "ranks of one process are on several GPUs"
-    return CudaGraphs(mesh.gpus[0])
+    if len(mesh.gpus) > 1 or (mesh.group is not None and not mesh.rank_is_process):
+        return "several ranks of one process, on several GPUs or of several processes"
+    return CudaGraphs(mesh.gpus[0], mesh.group)
 
 
 class CudaGraphs:
@@ -60,11 +66,15 @@ class CudaGraphs:
     All graphs take their memory from one pool: one of them runs at a time, and what it returns is copied
     before another does.
 
+    Of processes each records its own rank, NCCL's part in collectives included, or none does.
+
     Args:
         gpu: the device.
+        group: the processes, if ranks are processes.
     """
 
-    def __init__(self, gpu: torch.device) -> None:
+    def __init__(self, gpu: torch.device, group: ProcessGroup | None = None) -> None:
+        self.several, self._group = group is not None, group
         self._gpu, self._pool = gpu, torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(gpu)
 
@@ -83,7 +93,10 @@ class CudaGraphs:
         except Exception as error:
             torch.cuda.set_stream(before)
             self._clean_up()
+            all_have_recorded(self._group, False)
             raise RecordingError(f"{type(error).__name__}: {error}") from error
+        if not all_have_recorded(self._group, True):
+            raise RecordingError("another process could not")
         return CudaGraph(graph, results)
 
     def _clean_up(self) -> None:
@@ -91,6 +104,15 @@ class CudaGraphs:
         end_failed_capture(self._gpu, self._pool)
         with torch.cuda.device(self._gpu), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream):
             torch.zeros(1, device=self._gpu)
+
+
+def all_have_recorded(group: ProcessGroup | None, this: bool) -> bool:
+    """Whether no process of a group has failed: a collective is recorded by all of them, or by none."""
+    if group is None:
+        return this
+    found = [this] * group.size()
+    dist.all_gather_object(found, this, group)
+    return all(found)
 
 
 class CudaGraph:

@@ -74,7 +74,7 @@ class Program:
             self.tell()
         written = self.arguments.written(args, columns)
         lie = {at: strides(args) for at, strides in self.exact.items()}
-        state = self.arguments.state(args) if self._replays else ()
+        state = self.arguments.state(args, columns) if self._replays else {}
         args.clear()
         try:
             results = self._replays(columns, state) if self._replays else self.ranks.run(columns)

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import RecordingError
 from .cuda_graphs import Recorder, Recording, Results
@@ -28,12 +30,12 @@ REMEMBERED, KEPT = 64, 8
 class Recorded:
     """A recording, by argument the weights that it reads, and its own copies of what is no weight or state.
 
-    State it knows by address alone, so that nothing is kept that the caller lets go.
+    A copy is by argument and rank. State is known by address alone: nothing is kept that the caller lets go.
     """
 
     recording: Recording
     weights: dict[int, Sequence[Any]]
-    copies: Mapping[int, Sequence[torch.Tensor]]
+    copies: dict[tuple[int, int], torch.Tensor]
 
 
 class Replays:
@@ -59,18 +61,20 @@ class Replays:
         self._weights, self._written = frozenset(weights), frozenset(written)
         self._seen: dict[Key, None] = {}
         self._kept: OrderedDict[Key, Recorded] = OrderedDict()
+        self._place_of = _Serials() if recorder.several else torch.Tensor.data_ptr
         self._places: dict[int, list[int]] = {}  # of state that is read only, where it lay the last time
         self._moving: set[int] = set()  # state that lies elsewhere each time
         self._strange = 0  # runs of new kinds since a recording was last of use
         self._wasted = 0  # and recordings
         self._gave_up = False
 
-    def __call__(self, columns: Columns, state: Collection[int]) -> Results:
+    def __call__(self, columns: Columns, state: Mapping[int, int]) -> Results:
         """The results of every rank.
 
         Args:
             columns: of each argument, a value for each rank.
-            state: the arguments that lie on the ranks already, and will again in the next run.
+            state: of arguments that lie where they may lie in the next run, of how many ranks, from the first
+                on, this is so.
         """
         if self._gave_up or not self._recorder.is_free():
             return self._run(columns)
@@ -84,24 +88,25 @@ class Replays:
             return self._run(columns)
         return self._replay(known, columns)
 
-    def _fixed(self, columns: Columns, state: Collection[int]) -> set[int]:
+    def _fixed(self, columns: Columns, state: Mapping[int, int]) -> Mapping[int, int]:
         """The state that a recording may read where it lies: what is written to, and what has not moved."""
         for at in state:
             if at not in self._written and at not in self._moving:
-                place = [value.data_ptr() for value in columns[at]]
-                if self._places.setdefault(at, place) != place:
+                places = list(map(self._place_of, columns[at]))
+                if self._places.setdefault(at, places) != places:
                     self._moving.add(at)
-        return {at for at in state if at not in self._moving}
+        return {at: ranks for at, ranks in state.items() if at not in self._moving}
 
-    def _key(self, columns: Columns, fixed: Collection[int]) -> Key:
+    def _key(self, columns: Columns, fixed: Mapping[int, int]) -> Key:
         """What two runs that one recording does for have alike, but for weights."""
         found: list[Any] = [torch.is_inference_mode_enabled()]
         for at, column in enumerate(columns):
             if at in self._weights:
                 continue
-            for value in column:
+            ranks = fixed.get(at, 0)
+            for rank, value in enumerate(column):
                 if isinstance(value, torch.Tensor):
-                    where = value.data_ptr() if at in fixed else None
+                    where = self._place_of(value) if rank < ranks else None
                     found += value.shape, value.stride(), value.dtype, where
                 else:
                     found += type(value), value
@@ -119,17 +124,21 @@ class Replays:
             self._give_up("its sizes, or where its state lies, are others each time")
         return True
 
-    def _recorded(self, key: Key, columns: Columns, fixed: Collection[int]) -> Recorded | None:
+    def _recorded(self, key: Key, columns: Columns, fixed: Mapping[int, int]) -> Recorded | None:
         """A new recording; None where there can be none, of this run or of any."""
         if self._wasted == KEPT:
             self._give_up("its weights, or its state, lie elsewhere each time")
             return None
         copies = {
-            at: [_like(value) for value in column]
+            (at, rank): _like(value)
             for at, column in enumerate(columns)
-            if at not in self._weights and at not in fixed and isinstance(column[0], torch.Tensor)
+            for rank, value in enumerate(() if at in self._weights else column)
+            if rank >= fixed.get(at, 0) and isinstance(value, torch.Tensor)
         }
-        given = [copies.get(at, column) for at, column in enumerate(columns)]
+        given: Columns = [
+            [copies.get((at, rank), value) for rank, value in enumerate(column)]
+            for at, column in enumerate(columns)
+        ]
         try:
             recording = self._recorder.record(lambda: self._run(given))
         except RecordingError as error:
@@ -150,12 +159,27 @@ class Replays:
         self._note(why)
 
     def _replay(self, known: Recorded, columns: Columns) -> Results:
-        for at, copies in known.copies.items():
-            _copy(copies, columns[at])
+        for (at, rank), copy in known.copies.items():
+            _memory(copy).copy_(_memory(columns[at][rank]))
         known.recording.replay()
-        for at in self._written & known.copies.keys():  # the caller reads what was written from his own
-            _copy(columns[at], known.copies[at])
+        for (at, rank), copy in known.copies.items():
+            if at in self._written:  # the caller reads what was written from his own
+                _memory(columns[at][rank]).copy_(_memory(copy))
         return [[_taken(value) for value in row] for row in known.recording.results]
+
+
+class _Serials:
+    """Where tensors lie, as numbers on which processes agree that do the same: their allocators do not."""
+
+    def __init__(self) -> None:
+        self._known, self._numbers = WeakIdKeyDictionary(), count()
+
+    def __call__(self, value: torch.Tensor) -> int:
+        known, place = self._known.get(value), value.data_ptr()
+        if known is None or known[0] != place:
+            known = self._known[value] = place, next(self._numbers)
+        serial: int = known[1]
+        return serial
 
 
 def _like(value: torch.Tensor) -> torch.Tensor:
@@ -163,11 +187,6 @@ def _like(value: torch.Tensor) -> torch.Tensor:
     copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
     _memory(copy).copy_(_memory(value))
     return copy
-
-
-def _copy(to: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    for one, value in zip(to, values, strict=True):
-        _memory(one).copy_(_memory(value))
 
 
 def _memory(value: torch.Tensor) -> torch.Tensor:
