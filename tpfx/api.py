@@ -17,11 +17,10 @@ from .capture.inputs import Inputs
 from .checkpoint.safetensors_files import Checkpoint, Stored, reading, weights_in
 from .errors import AlreadyCompiledError, InputError, ModelError
 from .frontend.compiled_forward import Entry
-from .frontend.dynamo_backend import end_session, session_of
 from .frontend.methods import first_of_generate, lead_through, method_names
 from .frontend.plain_copy import is_split, stand_ins, strip
 from .frontend.report import Report
-from .frontend.session import Session, Target
+from .frontend.session import Session, Target, end_session, session_of
 from .frontend.weight_holders import HOLDERS
 from .plan.plan import Plan
 from .planning import Topology

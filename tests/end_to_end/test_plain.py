@@ -220,10 +220,16 @@ def test_eval(name: str, devices: int) -> None:
 
 @pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
 def test_what_dynamo_does_not_capture_runs_whole_and_says_so(kind: type[nn.RNNBase]) -> None:
-    with pytest.warns(UserWarning, match="Recurrent ran whole, on cpu: Dynamo captured no graph of it"):
+    """What is around it is divided, and a model that is nothing else says that all ran whole."""
+    with pytest.warns(UserWarning, match="Recurrent: rnn.* not divided: code that Dynamo leaves out"):
         report = check(Recurrent(kind).eval(), IDS)
-    assert report.graphs == 0
-    assert report.whole_calls > 0
+    assert report.graphs and not report.whole_calls
+    assert not any(name.startswith(("embed", "head.w")) for one in report.undivided for name in one.names)
+    with pytest.warns(
+        UserWarning, match=f"{kind.__name__} ran whole, on cpu: Dynamo captured no graph of it"
+    ):
+        report = check(kind(8, 12).eval(), torch.randn(3, 2, 8))
+    assert not report.graphs and report.whole_calls
 
 
 @pytest.mark.parametrize("devices", [2, 5])

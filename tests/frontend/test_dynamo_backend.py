@@ -14,6 +14,7 @@ from torch import nn
 import tpfx
 from tests.support.architectures import tiny as tiny_of
 from tests.support.compare import TOLERANCE, largest_error
+from tests.support.fresh_python import run
 from tests.support.models import inputs, tiny
 from tests.support.nets import Net
 from tpfx.sharded_tensor.tensor import ShardedTensor
@@ -119,6 +120,29 @@ def test_graph_breaks() -> None:
         for size in (6, 4, 5):
             torch.testing.assert_close(compiled(X[:size]), plain(X[:size]))
     assert max(tpfx.report(model).bytes_per_device) < 0.7 * tpfx.report(model).total_bytes
+
+
+def test_the_first_code_of_a_process_is_captured_as_later_code_is() -> None:
+    """No session lives yet that would have Dynamo keep ops in graphs whose sizes values tell."""
+    code = """
+import torch, tpfx
+
+class Rows(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x):
+        for layer in self.layers:
+            rows = torch.where(x.sum(-1) > 0)[0]
+            x = x.index_add(0, rows, layer(x[rows]))
+        return x
+
+model = Rows()
+torch.compile(model, backend="tpfx", options={"devices": ["cpu"] * 2})(torch.ones(3, 8))
+print(tpfx.report(model).graphs)
+"""
+    assert run(code) == "1\n"
 
 
 def test_after_a_reset() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo import eval_frame
+from torch._dynamo import convert_frame, eval_frame
 
 from tests.support.sharded import PLACEMENTS, SHAPE, sharded
 from tpfx.frontend.effects import own_backend
@@ -59,6 +60,44 @@ def test_forgotten_graphs_are_let_go_and_captured_again() -> None:
     assert len(kept) == 3
     compiled[1](x)
     assert len(kept) == 3
+
+
+def test_what_is_in_place_for_captures_is_there_for_those_of_some_backends_alone() -> None:
+    """What it changes of how Dynamo captures goes for the capture that it is there for."""
+    seen: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        seen.append(
+            "rows" if module.graph.find_nodes(op="call_function", target=torch.nonzero) else "no rows"
+        )
+        return module.forward
+
+    def other(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        return backend(module, _)
+
+    def is_own(by: Any) -> bool:
+        return by is backend
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        undo = dynamo_cache.capture_for(is_own, (), lambda *_: None).install()
+        seen.append("in place")
+        yield
+        seen.append("gone")
+        undo()
+
+    def rows(x: Tensor) -> Tensor:
+        return torch.nonzero(x + 1) * 2
+
+    undo = dynamo_cache.in_place_for_captures(is_own, around).install()
+    before = convert_frame._compile
+    try:
+        torch.compile(rows, backend=backend)(torch.ones(2))
+        torch.compile(rows, backend=other)(torch.ones(2))
+        assert convert_frame._compile is before
+    finally:
+        undo()
+    assert seen[:3] == ["in place", "rows", "gone"] and set(seen[3:]) == {"no rows"}
 
 
 def test_outside_of_a_capture_there_are_no_sizes() -> None:

@@ -141,7 +141,10 @@ DOORS = {
 
 @pytest.mark.parametrize("door", DOORS)
 def test_everything_is_back_when_the_last_model_has_gone(door: str) -> None:
-    """Two models, of which one goes first; and a call of one token, which is captured with open batches."""
+    """Two models, of which one goes first; and a call of one token, which is captured with open batches.
+
+    Who has named the backend keeps a function through which Dynamo captures, as it does without it.
+    """
     code = f"""
 def make():
     model = {DOORS[door]}
@@ -160,7 +163,7 @@ print(changed(untouched, snapshot()))
     both, one, none = run(SNAPSHOT + code).splitlines()
     assert set(eval(both)) == CHANGED | {"threads"}
     assert one == both
-    assert none == "[]"
+    assert eval(none) == (["functions: torch._dynamo.convert_frame._compile"] if door == "backend" else [])
 
 
 def test_a_compile_that_fails_leaves_nothing() -> None:

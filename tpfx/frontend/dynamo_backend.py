@@ -6,40 +6,29 @@ The first graph that captures a weight divides it: a ShardedTensor takes its pla
 
 Models that are compiled for the same devices share a session. It ends with the last of them: then Dynamo is
 told to forget their graphs, and their threads end.
+
+Dynamo imports this module when it is first asked for the backend by its name. From then on it goes by what
+tpfx changes in torch whenever it captures for it: the first code that it captures has no session yet.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from ..errors import DeviceError, TpfxError
 from ..sharded_tensor.even_storage import store_evenly
 from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import adopt, succeed
-from ..sharded_tensor.state_tensor import give_addresses
-from ..torch_internals.dynamo_cache import forget_graphs, forget_sizes, guard_on_successors, sizes_now
+from ..torch_internals.dynamo_cache import guard_on_successors, in_place_for_captures
 from ..torch_internals.parameter_slots import Slot, slots_of
 from .aot_compiler import compile_graph
-from .effects import own_backend
-from .session import Session, Target
+from .effects import EFFECTS, is_own, own_backend
+from .session import Session, end_with, note_sizes, session_for
 from .weight_holders import HOLDERS
-
-OPTIONS = tuple(field.name for field in fields(Target))
-
-_sessions: weakref.WeakValueDictionary[Target, Session] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
-
-# By session, the ids of the modules that hold its weights, and what knows the sizes of its graphs.
-_modules: weakref.WeakKeyDictionary[Session, set[int]] = weakref.WeakKeyDictionary()
-_sizes: weakref.WeakKeyDictionary[Session, list[Callable[[], Any]]] = weakref.WeakKeyDictionary()
 
 
 @own_backend
@@ -60,7 +49,7 @@ def backend(
     """
     session = session_for(options or {})
     slots, model = _shard(module.graph.find_nodes(op="placeholder"), example_inputs, session)
-    _sizes[session].append(sizes_now())
+    note_sizes(session)
     made = {id(original): slot.value for slot, original in slots}
     guard_on_successors(made)
     inputs = [made.get(id(value), value) for value in example_inputs]
@@ -72,40 +61,6 @@ def backend(
     if model is not None:
         store_evenly((slot.value for slot in slots_of(model)), session.mesh)
     return compiled
-
-
-def session_for(options: Mapping[str, Any]) -> Session:
-    """What all graphs that are compiled for the same devices share.
-
-    Raises:
-        TpfxError: an option, or what it names, is unknown.
-    """
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise TpfxError(
-            f"options={{{unknown[0]!r}: …}} is unknown to backend='tpfx'; it takes {', '.join(OPTIONS)}"
-        )
-    target = Target(**options)
-    try:
-        hash(target)
-    except TypeError as problem:
-        raise DeviceError(
-            f"devices={target.devices!r}: pass a list of devices, an int, or a DeviceMesh"
-        ) from problem
-    with _lock:
-        found = _sessions.get(target)
-        if found is None:
-            found = _sessions[target] = Session.on(target.mesh(), target)
-            _modules[found], _sizes[found] = set(), []
-    return found
-
-
-def session_of(model: torch.nn.Module) -> Session | None:
-    """The session that has divided a model's weights, if one has."""
-    meshes = {value.mesh for value in model.parameters() if hasattr(value, "mesh")}
-    sessions = list(_sessions.values())
-    like = (one for one in sessions for mesh in meshes if one.mesh.same_as(mesh))  # of a copy of its model
-    return next((one for one in sessions if one.mesh in meshes), next(like, None))
 
 
 def _shard(
@@ -126,7 +81,7 @@ def _shard(
     slots, parts = [], dict[str, torch.nn.Module]()
     split = {id(value) for value in inputs if getattr(value, "qualified_name", None)}
     for module, table, key in HOLDERS.places(plain.keys() | split):
-        _end_with(module, session)
+        end_with(module, session)
         if id(table[key]) in split:
             continue
         value, name = plain[id(table[key])]
@@ -154,7 +109,7 @@ def _shard_the_rest(
             plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
             if not plain or value.device != device or value.is_quantized:
                 continue
-            _end_with(module, session)
+            end_with(module, session)
             if id(value) not in made:
                 made[id(value)] = sharded_weight(value, name, session.mesh)
                 succeed(value, made[id(value)])
@@ -169,47 +124,11 @@ def _may_be_weight(node: Node, value: torch.Tensor) -> bool:
     return isinstance(value, torch.nn.Parameter) or "_buffers" in getattr(source, "name", "")
 
 
-def _end_with(module: torch.nn.Module, session: Session) -> None:
-    """Let a session end when the last of the modules that hold its weights has gone."""
-    known = _modules[session]
-    if id(module) not in known:
-        known.add(id(module))
-        module.register_state_dict_post_hook(give_addresses)
-        weakref.finalize(module, _gone, id(module), session).atexit = False
-
-
-def end_session(session: Session, modules: Sequence[torch.nn.Module]) -> None:
-    """These modules' weights are plain again: a session of `backend="tpfx"` ends, if no others are its."""
-    if session in _modules and _modules[session] <= {id(module) for module in modules}:
-        for module in list(_modules[session]):
-            _gone(module, session)
-
-
-def _gone(module: int, ended: Session) -> None:
-    """A module has gone. If it was the last one, only Dynamo keeps the session now, for its graphs."""
-    known = _modules[ended]
-    known.discard(module)
-    if known:
-        return
-    targets = {target for target, one in _sessions.items() if one is ended}
-
-    forget_graphs(lambda made_by, options: made_by is backend and _target_of(options) in targets)
-    forget_sizes(_sizes[ended])
-    _sizes[ended].clear()
-
-
-def _target_of(options: Mapping[str, Any]) -> Target | None:
-    """What options of `backend="tpfx"` ask for, if it can be had."""
-    try:
-        target = Target(**options)
-        hash(target)
-    except (TypeError, TpfxError):
-        return None
-    return target
-
-
 def _name_of(node: Node) -> str:
     """The qualified name of a weight: what it is indexed by, from the model on."""
     source = getattr(node.meta.get("grapharg"), "source", None)
     keys = re.findall(r"\['([^']*)'\]", getattr(source, "name", "") or "")
     return ".".join(keys[1:]) or node.name
+
+
+in_place_for_captures(is_own, EFFECTS.held).install()

@@ -9,7 +9,8 @@ import gc
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ..capture.decompositions import FAST_PATH_EFFECTS
@@ -64,6 +65,16 @@ class Effects:
         release.atexit = False
         return release
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have the changes in place for a while."""
+        owner = _Owner()
+        release = self.hold(owner)
+        try:
+            yield
+        finally:
+            release()
+
     def _let_go(self) -> None:
         self._gone.append(None)
         self._settle()
@@ -107,6 +118,10 @@ class Effects:
             self._settle()
 
 
+class _Owner:
+    """Has changes in place for a while."""
+
+
 _OURS = "_tpfx_backend"
 
 
@@ -116,9 +131,14 @@ def own_backend(backend: T) -> T:
     return backend
 
 
+def is_own(backend: Any) -> bool:
+    """Whether a backend of Dynamo is one of tpfx."""
+    return hasattr(backend, _OURS)
+
+
 EFFECTS = Effects(
     skip_frames(__name__.partition(".")[0]),
-    capture_for(lambda backend: hasattr(backend, _OURS), (ShardedTensor, StateTensor), note_capture),
+    capture_for(is_own, (ShardedTensor, StateTensor), note_capture),
     *((captured_by_branches(ShardedTensor),) if BRANCHES_REFUSE else ()),
     *FAST_PATH_EFFECTS,
     *BATCH_EFFECTS,

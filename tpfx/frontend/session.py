@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch.distributed import ProcessGroup
 from torch.fx import Graph
 
-from ..errors import TpfxError
+from ..errors import DeviceError, TpfxError
 from ..execution.cuda_graphs import Recorder, recorder_for
 from ..execution.ranks import Recording
 from ..ir.parallel_graph import ParallelGraph
@@ -24,7 +26,9 @@ from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.processes import mesh_from
 from ..runtime.thread_runtime import Runtime
-from .effects import EFFECTS
+from ..sharded_tensor.state_tensor import give_addresses
+from ..torch_internals.dynamo_cache import forget_graphs, forget_sizes, sizes_now
+from .effects import EFFECTS, is_own
 
 # As torch.compile's: whether runs are recorded as CUDA graphs, where they can be.
 MODES = ("default", "reduce-overhead")
@@ -170,3 +174,93 @@ class Session:
             self.recordings += 1
         else:
             self.not_recorded[why_not] = self.not_recorded.get(why_not, 0) + 1
+
+
+# Sessions of `backend="tpfx"`: one for all models that are compiled for the same devices.
+
+OPTIONS = tuple(field.name for field in fields(Target))
+
+_sessions: weakref.WeakValueDictionary[Target, Session] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+# By session, the ids of the modules that hold its weights, and what knows the sizes of its graphs.
+_modules: weakref.WeakKeyDictionary[Session, set[int]] = weakref.WeakKeyDictionary()
+_sizes: weakref.WeakKeyDictionary[Session, list[Callable[[], Any]]] = weakref.WeakKeyDictionary()
+
+
+def session_for(options: Mapping[str, Any]) -> Session:
+    """What all graphs that are compiled for the same devices share.
+
+    Raises:
+        TpfxError: an option, or what it names, is unknown.
+    """
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise TpfxError(
+            f"options={{{unknown[0]!r}: …}} is unknown to backend='tpfx'; it takes {', '.join(OPTIONS)}"
+        )
+    target = Target(**options)
+    try:
+        hash(target)
+    except TypeError as problem:
+        raise DeviceError(
+            f"devices={target.devices!r}: pass a list of devices, an int, or a DeviceMesh"
+        ) from problem
+    with _lock:
+        found = _sessions.get(target)
+        if found is None:
+            found = _sessions[target] = Session.on(target.mesh(), target)
+            _modules[found], _sizes[found] = set(), []
+    return found
+
+
+def session_of(model: torch.nn.Module) -> Session | None:
+    """The session that has divided a model's weights, if one has."""
+    meshes = {value.mesh for value in model.parameters() if hasattr(value, "mesh")}
+    sessions = list(_sessions.values())
+    like = (one for one in sessions for mesh in meshes if one.mesh.same_as(mesh))  # of a copy of its model
+    return next((one for one in sessions if one.mesh in meshes), next(like, None))
+
+
+def note_sizes(session: Session) -> None:
+    """A graph is compiled for a session: Dynamo is told to forget its sizes when that ends."""
+    _sizes[session].append(sizes_now())
+
+
+def end_with(module: torch.nn.Module, session: Session) -> None:
+    """Let a session end when the last of the modules that hold its weights has gone."""
+    known = _modules[session]
+    if id(module) not in known:
+        known.add(id(module))
+        module.register_state_dict_post_hook(give_addresses)
+        weakref.finalize(module, _gone, id(module), session).atexit = False
+
+
+def end_session(session: Session, modules: Sequence[torch.nn.Module]) -> None:
+    """These modules' weights are plain again: a session of `backend="tpfx"` ends, if no others are its."""
+    if session in _modules and _modules[session] <= {id(module) for module in modules}:
+        for module in list(_modules[session]):
+            _gone(module, session)
+
+
+def _gone(module: int, ended: Session) -> None:
+    """A module has gone. If it was the last one, only Dynamo keeps the session now, for its graphs."""
+    known = _modules[ended]
+    known.discard(module)
+    if known:
+        return
+    targets = {target for target, one in _sessions.items() if one is ended}
+
+    forget_graphs(lambda made_by, options: is_own(made_by) and _target_of(options) in targets)
+    forget_sizes(_sizes[ended])
+    _sizes[ended].clear()
+
+
+def _target_of(options: Mapping[str, Any]) -> Target | None:
+    """What options of `backend="tpfx"` ask for, if it can be had."""
+    try:
+        target = Target(**options)
+        hash(target)
+    except (TypeError, TpfxError):
+        return None
+    return target

@@ -11,7 +11,8 @@ import gc
 import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from types import CodeType
 from typing import Any
 
@@ -96,6 +97,36 @@ def capture_for(
         return captured
 
     return Effect("captures by backend", lambda: replace_in(vars(convert_frame), "_compile", change))
+
+
+def in_place_for_captures(
+    made_by: Callable[[Backend], bool], around: Callable[[], AbstractContextManager[Any]]
+) -> Effect:
+    """While Dynamo captures code for some backends, something is in place: what it finds then, it goes by.
+
+    Args:
+        made_by: whether it is one of them, given the backend.
+        around: what is in place, made anew for each capture; it may change how Dynamo captures.
+    """
+    inside = ContextVar("inside", default=False)  # of a capture in this thread
+
+    def change(capture: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(capture)
+
+        def captured(*args: Any, **kwargs: Any) -> Any:
+            backend = _given(signature.bind(*args, **kwargs).arguments["compiler_fn"])[0]
+            if inside.get() or not made_by(backend):
+                return capture(*args, **kwargs)
+            before = inside.set(True)
+            try:
+                with around():
+                    return convert_frame._compile(*args, **kwargs)  # whoever has changed it by now
+            finally:
+                inside.reset(before)
+
+        return captured
+
+    return Effect("in place for captures", lambda: replace_in(vars(convert_frame), "_compile", change))
 
 
 @contextmanager
