@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from ..errors import ModelError
 from ..ir.annotations import Source, shards_of, source_of
-from ..ir.nodes import is_tensor
+from ..ir.nodes import device_of, is_tensor
 from ..ir.shards import Shards, one_object
 from ..runtime.mesh import Mesh
 from ..sharded_tensor import ShardedTensor
@@ -109,8 +109,8 @@ class _Input:
         value: Any = node.meta.get("val")
         is_weight = self.source.kind in ("parameter", "buffer")
         self.weighed = (value.shape, value.dtype) if is_weight else None
-        self.one_device = len({mesh.devices[rank] for rank in mesh.owned}) == 1
-        self.devices = [mesh.devices[rank] for rank in mesh.owned]
+        self.devices = [device_of(value, mesh.devices[rank]) for rank in mesh.owned]
+        self.one_device = len(set(self.devices)) == 1
 
     def __call__(self, arg: Any) -> Sequence[Any]:
         if isinstance(arg, ShardedTensor):

@@ -127,3 +127,9 @@ def copy_graph(module: GraphModule) -> GraphModule:
     for node in module.graph.nodes:
         made[node] = graph.node_copy(node, made.__getitem__)
     return GraphModule(module, graph)
+
+
+def device_of(value: Any, device: torch.device) -> torch.device:
+    """Where a rank on a device has what a graph has as `value`: what lies on the host stays there."""
+    elsewhere = isinstance(value, torch.Tensor) and value.device.type != device.type
+    return value.device if elsewhere else device

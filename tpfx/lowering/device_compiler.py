@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..errors import DeviceCompilerError, TpfxError
 from ..ir.annotations import shards_of, source_of
-from ..ir.nodes import hint_of, is_tensor
+from ..ir.nodes import device_of, hint_of, is_tensor
 from ..kernels.collectives import BROADCASTS, gather_shards
 from ..kernels.slices import shard_of
 from ..native.build import NoExecutor
@@ -127,7 +127,7 @@ def _input(node: Node, rank: int, device: torch.device) -> Any:
     value = node.meta["val"]
     if not is_tensor(node):
         return value
-    return torch.empty_like(shard_of(value, shards_of(node), rank), device=device)
+    return torch.empty_like(shard_of(value, shards_of(node), rank), device=device_of(value, device))
 
 
 def _for_inductor(module: GraphModule, inputs: Sequence[Any]) -> GraphModule:
