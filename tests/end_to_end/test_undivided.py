@@ -147,6 +147,15 @@ def test_the_report_says_why_and_what_helps(told: tuple[Reasons, list[str]], nam
     assert "weights that are not divided" in str(report) and found.named in str(report)
 
 
+def test_a_weight_that_no_graph_has_was_put_in_place_or_is_used_by_code_that_is_left_out() -> None:
+    model = tpfx.compile(nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8)), CPUS)
+    with torch.no_grad():
+        model(torch.ones(2, 8))
+    model[1] = nn.Linear(64, 8)
+    (found,) = [one for one in tpfx.report(model).undivided if "1.weight" in one.names]
+    assert "no graph has it" in found.reason and found.remedy.startswith("call the model once; TORCH_LOGS")
+
+
 def test_one_warning_for_each_reason_that_costs_something(told: tuple[Reasons, list[str]]) -> None:
     reasons = [REASONS[name] for name in ("ruleless", "taken", "left.weight")]
     for reason, remedy in reasons:

@@ -24,7 +24,7 @@ MATTERS = 1 << 20  # bytes: what was found to be best undivided, and is less, is
 
 _NO_GRAPH = Reason("no call has been captured yet", "the first call divides it")
 _UNREACHED = Reason("no call has used it yet, so it is stored evenly", "the first call that does lays it out")
-_LEFT = Reason("it has been laid out so by hand, or by another model", "none is needed")
+_LEFT = Reason("it has been laid out so by hand, by another model, or as a like layer's", "none is needed")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,11 @@ def _group(reason: Reason, stored: bool, weights: Iterable[tuple[str, int]]) -> 
 def _why(weight: torch.Tensor) -> Reason | None:
     """Why a weight is not divided; None where it is."""
     if not isinstance(weight, ShardedTensor):
-        return Reason(f"it is a {type(weight).__name__} that was put in place since", "call the model once")
+        return Reason(
+            f"no graph has it: it is a {type(weight).__name__} that was put in place since, or is used by "
+            "code that Dynamo leaves out of every graph",
+            "call the model once; TORCH_LOGS=graph_breaks names such code",
+        )
     cell = weight.open_cell
     if cell is not None and weight.whole_because is None:
         return _why_open(weight, cell)
