@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 from torch.fx import Node
 
 from ..errors import ModelError
@@ -24,6 +25,9 @@ from ..sharded_tensor import ShardedTensor
 from ..sharded_tensor.storage import Fake, Sharded, Unsharded, ViewOf, split_among, whole_of
 
 Written = list[tuple[int, Any, Sequence[torch.Tensor]]]  # which argument, and what it is on each rank
+
+
+_HELD, _PLACEMENT, _SHARDS = map(operator.attrgetter, ("last_held", "placement", "shards"))
 
 
 class Arguments:
@@ -56,14 +60,19 @@ class Arguments:
         for at, shards in zip(self.weights, self._as_compiled(weights), strict=False):
             found[at] = shards
         for at in self._others:
-            found[at] = self._all[at](args[at])
+            held: Any = getattr(args[at], "last_held", None)
+            one = self._all[at]
+            found[at] = held.shards if getattr(held, "placement", None) is one.layout else one(args[at])
         return found
 
     def _as_compiled(self, weights: list[Any]) -> Sequence[Any]:
         """The shards of the weights."""
-        held = [getattr(weight, "last_held", None) for weight in weights]
-        if all(map(operator.is_, [getattr(one, "placement", None) for one in held], self._layouts)):
-            return [one.shards for one in held]  # type: ignore[union-attr]
+        try:
+            held = list(map(_HELD, weights))
+            if all(map(operator.is_, map(_PLACEMENT, held), self._layouts)):
+                return list(map(_SHARDS, held))
+        except AttributeError:  # one without a placement
+            pass
         return [self._all[at](weight) for at, weight in zip(self.weights, weights, strict=True)]
 
     def state(self, args: Sequence[Any], columns: Sequence[Sequence[Any]]) -> dict[int, int]:
@@ -154,21 +163,24 @@ class _Input:
                 return split_among(arg.gathered(), self.layout, self.mesh)
 
     def _lend(self, arg: torch.Tensor) -> Sequence[torch.Tensor]:
-        """A plain tensor that the graph writes into: a copy for each rank, written back afterwards."""
+        """A plain tensor that the graph writes into: shards, to be written back; or itself, and copies."""
         if self.layout:
             return split_among(arg, self.layout, self.mesh)
-        return [arg.detach().to(device, copy=True) for device in self.devices]
+        whole = arg.detach()
+        first, *others = self.devices
+        lent = whole if arg.device == first else whole.to(first)
+        return [lent, *(whole.clone() if self.one_device else whole.to(other, copy=True) for other in others)]
 
     def write_back(self, arg: Any, values: Sequence[torch.Tensor]) -> None:
         """Bring what the ranks wrote, each into a value of its own, to a plain argument."""
         if not isinstance(arg, torch.Tensor):
             return
-        if (
-            isinstance(arg, ShardedTensor)
-            and arg.mesh.same_as(self.mesh)
-            and not isinstance(arg.held, ViewOf)
-        ):
-            return  # the ranks wrote into its shards
+        if isinstance(arg, ShardedTensor):
+            if arg.mesh.same_as(self.mesh) and not isinstance(arg.held, ViewOf):
+                return  # the ranks wrote into its shards
+        elif not self.layout and arg.device == self.devices[0]:
+            increment_version(arg)  # the first rank wrote, below autograd
+            return
         with torch.no_grad():
             whole = whole_of(values, self.layout.dims, arg.shape, self.mesh) if self.layout else values[0]
             arg.copy_(whole)

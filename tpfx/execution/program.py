@@ -84,8 +84,8 @@ class Program:
         self.arguments.write_back(written)
         made: list[Any] = []
         try:
-            for index, give in enumerate(self.outputs):
-                made.append(give([result[index] for result in results]))
+            for give, *one in zip(self.outputs, *results, strict=True):
+                made.append(give(one))
         except Exception as error:  # of processes one may be gone
             rank, name = self.mesh.owned[0], self.names[len(made)]
             error.add_note(

@@ -21,6 +21,7 @@ from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import succeed
 from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.batch_guards import CAN_OPEN_BATCHES, open_batches
+from ..torch_internals.direct_calls import NOT_DIRECT, DirectCalls
 from ..torch_internals.dynamo import NOT_CAPTURED, BackendCompilerFailed, Settings, fresh, twin
 from ..torch_internals.dynamo_cache import (
     compile_with,
@@ -107,6 +108,7 @@ class Graphs:
         self._compiled = self._captured(forward, compiler)
         step = self._captured(twin(forward), compile_for_any_batch, fullgraph=True)
         self._step: Callable[..., Any] | None = step if CAN_OPEN_BATCHES else None
+        self._direct = DirectCalls(step)
         session.batch_by_batch = None if CAN_OPEN_BATCHES else "this release of torch does not leave 1 open"
 
     def _captured(
@@ -148,9 +150,12 @@ class Graphs:
 
     def call(self, is_step: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `forward` returns, with what is split in it split."""
+        step = self._step if is_step else None
+        if step is not None and (found := self._direct(args, kwargs)) is not NOT_DIRECT:
+            return found
         with self._settings:
-            if is_step and self._step is not None:
-                return self._call_step(self._step, args, kwargs)
+            if step is not None:
+                return self._call_step(step, args, kwargs)
             return _call(self._compiled, args, kwargs)
 
     def _call_step(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -158,7 +163,9 @@ class Graphs:
         runs = self.session.runs
         try:
             with open_batches():
-                return step(*args, **kwargs)
+                result = step(*args, **kwargs)
+            self._direct.note()
+            return result
         except NOT_CAPTURED as problem:
             if self.session.runs > runs:
                 raise
@@ -212,12 +219,15 @@ def _keep_guards(entries: Sequence[Any]) -> list[bool]:
     """Most guards on weights can go: tpfx never changes what a graph relies on, and they cost 1 us a weight.
 
     Those on their types and ties stay (0.1 us): they notice a weight that has been replaced by a plain one.
-    Of what is inside of a split tensor, a weight or a state, nothing is asked: its type says it.
+    What was plain when it was captured has none on its type, and keeps all. Of what is inside of a split
+    tensor, a weight or a state, nothing is asked: its type says it.
     """
     kept = ("TYPE_MATCH", "DUPLICATE_INPUT")
+    typed = {entry.name for entry in entries if entry.guard_type == "TYPE_MATCH"}
     split = {entry.name for entry in entries if isinstance(getattr(entry, "value", None), ShardedTensor)}
     return [
-        not _is_inside(entry, split) and (entry.guard_type in kept or not _of_weight(entry))
+        not _is_inside(entry, split)
+        and (entry.guard_type in kept or entry.name not in typed or not _of_weight(entry))
         for entry in entries
     ]
 

@@ -52,9 +52,11 @@ class Unread:
     stored: Stored
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sharded:
     """A shard for each rank that this process owns, in order.
+
+    Nobody changes one; that it is frozen would take most of the time in which the hot path makes one.
 
     Attributes:
         shards: the shards; without contents of their own while they are unread.

@@ -62,7 +62,7 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
     """
 
     mesh: Mesh
-    qualified_name: str | None
+    qualified_name: str | None = None
     whole_because: Any = None
     probe: torch.Tensor
     last_held: Storage
@@ -117,8 +117,7 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
         """A dense one of this shape, of shards that lie as a graph has chosen; for the hot path."""
         dtype, device = shards[0].dtype, mesh.devices[mesh.owned[0]]
         self: ShardedTensor = make_wrapper_subclass(ShardedTensor, shape, dtype=dtype, device=device)
-        self.mesh, self.qualified_name = mesh, None
-        self.last_held = Sharded(shards, placement)
+        self.mesh, self.last_held = mesh, Sharded(shards, placement)
         self.probe = probe_of(device, dtype)
         return self
 
