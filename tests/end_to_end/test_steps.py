@@ -14,7 +14,7 @@ from torch import nn
 
 import tpfx
 from tests.support.sharded import whole
-from tpfx.torch_internals.direct_calls import NOT_DIRECT, DirectCalls
+from tpfx.torch_internals.dynamo_cache import NOT_DIRECT, DirectCalls
 
 SCALE = 2.0
 

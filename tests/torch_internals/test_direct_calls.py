@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tpfx.torch_internals.direct_calls import NOT_DIRECT, DirectCalls
-from tpfx.torch_internals.dynamo_cache import forget_graphs
+from tpfx.torch_internals.dynamo_cache import NOT_DIRECT, DirectCalls, forget_graphs
 
 
 def backend(module: torch.fx.GraphModule, _: Any) -> Any:

@@ -166,7 +166,7 @@ class _Input:
         """A plain tensor that the graph writes into: shards, to be written back; or itself, and copies."""
         if self.layout:
             return split_among(arg, self.layout, self.mesh)
-        whole = arg.detach()
+        whole = arg.detach() if arg.requires_grad else arg
         first, *others = self.devices
         lent = whole if arg.device == first else whole.to(first)
         return [lent, *(whole.clone() if self.one_device else whole.to(other, copy=True) for other in others)]

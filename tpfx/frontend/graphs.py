@@ -21,9 +21,10 @@ from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import succeed
 from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.batch_guards import CAN_OPEN_BATCHES, open_batches
-from ..torch_internals.direct_calls import NOT_DIRECT, DirectCalls
 from ..torch_internals.dynamo import NOT_CAPTURED, BackendCompilerFailed, Settings, fresh, twin
 from ..torch_internals.dynamo_cache import (
+    NOT_DIRECT,
+    DirectCalls,
     compile_with,
     forget_graphs,
     forget_sizes,
