@@ -122,7 +122,7 @@ def test_tokens_with_a_static_cache(tapes: list[Tapes]) -> None:
         arguments = {"max_new_tokens": 6, "min_new_tokens": 6, "cache_implementation": "static", **wanted}
         for _ in range(2):
             assert torch.equal(split.generate(**given, **arguments), plain.generate(**given, **arguments))
-    assert tapes[0].replays >= 10
+    assert tapes[0].replays >= 8  # of the steps of greedy texts: beams, and each new cache, lie elsewhere
     assert len(tapes[0].made) < tapes[0].replays
 
 
