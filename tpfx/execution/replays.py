@@ -30,12 +30,14 @@ REMEMBERED, KEPT = 64, 8
 class Recorded:
     """A recording, by argument the weights that it reads, and its own copies of what is no weight or state.
 
-    A copy is by argument and rank. State is known by address alone: nothing is kept that the caller lets go.
+    A copy is by argument and rank; those that were written are copied back. State is known by address alone:
+    nothing is kept that the caller lets go.
     """
 
     recording: Recording
     weights: dict[int, Sequence[Any]]
     copies: dict[tuple[int, int], torch.Tensor]
+    written: dict[tuple[int, int], torch.Tensor]
 
 
 class Replays:
@@ -146,7 +148,10 @@ class Replays:
             return None
         self._wasted += 1
         self._kept.pop(key, None)
-        known = self._kept[key] = Recorded(recording, {at: columns[at] for at in self._weights}, copies)
+        # Where the first rank has written into what is the caller's, he reads no other rank's.
+        written = {one: copy for one, copy in copies.items() if one[0] in self._written - fixed.keys()}
+        weights = {at: columns[at] for at in self._weights}
+        known = self._kept[key] = Recorded(recording, weights, copies, written)
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         self._note(None)
@@ -162,9 +167,8 @@ class Replays:
         for (at, rank), copy in known.copies.items():
             _memory(copy).copy_(_memory(columns[at][rank]))
         known.recording.replay()
-        for (at, rank), copy in known.copies.items():
-            if at in self._written:  # the caller reads what was written from his own
-                _memory(columns[at][rank]).copy_(_memory(copy))
+        for (at, rank), copy in known.written.items():
+            _memory(columns[at][rank]).copy_(_memory(copy))
         return [[_taken(value) for value in row] for row in known.recording.results]
 
 
