@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 import tpfx
 from tests.support.compare import largest_error
@@ -148,3 +148,30 @@ def test_a_cache_that_is_edited(way: Callable[[Any], list[Tensor]], devices: int
     with torch.no_grad():
         want = way(tiny("llama"))
         assert largest_error(way(split(tiny("llama"), devices, door)), want) < 1e-4
+
+
+def _places(cache: StaticCache) -> list[Any]:
+    """Where what a cache keeps of the text lies: its tensors, and their memory on each device."""
+    kept = [value for layer in cache.layers for value in (layer.keys, layer.values)]
+    return [(id(value), [shard.data_ptr() for shard in value.shards]) for value in kept]
+
+
+@pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_steps_write_into_a_static_cache_where_it_is(devices: int) -> None:
+    """One graph for prompts and one for steps do for any text, greedy or not, whose memory stays where it is."""
+    plain, split = (tiny("llama", num_hidden_layers=1) for _ in range(2))
+    tpfx.compile(split, ["cpu"] * devices)
+    for beams in (1, 3):
+        given = {"num_beams": beams, "do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
+        expected = plain.generate(IDS, cache_implementation="static", **given)
+        cache, places = StaticCache(config=plain.config, max_cache_len=16), []
+
+        def look(ids: Tensor, _: Tensor, places: Any = places, cache: Any = cache, **__: Any) -> Tensor:
+            places.append(_places(cache))
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+        found = split.generate(IDS, past_key_values=cache, stopping_criteria=[look], **given)
+        assert torch.equal(found, expected)
+        assert len(places) == 8 and (beams > 1 or all(one == places[0] for one in places))
+        assert cache.layers[0].keys.shape[2] == 16 and cache.layers[0].keys.placement.dims
+    assert tpfx.report(split).graphs == 2
