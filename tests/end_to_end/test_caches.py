@@ -158,7 +158,7 @@ def _places(cache: StaticCache) -> list[Any]:
 
 @pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_steps_write_into_a_static_cache_where_it_is(devices: int) -> None:
-    """One graph for prompts and one for steps do for any text, greedy or not, whose memory stays where it is."""
+    """One graph for prompts and one for steps do for any text, greedy or not; memory stays where it is."""
     plain, split = (tiny("llama", num_hidden_layers=1) for _ in range(2))
     tpfx.compile(split, ["cpu"] * devices)
     for beams in (1, 3):

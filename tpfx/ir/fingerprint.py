@@ -48,9 +48,9 @@ def circumstances(graph: Graph) -> str:
 
 def _lines(graph: Graph) -> Iterator[str]:
     numbers: dict[Node, int] = {}
-    symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+    sizes = _Sizes()
     for node in graph.nodes:
-        yield f"{_what(node)}{_arguments(node, numbers)} {_types(node.meta.get('val'), symbols)}"
+        yield f"{_what(node)}{_arguments(node, numbers)} {_types(node.meta.get('val'), sizes)}"
         numbers[node] = len(numbers)
 
 
@@ -83,19 +83,29 @@ def _arguments(node: Node, numbers: dict[Node, int]) -> str:
     return f"({', '.join((*map(text, node.args), *named))})" if node.op != "placeholder" else ""
 
 
-def _types(value: Any, symbols: dict[sympy.Symbol, sympy.Symbol]) -> str:
+def _types(value: Any, sizes: _Sizes) -> str:
     if isinstance(value, (list, tuple)):
-        return ", ".join(_types(item, symbols) for item in value)
+        return ", ".join(_types(item, sizes) for item in value)
     if isinstance(value, torch.Tensor):
-        return f"{value.dtype}[{', '.join(_size(extent, symbols) for extent in value.shape)}]"
-    return _size(value, symbols) if isinstance(value, torch.SymInt) else type(value).__name__
+        return f"{value.dtype}[{', '.join(map(sizes, value.shape))}]"
+    return sizes(value) if isinstance(value, torch.SymInt) else type(value).__name__
 
 
-def _size(extent: Any, symbols: dict[sympy.Symbol, sympy.Symbol]) -> str:
-    """A size, with its symbols numbered in the order in which they occur."""
-    size = size_of(extent)
-    if isinstance(size, int):
-        return str(size)
-    for symbol in sorted(size.free_symbols, key=str):
-        symbols.setdefault(symbol, sympy.Symbol(f"s{len(symbols)}", integer=True, positive=True))
-    return str(size.xreplace(symbols))
+class _Sizes:
+    """Sizes as text, with their symbols numbered in the order in which they occur."""
+
+    def __init__(self) -> None:
+        self._symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+        self._known: dict[sympy.Expr, str] = {}
+
+    def __call__(self, extent: Any) -> str:
+        size = size_of(extent)
+        if isinstance(size, int):
+            return str(size)
+        text = self._known.get(size)
+        if text is None:
+            for symbol in sorted(size.free_symbols, key=str):
+                number = len(self._symbols)
+                self._symbols.setdefault(symbol, sympy.Symbol(f"s{number}", integer=True, positive=True))
+            text = self._known[size] = str(size.xreplace(self._symbols))
+        return text
