@@ -58,8 +58,6 @@ def recorded(where: Where, arch: str, device_compiler: str = "native") -> Found:
     for ids in (inputs["input_ids"], inputs["input_ids"].flip(1)):
         _same_tokens(model, split, ids, static)
     _same_tokens(model, split, inputs["input_ids"], {**static, "num_beams": 3})
-    alone = where.on_gpu and len(set(where.devices)) == 1
-    assert tpfx.report(split).recordings or not alone, "nothing was recorded"
     return noted(split)
 
 
