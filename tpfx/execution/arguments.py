@@ -92,8 +92,11 @@ class Arguments:
         return found
 
     def written(self, args: Sequence[Any], columns: Sequence[Sequence[Any]]) -> Written:
-        """The arguments that the graph writes into."""
-        return [(at, args[at], columns[at]) for at in self.mutated]
+        """The arguments that the graph writes into, but for those whose own shards the ranks have."""
+        given = ((at, args[at], columns[at]) for at in self.mutated)
+        return [
+            one for one in given if getattr(getattr(one[1], "last_held", None), "shards", None) is not one[2]
+        ]
 
     def write_back(self, written: Written) -> None:
         """Bring what the ranks wrote to arguments that are none of the ranks'."""
