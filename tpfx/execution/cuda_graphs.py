@@ -90,9 +90,11 @@ class CudaGraphs:
         try:
             with torch.cuda.device(self._gpu), capture:
                 results = run()
-        except Exception as error:
+        except BaseException as error:
             torch.cuda.set_stream(before)
             self._clean_up()
+            if not isinstance(error, Exception):  # KeyboardInterrupt, for one
+                raise
             all_have_recorded(self._group, False)
             raise RecordingError(f"{type(error).__name__}: {error}") from error
         if not all_have_recorded(self._group, True):

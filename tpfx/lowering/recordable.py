@@ -6,13 +6,16 @@ host's count, or call code of which nothing is known.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Graph, Node
 
 from ..ir.nodes import result_tensors
-from ..rules import may_draw
+from ..rules import is_of_torch, may_draw
 from ..torch_internals.fx import HigherOrderOperator, OpOverload
 
+_INDEXED = ("index", "_unsafe_index", "index_put", "_unsafe_index_put", "index_put_")
 _READ_BY_THE_HOST = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
 
@@ -32,8 +35,19 @@ def _obstacle(node: Node, kind: str) -> str | None:
         return f"{node.name} calls graphs, maybe as values say"
     if not isinstance(target, OpOverload):
         return None
-    if any(tag in target.tags for tag in _READ_BY_THE_HOST):
+    if _reads_values(node, target):
         return f"the host reads values for {node.name}"
+    if not is_of_torch(target):
+        return f"{node.name} is {target}, which may do things on the host"
     if may_draw(node):
-        return f"{node.name} draws random numbers, or may"
+        return f"{node.name} draws random numbers"
     return None
+
+
+def _reads_values(node: Node, op: OpOverload) -> bool:
+    """Whether the host must know what is in a tensor: how many elements a mask has, say."""
+    if op._opname in _INDEXED:
+        indices: Any = node.args[1]
+        values = [index.meta["val"] for index in indices if index is not None]
+        return any(value.dtype in (torch.bool, torch.uint8) for value in values)
+    return any(tag in op.tags for tag in _READ_BY_THE_HOST)

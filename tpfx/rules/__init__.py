@@ -6,8 +6,17 @@
 """
 
 from .bind import rule_of
-from .random_ops import inner_draws, is_random, may_draw, may_draw_inside
+from .random_ops import inner_draws, is_of_torch, is_random, may_draw, may_draw_inside
 from .rule import Rule
 from .table import rule_for
 
-__all__ = ["Rule", "inner_draws", "is_random", "may_draw", "may_draw_inside", "rule_for", "rule_of"]
+__all__ = [
+    "Rule",
+    "inner_draws",
+    "is_of_torch",
+    "is_random",
+    "may_draw",
+    "may_draw_inside",
+    "rule_for",
+    "rule_of",
+]

@@ -53,9 +53,14 @@ def has_random_tag(target: Any) -> bool:
     return isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
 
 
+def is_of_torch(target: OpOverload) -> bool:
+    """Whether an op is torch's own, which does what it says and nothing else."""
+    return target.namespace in _OF_TORCH
+
+
 def is_opaque(target: Any) -> bool:
     """Whether nothing is known of an op: it is none of torch, and has no rule to say what it does."""
-    return isinstance(target, OpOverload) and target.namespace not in _OF_TORCH and rule_for(target) is None
+    return isinstance(target, OpOverload) and not is_of_torch(target) and rule_for(target) is None
 
 
 def may_draw(node: Node) -> bool:
