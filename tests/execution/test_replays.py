@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -218,6 +220,43 @@ def test_nothing_is_replayed_while_the_caller_records(tapes: list[Tapes]) -> Non
     assert tapes[0].replays == before
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_inference_mode_and_no_grad_in_turns(count: int, tapes: list[Tapes]) -> None:
+    plain, split = pair(["cpu"] * count)
+    state = fresh()
+    for at in range(6):
+        with torch.inference_mode(at % 2 == 0):
+            step(plain, split, at, state)
+    assert [tape.replays for tape in tapes[0].made] == [2, 2]
+
+
+def test_threads_may_call_at_once(tapes: list[Tapes]) -> None:
+    split, plain = compiled(torch.nn.Linear(16, 32)), torch.nn.Linear(16, 32)
+    plain.load_state_dict(tpfx.full_state_dict(split))
+    wrong = list[torch.Tensor]()
+
+    @torch.no_grad()
+    def call() -> None:
+        for _ in range(30):
+            x = torch.randn(4, 16)
+            found = split(x)
+            if not torch.allclose(found, plain(x), atol=1e-5):
+                wrong.append(found)
+
+    call()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=call) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong and tapes[0].replays == 119
+
+
 def test_gradients_are_not_recorded(tapes: list[Tapes]) -> None:
     split = compiled(torch.nn.Linear(16, 32))
     for _ in range(3):
@@ -244,7 +283,7 @@ def alone(
     mesh = Mesh((torch.device("cpu"),))
     runtime, recorder, notes = Runtime(mesh), Tapes(mesh, several), list[str | None]()
     ranks = Ranks(runtime, [], [function])
-    run = replays.Replays(recorder, notes.append, ranks.run, weights, written)
+    run = replays.Replays(recorder, notes.append, ranks, weights, written)
 
     def call(*args: Any, state: Collection[int] = ()) -> Any:
         columns = [arg if isinstance(arg, tuple) else (arg,) for arg in args]
@@ -273,6 +312,24 @@ def test_strides_are_kept() -> None:
             x = x + torch.zeros_like(x) if x.is_contiguous() else x
             assert torch.equal(call(x), x + 1) and call(x).stride() == (x + 1).stride()
     assert recorder.replays >= 6
+
+
+def test_results_that_share_memory_do_so_for_the_caller() -> None:
+    mesh = Mesh((torch.device("cpu"),))
+
+    def function(x: torch.Tensor) -> list[Any]:
+        made = x + 1
+        return [made, made[1], made.t(), x.new_empty(0), 7, x * 2]
+
+    ranks, recorder = Ranks(Runtime(mesh), [], [function]), Tapes(mesh)
+    run = replays.Replays(recorder, lambda why: None, ranks, [], [])
+    for _ in range(3):
+        x = torch.randn(2, 3)
+        whole, row, turned, _, seven, other = run([[x]], {})[0]
+        whole.add_(1)
+        assert torch.equal(row, x[1] + 2) and torch.equal(turned, (x + 2).t()) and turned.stride() == (1, 3)
+        assert seven == 7 and torch.equal(other, x * 2)
+    assert recorder.replays == 2
 
 
 def test_weights_elsewhere_are_recorded_anew() -> None:

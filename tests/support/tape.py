@@ -7,6 +7,7 @@ and writes the memory that the recording did, and the ranks' collectives come in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -60,13 +61,14 @@ class _Rank(TorchDispatchMode):
                 if _memory(one) in self.made and one.is_floating_point():
                     one.fill_(torch.nan)
 
-    def replay(self) -> None:
+    def replay(self, inference: bool) -> None:
         """Call the ops again; what one returns goes to where it was the first time."""
-        for func, args, kwargs, out in self.calls:
-            given = {_memory(one) for one in _tensors((args, kwargs))}
-            for old, new in zip(_tensors(out), _tensors(func(*args, **kwargs)), strict=True):
-                if _memory(old) not in given:
-                    old.copy_(new)
+        with torch.inference_mode(inference):
+            for func, args, kwargs, out in self.calls:
+                given = {_memory(one) for one in _tensors((args, kwargs))}
+                for old, new in zip(_tensors(out), _tensors(func(*args, **kwargs)), strict=True):
+                    if _memory(old) not in given:
+                        old.copy_(new)
 
     @property
     def collectives(self) -> list[str]:
@@ -78,7 +80,8 @@ def on_ranks(mesh: Mesh, calls: list[Callable[[], Any]]) -> None:
     """Run calls where the ranks of this process run: each in its thread, or here."""
     runtime = runtime_of(mesh)
     if runtime is not None:
-        runtime.run(calls)
+        with torch.inference_mode(False):  # at its end a thread would forget the mode that it has entered
+            runtime.run(calls)
     else:
         for call in calls:
             call()
@@ -94,7 +97,9 @@ class Tape:
     def replay(self) -> None:
         """Run it again."""
         self.replays += 1
-        on_ranks(self._mesh, [rank.replay for rank in self._ranks])
+        on_ranks(
+            self._mesh, [partial(rank.replay, torch.is_inference_mode_enabled()) for rank in self._ranks]
+        )
 
     @property
     def collectives(self) -> list[str]:
@@ -117,6 +122,10 @@ class Tapes:
         """Whether nobody else records."""
         return self.free
 
+    def in_order(self) -> AbstractContextManager[None]:
+        """There are no streams."""
+        return nullcontext()
+
     def record(self, run: Callable[[], Results]) -> Tape:
         """Write down what the ranks call."""
         ranks = [_Rank() for _ in self.mesh.owned]
@@ -127,8 +136,10 @@ class Tapes:
             raise RecordingError(str(error)) from error
         finally:
             on_ranks(self.mesh, [partial(rank.__exit__, None, None, None) for rank in ranks])
-        for rank in ranks:
-            rank.undo()
+        assert all(rank.calls for rank in ranks), "the ranks' ops are not called from Python"
+        with torch.inference_mode():  # which may write into what was made in it
+            for rank in ranks:
+                rank.undo()
         assert all(rank.collectives == ranks[0].collectives for rank in ranks)
         self.made.append(Tape(self.mesh, ranks, results))
         return self.made[-1]

@@ -7,7 +7,8 @@ recording.results                    # what `run` returned: tensors that every r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +50,9 @@ class Recorder(Protocol):
     def is_free(self) -> bool:
         """Whether a run may be recorded or replayed now: not while the caller records for himself."""
 
+    def in_order(self) -> AbstractContextManager[None]:
+        """What is started inside runs after what was started so before, whatever streams the callers have."""
+
 
 def recorder_for(mesh: Mesh) -> Recorder | str:
     """What records the runs of all ranks of a mesh, or why nothing does."""
@@ -77,10 +81,23 @@ class CudaGraphs:
         self.several, self._group = group is not None, group
         self._gpu, self._pool = gpu, torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(gpu)
+        self._last, self._done = torch.cuda.current_stream(gpu), torch.cuda.Event()
 
     def is_free(self) -> bool:
         """Whether the caller's stream is not being captured."""
         return not torch.cuda.is_current_stream_capturing()
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """Have the caller's stream wait for that of the caller before, if it is another."""
+        stream = torch.cuda.current_stream(self._gpu)
+        if stream != self._last:
+            stream.wait_event(self._done)
+        try:
+            yield
+        finally:
+            self._last = stream
+            self._done.record(stream)
 
     def record(self, run: Callable[[], Results]) -> CudaGraph:
         """Capture what the ranks start, on streams that wait for this one."""
@@ -93,8 +110,9 @@ class CudaGraphs:
         except BaseException as error:
             torch.cuda.set_stream(before)
             self._clean_up()
-            if not isinstance(error, Exception):  # KeyboardInterrupt, for one
-                raise
+            for one in (error, error.__context__):  # the end of the capture may have failed in turn
+                if not isinstance(one, Exception | None):  # KeyboardInterrupt, for one
+                    raise one from None
             all_have_recorded(self._group, False)
             raise RecordingError(f"{type(error).__name__}: {error}") from error
         if not all_have_recorded(self._group, True):

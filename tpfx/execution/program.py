@@ -51,7 +51,7 @@ class Program:
         self.ranks, self.mesh, self.tell = ranks, ranks.runtime.mesh, tell
         self.arguments = arguments = Arguments(graph.find_nodes(op="placeholder"), self.mesh)
         recording = ranks.recording
-        self._replays = recording and Replays(*recording, ranks.run, arguments.weights, arguments.mutated)
+        self._replays = recording and Replays(*recording, ranks, arguments.weights, arguments.mutated)
         returned: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
         self.names = [str(value) for value in returned]
         seen = len(returned) if seen is None else seen

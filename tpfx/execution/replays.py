@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import RecordingError
 from .cuda_graphs import Recorder, Recording, Results
-from .ranks import Columns
+from .ranks import Columns, Ranks
 
 Key = tuple[Any, ...]
 
@@ -31,13 +31,14 @@ class Recorded:
     """A recording, by argument the weights that it reads, and its own copies of what is no weight or state.
 
     A copy is by argument and rank; those that were written are copied back. State is known by address alone:
-    nothing is kept that the caller lets go.
+    nothing is kept that the caller lets go. `joined`: of each rank, whether results share memory.
     """
 
     recording: Recording
     weights: dict[int, Sequence[Any]]
     copies: dict[tuple[int, int], torch.Tensor]
     written: dict[tuple[int, int], torch.Tensor]
+    joined: list[bool]
 
 
 class Replays:
@@ -46,7 +47,7 @@ class Replays:
     Args:
         recorder: what records.
         note: is told of each recording, or why there will be none.
-        run: runs the graph on every rank, given the columns of its arguments, which it empties.
+        ranks: run the graph, given the columns of its arguments, which they empty.
         weights: the arguments that are weights; they lie where they lay, as long as the column is the same.
         written: the arguments that the graph writes into.
     """
@@ -55,11 +56,11 @@ class Replays:
         self,
         recorder: Recorder,
         note: Callable[[str | None], None],
-        run: Callable[[Columns], Results],
+        ranks: Ranks,
         weights: Collection[int],
         written: Collection[int],
     ) -> None:
-        self._recorder, self._note, self._run = recorder, note, run
+        self._recorder, self._note, self._ranks = recorder, note, ranks
         self._weights, self._written = frozenset(weights), frozenset(written)
         self._seen: dict[Key, None] = {}
         self._kept: OrderedDict[Key, Recorded] = OrderedDict()
@@ -79,16 +80,22 @@ class Replays:
                 on, this is so.
         """
         if self._gave_up or not self._recorder.is_free():
-            return self._run(columns)
+            return self._ranks.run(columns)
+        # Threads may call at once: a recording has one place for what is read, and for what is returned.
+        with self._ranks.runtime.alone(), self._recorder.in_order():
+            known = self._known(columns, state)
+            return self._ranks.run(columns) if known is None else self._replay(known, columns)
+
+    def _known(self, columns: Columns, state: Mapping[int, int]) -> Recorded | None:
+        """The recording that does for a run, if there is one, or can be now."""
         fixed = self._fixed(columns, state)
         key = self._key(columns, fixed)
         known = self._kept.get(key)
         if known is not None and all(columns[at] is column for at, column in known.weights.items()):
             self._wasted = self._strange = 0
             self._kept.move_to_end(key)
-        elif self._is_new(key) or (known := self._recorded(key, columns, fixed)) is None:
-            return self._run(columns)
-        return self._replay(known, columns)
+            return known
+        return None if self._is_new(key) else self._recorded(key, columns, fixed)
 
     def _fixed(self, columns: Columns, state: Mapping[int, int]) -> Mapping[int, int]:
         """The state that a recording may read where it lies: what is written to, and what has not moved."""
@@ -142,7 +149,7 @@ class Replays:
             for at, column in enumerate(columns)
         ]
         try:
-            recording = self._recorder.record(lambda: self._run(given))
+            recording = self._recorder.record(lambda: self._ranks.run(given))
         except RecordingError as error:
             self._give_up(str(error))
             return None
@@ -151,7 +158,8 @@ class Replays:
         # Where the first rank has written into what is the caller's, he reads no other rank's.
         written = {one: copy for one, copy in copies.items() if one[0] in self._written - fixed.keys()}
         weights = {at: columns[at] for at in self._weights}
-        known = self._kept[key] = Recorded(recording, weights, copies, written)
+        joined = list(map(_share_memory, recording.results))
+        known = self._kept[key] = Recorded(recording, weights, copies, written, joined)
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         self._note(None)
@@ -169,7 +177,7 @@ class Replays:
         known.recording.replay()
         for (at, rank), copy in known.written.items():
             _memory(columns[at][rank]).copy_(_memory(copy))
-        return [[_taken(value) for value in row] for row in known.recording.results]
+        return list(map(_taken, known.recording.results, known.joined))
 
 
 class _Serials:
@@ -199,6 +207,26 @@ def _memory(value: torch.Tensor) -> torch.Tensor:
     return value[tuple(once)] if 0 in value.stride() else value
 
 
-def _taken(value: Any) -> Any:
-    """A result for the caller: the next replay writes over the recording's."""
-    return value.clone() if isinstance(value, torch.Tensor) else value
+def _share_memory(results: Sequence[Any]) -> bool:
+    places = [
+        one.untyped_storage().data_ptr() for one in results if isinstance(one, torch.Tensor) and one.numel()
+    ]
+    return len(set(places)) < len(places)
+
+
+def _taken(results: Sequence[Any], joined: bool) -> list[Any]:
+    """A rank's results for the caller: the next replay writes over the recording's."""
+    if not joined:
+        return [one.clone() if isinstance(one, torch.Tensor) else one for one in results]
+    tensors = [one for one in results if isinstance(one, torch.Tensor)]
+    memory = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
+    taken = {place: storage.clone() for place, storage in memory.items()}
+    return [_on_memory(taken, one) if isinstance(one, torch.Tensor) else one for one in results]
+
+
+def _on_memory(taken: Mapping[int, torch.UntypedStorage], one: torch.Tensor) -> torch.Tensor:
+    """What a tensor is on a copy of its memory, where it lies on that as it is."""
+    if one.is_conj() or one.is_neg():
+        return one.clone()
+    storage = taken[one.untyped_storage().data_ptr()]
+    return one.new_empty(0).set_(storage, one.storage_offset(), one.shape, one.stride())

@@ -7,6 +7,7 @@ everything else goes through the process group.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ class ProcessRuntime:
 
     def __init__(self, mesh: Mesh, timeout: float = 300.0) -> None:
         self.mesh, self.timeout = mesh, timeout
+        self._lock = threading.RLock()
 
     def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Run the one call.
@@ -56,6 +58,10 @@ class ProcessRuntime:
             node = node_of(error.__traceback__)
             error.add_note(f"on rank {rank} ({device})" + (f", in node {node}" if node else ""))
             raise
+
+    def alone(self) -> contextlib.AbstractContextManager[object]:
+        """What runs inside keeps out what other threads run so."""
+        return self._lock
 
     def native_meeting(self) -> SharedMeeting | None:
         """Where the native executor's ranks meet; None where they find each other through the group.

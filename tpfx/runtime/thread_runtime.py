@@ -55,7 +55,7 @@ class Runtime:
             raise TpfxError(f"timeout={timeout}: pass the number of seconds to wait for a rank, above 0")
         self.mesh = mesh
         self.timeout = timeout
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._process = os.getpid()
         self._gpus = mesh.gpus
         workers: list[Worker] = []
@@ -126,8 +126,17 @@ class Runtime:
         return results
 
     @contextmanager
-    def _turn(self, calls: int) -> Iterator[None]:
-        """One run goes at a time, of as many calls as there are ranks here."""
+    def alone(self) -> Iterator[None]:
+        """Keep the runs of other threads out, between this one's too.
+
+        Raises:
+            TpfxError: this is a rank's thread, or another process.
+        """
+        self._require_outside()
+        with self._lock:
+            yield
+
+    def _require_outside(self) -> None:
         if in_rank_thread():
             raise TpfxError("Runtime.run was called inside a rank's thread; call it from outside the graphs")
         if os.getpid() != self._process:
@@ -135,6 +144,11 @@ class Runtime:
                 f"process {os.getpid()} was forked from {self._process}, whose threads run the model, and "
                 "has none of them; call the model there (a DataLoader with num_workers=0), or compile it here"
             )
+
+    @contextmanager
+    def _turn(self, calls: int) -> Iterator[None]:
+        """One run goes at a time, of as many calls as there are ranks here."""
+        self._require_outside()
         if calls != len(self.mesh.owned):
             owned = len(self.mesh.owned)
             raise TpfxError(f"{calls} calls for {owned} ranks; pass one call per owned rank")
