@@ -72,6 +72,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CudaGraphs:
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(CudaGraphs, "_clean_up", lambda self: None)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
     return CudaGraphs(torch.device("cuda:0"))
 
 
@@ -113,6 +114,30 @@ def test_tokens_are_those_of_the_unsharded_model(ranks: int, device_compiler: st
             assert torch.equal(split.generate(**given, **arguments), plain.generate(**given, **arguments))
     report = tpfx.report(split)
     assert report.recordings > 0, report.not_recorded
+
+
+@pytest.mark.cuda
+def test_who_clears_the_workspaces_of_products_takes_none_from_a_recording() -> None:
+    weight, x = (torch.randn(4096, 4096, device="cuda:0", dtype=torch.bfloat16) for _ in range(2))
+    graphs, stream = CudaGraphs(torch.device("cuda:0")), torch.cuda.Stream()
+
+    def run() -> list[list[torch.Tensor]]:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            found = x[:1] @ weight
+        torch.cuda.current_stream().wait_stream(stream)
+        return [[found]]
+
+    right = run()[0][0].clone()
+    recording = graphs.record(run)
+    torch.cuda.synchronize()
+    torch._C._cuda_clearCublasWorkspaces()
+    with torch.cuda.stream(stream):  # what is given the memory that has come free
+        others = [torch.zeros(1 << 22, dtype=torch.uint8, device="cuda:0") for _ in range(16)]
+    torch.cuda.synchronize()
+    recording.replay()
+    assert torch.equal(recording.results[0][0], right)
+    assert not any(other.any() for other in others)
 
 
 @pytest.mark.cuda

@@ -59,6 +59,20 @@ def test_a_device_whose_allocator_records_nothing_is_left_alone() -> None:
     assert callable(inductor.end_failed_capture)
 
 
+def test_workspaces_are_cleared_around_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Inductor does; of builds without CUDA only that can be seen."""
+    from torch._inductor import cudagraph_trees
+
+    cleared = list[str]()
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: cleared.append("yes"), raising=False)
+    for around in (cudagraph_trees.clear_cublas_manager, inductor.own_cublas_workspaces):
+        before = len(cleared)
+        with pytest.raises(ValueError, match="inside"), around():
+            assert len(cleared) == before + 1
+            raise ValueError("inside")
+        assert len(cleared) == before + 2
+
+
 @pytest.mark.cuda
 def test_after_a_failed_capture_all_is_as_before() -> None:
     graphs, x = CudaGraphs(torch.device("cuda:0")), torch.ones(1000, 1000, device="cuda:0")

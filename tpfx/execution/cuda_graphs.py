@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 
 from ..errors import RecordingError
 from ..runtime.mesh import Mesh
-from ..torch_internals.inductor import end_failed_capture
+from ..torch_internals.inductor import end_failed_capture, own_cublas_workspaces
 
 Results = Sequence[Sequence[Any]]  # of each rank, those of its graph
 
@@ -105,7 +105,7 @@ class CudaGraphs:
         # Rank threads allocate and look at events meanwhile, which other modes forbid.
         capture = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="relaxed")
         try:
-            with torch.cuda.device(self._gpu), capture:
+            with own_cublas_workspaces(), torch.cuda.device(self._gpu), capture:
                 results = run()
         except BaseException as error:
             torch.cuda.set_stream(before)

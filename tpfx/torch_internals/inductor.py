@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -109,3 +109,17 @@ def end_failed_capture(device: torch.device, pool: tuple[int, int]) -> None:
     index = torch.cuda.current_device() if device.index is None else device.index
     with contextlib.suppress(RuntimeError):  # it has come to it
         torch._C._cuda_endAllocateToPool(index, pool)
+
+
+@contextlib.contextmanager
+def own_cublas_workspaces() -> Iterator[None]:
+    """Where a capture is inside: what products work in is memory of its pool, which no one else is given.
+
+    torch keeps such memory for each stream until somebody has it cleared, as Inductor does around captures
+    of its own: a graph that had been captured with it would go on to write there.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
