@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -95,6 +96,22 @@ def test_what_fails_while_it_is_recorded(graphs: CudaGraphs) -> None:
         graphs.record(lambda: run(ValueError("rank")))
     with pytest.raises(KeyboardInterrupt):
         graphs.record(lambda: run(KeyboardInterrupt()))
+
+
+def test_one_capture_goes_at_a_time(graphs: CudaGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two models, in two threads."""
+    monkeypatch.setattr(torch.cuda, "graph", lambda *args, **kwargs: nullcontext())
+    other, inside, met = CudaGraphs(torch.device("cuda:0")), threading.Event(), list[bool]()
+    second = threading.Thread(target=lambda: other.record(lambda: inside.set() or []))
+
+    def run() -> Any:
+        second.start()
+        met.append(inside.wait(0.2))
+        return []
+
+    graphs.record(run)
+    second.join()
+    assert met == [False] and inside.is_set()
 
 
 @pytest.mark.cuda

@@ -7,6 +7,7 @@ recording.results                    # what `run` returned: tensors that every r
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -20,6 +21,9 @@ from ..runtime.mesh import Mesh
 from ..torch_internals.inductor import end_failed_capture, own_cublas_workspaces
 
 Results = Sequence[Sequence[Any]]  # of each rank, those of its graph
+
+# A capture waits for the whole device first, which may not have another under way: of another model, say.
+_CAPTURING = threading.Lock()
 
 
 class Recording(Protocol):
@@ -101,6 +105,10 @@ class CudaGraphs:
 
     def record(self, run: Callable[[], Results]) -> CudaGraph:
         """Capture what the ranks start, on streams that wait for this one."""
+        with _CAPTURING:
+            return self._capture(run)
+
+    def _capture(self, run: Callable[[], Results]) -> CudaGraph:
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._gpu)
         # Rank threads allocate and look at events meanwhile, which other modes forbid.
         capture = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="relaxed")
