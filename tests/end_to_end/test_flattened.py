@@ -62,3 +62,37 @@ def test_flattened_activations(name: str, devices: int) -> None:
             whole(model.into.weight.grad), plain.into.weight.grad, atol=1e-4, rtol=1e-4
         )
     assert tpfx.report(model).graphs == 1
+
+
+class Crossing(nn.Module):
+    """Attention to another input, whose batch is viewed as that of the first, together with heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention, self.out = nn.MultiheadAttention(32, 4, batch_first=True), nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """`[batch, length, 32]` to the same."""
+        mixed: torch.Tensor = self.attention(x, memory, memory, need_weights=False)[0]
+        out: torch.Tensor = self.out(mixed)
+        return out
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_attention_to_another_input_is_divided_by_heads(count: int) -> None:
+    plain, split = Crossing(), tpfx.compile(Crossing(), ["cpu"] * count)
+    for batch, lengths in ((2, (5, 7)), (3, (4, 4)), (2, (6, 1)), (1, (5, 7))):
+        given = [torch.randn(batch, length, 32) for length in lengths]
+        found, expected = split(*given), plain(*given)
+        torch.testing.assert_close(found, expected)
+        for loss in (found.square().sum(), expected.square().sum()):
+            loss.backward()
+    for name, weight in plain.named_parameters():
+        torch.testing.assert_close(split.get_parameter(name).grad.full(), weight.grad, atol=1e-4, rtol=1e-4)
+    assert split.attention.in_proj_weight.shards[0].shape[0] == 96 // count
+    assert split.attention.out_proj.weight.shards[0].shape[1] == 32 // count
+    with pytest.raises(RuntimeError):
+        plain(torch.randn(2, 5, 32), torch.randn(4, 7, 32))
+    with pytest.raises((RuntimeError, tpfx.TpfxError)):
+        split(torch.randn(2, 5, 32), torch.randn(4, 7, 32))

@@ -92,3 +92,17 @@ def test_what_is_assumed_of_sizes_is_noticed() -> None:
         assert holds()
         torch._check(size >= 4)
         assert not holds()
+
+
+def test_sizes_whose_products_are_equal_are_one() -> None:
+    mode = fake.FakeTensorMode(shape_env=ShapeEnv(duck_shape=False))
+    context = StatelessSymbolicContext([DimDynamic.DYNAMIC] * 2)
+    x, y, z = (mode.from_tensor(torch.zeros(2, n), symbolic_context=context) for n in (5, 7, 7))
+    with mode:
+        assert bool(x.shape[0] * y.shape[1] * 3 == y.shape[0] * y.shape[1] * 3)
+        assert bool(y.shape[1] * x.shape[1] == z.shape[1] * x.shape[1])
+    fake.equate_sizes([x, y, z, 3])
+    first, second, third = (list(map(fake.expression, value.shape)) for value in (x, y, z))
+    assert first[0] == second[0] != third[0]
+    assert second[1] == third[1] != first[1]
+    assert fake.expression(y.shape[0] * 8 // x.shape[0]) == 8

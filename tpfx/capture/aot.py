@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from ..ir.annotations import Source
 from ..ir.parallel_graph import ParallelGraph
 from ..torch_internals.aot import aot_module_simplified, drawing_as_eager, notes_now
-from ..torch_internals.fake import unset_fake_temporarily
+from ..torch_internals.fake import equate_sizes, unset_fake_temporarily
 from .decompositions import decompositions
 from .folding import Folded, NotAlike, fold
 from .gradient_flow import Dependence, GradientFlow
@@ -70,6 +70,7 @@ def trace(
     """
     take_apart(module)
     fakes = [fake(node) for node in module.graph.find_nodes(op="placeholder")]
+    equate_sizes(fakes)
     folded = None if _wants_gradients(fakes) else fold(module)
     if folded is not None:
         try:

@@ -12,7 +12,7 @@ from torch._subclasses import fake_tensor as _fakes
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from .effects import Effect, Undo
@@ -80,6 +80,31 @@ def with_exact_divisions(extent: Any, size: Any) -> Any:
     env = extent.node.shape_env
     exact = {env.replace(rest) for rest in env.divisible}
     return size.xreplace({one: one.args[0] / one.args[1] for one in divisions if Mod(*one.args) in exact})
+
+
+def equate_sizes(values: Iterable[Any]) -> None:
+    """Have sizes of inputs be one that a guard on products says are equal: of s2 * s3 == s0 * s3, s2 is s0.
+
+    A view of another input's batch gives such a guard, which torch does not solve; it asks for what is solved
+    here beside it.
+    """
+    given = [one for value in values for one in (value, *getattr(value, "shape", ()))]
+    open_sizes = [one for one in given if isinstance(one, torch.SymInt) and not free_unbacked_symbols(one)]
+    for env in {one.node.shape_env for one in open_sizes}:
+        symbols = [one.node.expr for one in open_sizes if one.node.shape_env is env]
+        for guard in list(env.guards):
+            pair = _equal_sizes(env.replace(guard.expr)) if isinstance(guard.expr, sympy.Eq) else None
+            if pair is not None and pair[0] in symbols and pair[1] in symbols:
+                first, second = sorted(pair, key=symbols.index)
+                env._set_replacement(second, first, "products of sizes are equal")
+
+
+def _equal_sizes(equation: Any) -> tuple[Any, Any] | None:
+    """The two symbols that an equation of products says are equal, if that is what it says."""
+    if not isinstance(equation, sympy.Eq):
+        return None
+    left, right = (equation.lhs / equation.rhs).as_numer_denom()
+    return (left, right) if left.is_Symbol and right.is_Symbol else None
 
 
 def renamed(value: Any, symbols: Symbols) -> Any:
