@@ -262,6 +262,7 @@ def test_gradients_are_not_recorded(tapes: list[Tapes]) -> None:
     for _ in range(3):
         split(torch.randn(4, 16)).sum().backward()
     assert not tapes[0].made
+    assert list(tpfx.report(split).not_recorded) == ["it is part of a step that computes gradients"]
 
 
 def test_the_mode_is_checked_and_the_cpu_named() -> None:

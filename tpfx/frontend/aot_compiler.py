@@ -119,7 +119,7 @@ class _Lowering:
         seen = len(self.results) if part == "forward" else None
         kept = self._kept(backward)
         session.graphs += not backward  # forward and backward count as one graph
-        recording = session.recording_of(lowered.graph) if part == "whole" else None
+        recording = session.recording_of(lowered.graph, gradients=part != "whole")
         ranks = Ranks(session.runtime, modules, forwards, recording)
         return Program(lowered.graph, ranks, kept, exact, seen, session.count_run)
 

@@ -157,12 +157,13 @@ class Session:
         """Note that a graph is run."""
         self.runs += 1
 
-    def recording_of(self, graph: Graph) -> Recording | None:
+    def recording_of(self, graph: Graph, gradients: bool) -> Recording | None:
         """How runs of a planned graph are recorded, if they are; it is noted why they are not."""
         recorder = self.recorder
         if recorder is None:
             return None
         why = recorder if isinstance(recorder, str) else obstacle(graph, self.mesh.devices)
+        why = "it is part of a step that computes gradients" if gradients else why
         if why is not None or isinstance(recorder, str):
             self.note_recording(why)
             return None
