@@ -16,6 +16,7 @@ from .errors import (
     RuleError,
     ShardingError,
     TpfxError,
+    WorkerError,
 )
 from .frontend.report import Report
 from .ir.parallel_graph import Collective
@@ -46,6 +47,7 @@ __all__ = [
     "Topology",
     "TpfxError",
     "UntrueRuleError",
+    "WorkerError",
     "check_rule",
     "compile",
     "full_state_dict",

@@ -51,6 +51,7 @@ def compile(
     methods: Sequence[str] | None = None,
     device_compiler: str = "native",
     mode: str = "default",
+    processes: bool = False,
     timeout: float = 300.0,
     group: ProcessGroup | None = None,
 ) -> M:
@@ -80,6 +81,9 @@ def compile(
         mode: "reduce-overhead" has calls without gradients recorded as CUDA graphs, where a process has one
             GPU, as under torchrun: a call with the sizes of one before, and with its caches where they were
             (a static cache), is launched as one. `tpfx.report` says what is not recorded, and why.
+        processes: whether a process is started for each rank after the first, so that ranks do not share
+            Python's lock; the model is used as before, in this process. CPU devices on Linux, so far. The
+            processes end with the model, or with this process.
         timeout: seconds that a rank waits for the others before `CollectiveTimeout`, or that of a process
             group that is made here.
         group: processes that each have `devices` of their own, or one device; the model is split over all of
@@ -94,13 +98,14 @@ def compile(
         ModelError: the model is no module, or has no parameters, or some that cannot be divided.
         InputError: the example inputs are no tuple and no dict, or no op of the model can take them; or the
             model has no such method.
-        TpfxError: the device compiler, or the mode, is unknown.
+        TpfxError: the device compiler, or the mode, is unknown, or does not go with `processes`.
+        WorkerError: a process cannot be started, or has ended.
         PlanError: the plan cannot be read, or is for another model, number of devices or version of tpfx.
         Exception: what the model's forward raises with the example inputs.
 
     >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
     """
-    target = Target(devices, topology, device_compiler, timeout, group, mode)
+    target = Target(devices, topology, device_compiler, timeout, group, mode, processes)
     return _compile(model, example_inputs, plan, target, methods, {})
 
 
@@ -115,6 +120,7 @@ def load(
     methods: Sequence[str] | None = None,
     device_compiler: str = "native",
     mode: str = "default",
+    processes: bool = False,
     timeout: float = 300.0,
     group: ProcessGroup | None = None,
     progress: bool | None = None,
@@ -130,7 +136,7 @@ def load(
         checkpoint: a safetensors file, an index of several, or a folder with one or the other, as
             transformers and diffusers write them; of a pipeline, the folder of the one model.
         devices: as `compile` takes them; likewise `plan`, `topology`, `methods`, `device_compiler`, `mode`,
-            `timeout` and `group`.
+            `processes`, `timeout` and `group`.
         example_inputs: as `compile` takes them; needed unless the model brings its own.
         progress: whether a bar on stderr shows the bytes read; None where stderr is a terminal.
 
@@ -151,7 +157,7 @@ def load(
     show = sys.stderr.isatty() if progress is None else progress
     with reading(show) as progressed:
         stored = weights_in(model, Checkpoint(checkpoint, progressed.tell))
-        target = Target(devices, topology, device_compiler, timeout, group, mode)
+        target = Target(devices, topology, device_compiler, timeout, group, mode, processes)
         return _compile(model, example_inputs, plan, target, methods, stored, progressed.expect)
 
 

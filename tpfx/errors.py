@@ -17,6 +17,7 @@ __all__ = [
     "RuleError",
     "ShardingError",
     "TpfxError",
+    "WorkerError",
 ]
 
 
@@ -66,6 +67,10 @@ class DeviceCompilerError(TpfxError):
 
 class RankAborted(TpfxError):
     """Raised inside a rank that is released because another rank failed; callers do not see it."""
+
+
+class WorkerError(TpfxError):
+    """The process of a rank has ended, or cannot be started."""
 
 
 class RecordingError(TpfxError):

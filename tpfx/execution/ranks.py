@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from ..native.rank_program import RankProgram
 from ..runtime.process_runtime import ProcessRuntime
 from ..runtime.thread_runtime import Runtime
+from ..workers.worker_runtime import WorkerRuntime
 from .cuda_graphs import Recorder, Results
 
 Columns = list[Sequence[Any]]  # of each argument, a value for each rank
@@ -31,7 +32,7 @@ class Ranks:
 
     def __init__(
         self,
-        runtime: Runtime | ProcessRuntime,
+        runtime: Runtime | ProcessRuntime | WorkerRuntime,
         modules: Sequence[GraphModule],
         forwards: Sequence[Callable[..., Any]],
         recording: Recording | None = None,
@@ -46,6 +47,8 @@ class Ranks:
         """The results of every rank; the columns are emptied as soon as the ranks have their arguments."""
         rows: list[tuple[Any, ...]] = list(zip(*columns, strict=True)) or [()] * len(self.forwards)
         columns.clear()
+        if isinstance(self.runtime, WorkerRuntime):
+            return self.runtime.run_all(self.forwards, rows)
         if self._team is not None and len(self._programs) == len(rows):
             return self._team.run_programs(self._programs, rows)
         calls = [partial(forward, *row) for forward, row in zip(self.forwards, rows, strict=True)]

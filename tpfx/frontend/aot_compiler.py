@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from ..capture.aot import Compiled, Part, trace, trace_module
 from ..capture.derivatives import Asked, Autocast, GradientsOf
@@ -39,6 +39,7 @@ from ..torch_internals.batch_guards import serves_any_batch
 from ..torch_internals.distributed import outside_traces
 from ..torch_internals.dynamo_cache import collector_waiting
 from ..torch_internals.fake import FakeTensorMode
+from ..workers.worker_runtime import WorkerRuntime
 from .session import Session
 
 
@@ -107,13 +108,11 @@ class _Lowering:
     def _program(self, lowered: GraphModule, part: Part, views: frozenset[int]) -> Program:
         session, backward = self.session, part == "backward"
         modules = lower(lowered.graph, session.mesh, lowered)
-        meeting = session.runtime.native_meeting
-        name, mesh = session.device_compiler, session.mesh
-        forwards = compile_for_devices(name, lowered.graph, modules, mesh, meeting)
-        if name == "native" and not all(isinstance(one, RankProgram) for one in forwards):
-            session.device_compiler = "eager"  # the report says what runs
+        forwards = self._forwards(lowered.graph, modules)
         if isinstance(forwards[0], RankProgram):
             session.note_python(forwards[0].in_python.values())
+        elif session.device_compiler == "native":
+            session.device_compiler = "eager"  # the report says what runs
         placeholders = lowered.graph.find_nodes(op="placeholder")
         exact = {at: Strides(self.results[at], placeholders) for at in views}
         seen = len(self.results) if part == "forward" else None
@@ -122,6 +121,17 @@ class _Lowering:
         recording = session.recording_of(lowered.graph, gradients=part != "whole")
         ranks = Ranks(session.runtime, modules, forwards, recording)
         return Program(lowered.graph, ranks, kept, exact, seen, session.count_run)
+
+    def _forwards(self, parallel: Graph, modules: Sequence[GraphModule]) -> list[Any]:
+        """What runs the graph of each rank: here, or in its process."""
+        runtime, name = self.session.runtime, self.session.device_compiler
+        if not isinstance(runtime, WorkerRuntime):
+            return [*compile_for_devices(name, parallel, modules, runtime.mesh, runtime.native_meeting)]
+        away = runtime.programs(name, modules[1:])
+        return [
+            *compile_for_devices(name, parallel, modules[:1], runtime.here, runtime.native_meeting),
+            *away,
+        ]
 
     def _kept(self, backward: bool) -> list[int]:
         """The results that stay sharded tensors: gradients of those."""

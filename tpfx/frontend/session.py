@@ -28,6 +28,7 @@ from ..runtime.processes import mesh_from
 from ..runtime.thread_runtime import Runtime
 from ..sharded_tensor.state_tensor import give_addresses
 from ..torch_internals.dynamo_cache import forget_graphs, forget_sizes, sizes_now
+from ..workers.worker_runtime import WorkerRuntime
 from .effects import EFFECTS, is_own
 
 # As torch.compile's: whether runs are recorded as CUDA graphs, where they can be.
@@ -45,6 +46,7 @@ class Target:
         timeout: seconds that a rank waits for the others.
         group: the processes that have such devices each.
         mode: one of `MODES`.
+        processes: whether the ranks after the first are processes that are started for it.
 
     Raises:
         TpfxError: the device compiler, or the mode, is unknown.
@@ -56,11 +58,17 @@ class Target:
     timeout: float = 300.0
     group: ProcessGroup | None = None
     mode: str = "default"
+    processes: bool = False
 
     def __post_init__(self) -> None:
         check_device_compiler(self.device_compiler)
         if self.mode not in MODES:
             raise TpfxError(f"mode={self.mode!r} is unknown; pass {' or '.join(map(repr, MODES))}")
+        if self.processes and self.device_compiler == "inductor":
+            raise TpfxError(
+                "device_compiler='inductor' does not go with processes=True: leave out one or the other, or start "
+                "one process per device with torchrun"
+            )
         if isinstance(self.devices, list):  # so that it can be a key
             object.__setattr__(self, "devices", tuple(self.devices))
 
@@ -70,7 +78,7 @@ class Target:
         Raises:
             DeviceError: the devices do not make a mesh.
         """
-        return mesh_from(self.devices, self.timeout, self.group)
+        return mesh_from(self.devices, self.timeout, self.group, self.processes)
 
 
 # Which sessions have their ranks run by a runtime.
@@ -85,7 +93,7 @@ class Session:
 
     Attributes:
         mesh: the devices.
-        runtime: the threads that run the ranks.
+        runtime: the threads, or processes, that run the ranks.
         topology: what collectives cost.
         device_compiler: what runs the graph of a rank, one of `DEVICE_COMPILERS`.
         graphs: how many graphs have been compiled.
@@ -105,7 +113,7 @@ class Session:
     """
 
     mesh: Mesh
-    runtime: Runtime | ProcessRuntime
+    runtime: Runtime | ProcessRuntime | WorkerRuntime
     topology: Topology = field(default_factory=Topology)
     device_compiler: str = "native"
     graphs: int = 0
@@ -135,7 +143,8 @@ class Session:
         Raises:
             TpfxError: the timeout is not above 0.
         """
-        runtime = (ProcessRuntime if mesh.rank_is_process else Runtime)(mesh, target.timeout)
+        kind = WorkerRuntime if mesh.apart else ProcessRuntime if mesh.rank_is_process else Runtime
+        runtime = kind(mesh, target.timeout)
         session = Session(mesh, runtime, target.topology or Topology(), target.device_compiler)
         session.recorder = recorder_for(mesh) if target.mode == "reduce-overhead" else None
         return session

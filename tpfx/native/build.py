@@ -35,6 +35,8 @@ SOURCES = (
     "program.h",
     "instructions.h",
     "growing.h",
+    "arena.h",
+    "parcel.h",
     "meeting.h",
     "shared_meeting.h",
 )

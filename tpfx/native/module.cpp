@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "parcel.h"
 #include "team.h"
 #include "shared_meeting.h"
 
@@ -30,6 +31,13 @@ std::shared_ptr<SharedMeeting> shared_meeting(const py::buffer& memory, int file
   const py::buffer_info info = memory.request(/*writable=*/true);
   TORCH_CHECK(info.size * info.itemsize >= SharedMeeting::bytes(size, room), "too little shared memory");
   return std::make_shared<SharedMeeting>(info.ptr, file, seat, size, room, timeout, &raise_signals);
+}
+
+// A collective of a rank, into `output`, which of all_reduce and broadcast is `input`.
+void meet(SharedMeeting& meeting, Kind kind, Reduction reduction, int64_t root, at::Tensor input, at::Tensor output,
+          std::vector<int64_t> received, std::vector<int64_t> sent) {
+  Call call{kind, reduction, root, std::move(input), std::move(output), std::move(received), std::move(sent)};
+  meeting.meet(0, meeting.generation(), std::move(call));
 }
 
 }  // namespace
@@ -74,12 +82,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def(py::init(&shared_meeting), py::arg("memory"), py::arg("file"), py::arg("seat"), py::arg("size"),
            py::arg("room"), py::arg("timeout"))
       .def_static("bytes", &SharedMeeting::bytes, py::arg("size"), py::arg("room"))
-      .def("begin", &SharedMeeting::begin)
+      .def("begin", &SharedMeeting::begin, py::arg("generation") = 0)
+      .def("reset", &SharedMeeting::reset)
+      .def_property_readonly("generation", &SharedMeeting::generation)
       .def("fail", &SharedMeeting::fail)
       .def("missing", &SharedMeeting::missing)
       .def("ended", &SharedMeeting::ended)
       .def("calls", [](const SharedMeeting& meeting) { return listed(meeting.calls()); })
-      .def("gather", &SharedMeeting::gather, py::call_guard<py::gil_scoped_release>());
+      .def("gather", &SharedMeeting::gather, py::call_guard<py::gil_scoped_release>())
+      .def("meet", &meet, py::call_guard<py::gil_scoped_release>());
 
   py::class_<Program, std::shared_ptr<Program>>(m, "Program")
       .def(py::init<int64_t, int64_t, std::shared_ptr<Meeting>>())
@@ -93,6 +104,32 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("run", &Program::run)
       .def("__len__", &Program::size)
       .def_property_readonly("position", &Program::position);
+
+  py::class_<Arena, std::shared_ptr<Arena>>(m, "Arena")
+      .def(py::init<int, int64_t, int64_t, int64_t>(), py::arg("file"), py::arg("size"), py::arg("begin"), py::arg("end"))
+      .def("has", [](const Arena& arena, const at::Tensor& one) { return arena.has(one.storage().data()); })
+      .def("read", [](const Arena& arena, int64_t offset, int64_t length) { return py::bytes(arena.at(offset), length); })
+      .def("write", [](const std::shared_ptr<Arena>& arena, const py::bytes& text) {
+        return std::make_shared<Block>(arena, std::string(text));
+      });
+  py::class_<Block, std::shared_ptr<Block>>(m, "Block").def_property_readonly("place", &Block::place);
+  m.def("allocate_from", &allocate_from);
+
+  py::class_<Leases, std::shared_ptr<Leases>>(m, "Leases")
+      .def(py::init<>())
+      .def("take_ended", &Leases::take_ended);
+  py::class_<Sent>(m, "Sent")
+      .def(py::init<std::shared_ptr<Arena>, std::vector<py::tuple>, const py::tuple&, const py::function&>())
+      .def("places", &Sent::places)
+      .def("unpack", &Sent::unpack);
+  py::class_<Lent>(m, "Lent")
+      .def(py::init<>())
+      .def("take_back", &Lent::take_back)
+      .def("__len__", &Lent::count);
+  py::class_<Desk>(m, "Desk")
+      .def(py::init<std::shared_ptr<Arena>>())
+      .def("unpack", &Desk::unpack)
+      .def("pack", &Desk::pack);
 
   m.def("is_plain_thread", &is_plain_thread);
   m.def("rooms", [] { return Rooms::all().count(); }, "How many memories of tensors that grow there are.");

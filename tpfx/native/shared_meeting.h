@@ -34,11 +34,15 @@ class SharedMeeting : public Meeting {
   int64_t size() const override { return size_; }
   uint64_t generation() const override { return generation_; }
 
-  // What comes now is another run: who failed in the one before does not hold it up.
-  void begin() {
-    ++generation_;
+  // What comes now is another run, the next one or that of a later number: who failed in the one before does not hold
+  // it up.
+  void begin(uint64_t generation = 0) {
+    generation_ = generation > 0 ? generation : generation_ + 1;
     step_ = 0;
   }
+
+  // Be ready for the next run, whatever became of those before; no rank may be in one.
+  void reset() { board().left.store(0); }
 
   // This rank comes to nothing more of its run.
   void fail() { place(seat_).failed.store(generation_); }
@@ -233,7 +237,7 @@ class SharedMeeting : public Meeting {
     auto pause = std::chrono::microseconds(20);
     auto next = begun + std::chrono::milliseconds(50);
     while (true) {
-      const bool gone = board().left.load() || place(rank).failed.load() == generation_;
+      const bool gone = board().left.load() || has_failed(rank) || has_failed(seat_);
       if (char* found = shown(rank)) return found;
       if (gone) throw Left(Left::aborted);
       const auto time = Clock::now();
@@ -247,6 +251,8 @@ class SharedMeeting : public Meeting {
       pause = std::min(pause * 3 / 2, std::chrono::microseconds(1000));
     }
   }
+
+  bool has_failed(int64_t rank) const { return place(rank).failed.load() == generation_; }
 
   bool lives(int64_t rank) const {
     struct flock lock {};

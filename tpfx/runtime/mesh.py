@@ -26,7 +26,7 @@ class Mesh:
     `owned` defaults to all ranks (one process drives all devices); a process under torchrun owns one.
     `names` defaults to names that no other mesh of this process has. Where several processes own the ranks,
     `group` is theirs, `shares` how many each of them owns, in order, and `replicas`, if any, the group over
-    which gradients are averaged.
+    which gradients are averaged. `apart`: the ranks but the first are processes that this one has started.
     """
 
     devices: tuple[torch.device, ...]
@@ -35,6 +35,7 @@ class Mesh:
     group: Any = field(default=None, repr=False)
     shares: tuple[int, ...] = field(default=(), repr=False)
     replicas: Any = field(default=None, repr=False)
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if not self.devices:
@@ -72,6 +73,11 @@ class Mesh:
     def rank_is_process(self) -> bool:
         """Whether the ranks are processes, so that no threads are needed."""
         return self.group is not None and set(self.shares) == {1}
+
+    @property
+    def memories(self) -> int:
+        """In how many places this process's ranks keep what all of them have."""
+        return len(self.owned) if self.apart else len(set(self.devices))
 
     def same_as(self, other: "Mesh") -> bool:
         """Whether two meshes have the same ranks on the same devices, of two models perhaps."""

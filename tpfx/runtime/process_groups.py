@@ -6,15 +6,52 @@ torch.ops._c10d_functional.all_reduce(x, "sum", mesh.group_name(rank))
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..native.collectives import Meeting
 from ..torch_internals import distributed
 from .mesh import Mesh
 from .native_meeting import NativeMeeting
 from .rendezvous import Rendezvous
 from .thread_collectives import CollectiveCall
+
+
+class Meets(Protocol):
+    """What carries out the collectives of ranks."""
+
+    @property
+    def mesh(self) -> Mesh:
+        """The ranks."""
+
+    def meet(self, rank: int, call: CollectiveCall) -> None:
+        """Carry out one collective; returns when the tensors of `rank` are ready."""
+
+
+class Groups(Protocol):
+    """How the ranks that a runtime runs find each other, and the others."""
+
+    def native_meeting(self) -> Meeting | None:
+        """Where native programs meet; None where they use torch's process groups."""
+
+    def abort(self) -> None:
+        """Release every rank that waits or comes."""
+
+    def reset(self) -> None:
+        """Be ready for the next run, after an abort."""
+
+    def cause(self, rank: int, error: BaseException) -> BaseException:
+        """What is behind an error of a rank."""
+
+    def give_up(self, ident: int) -> None:
+        """Keep a thread that did not come back away from its successors."""
+
+    def welcome(self, ident: int) -> None:
+        """A thread that was given up has come back, and ends."""
+
+    def close(self) -> None:
+        """Unregister the groups."""
 
 
 @distributed.by_former_names
@@ -24,7 +61,7 @@ class ThreadGroup(distributed.ProcessGroup):  # type: ignore[misc]
     Registered under `mesh.group_name(rank)` until `close`; torch holds it weakly, so keep a reference.
     """
 
-    def __init__(self, meeting: Rendezvous, rank: int) -> None:
+    def __init__(self, meeting: Meets, rank: int) -> None:
         super().__init__(rank, meeting.mesh.size)
         self._meeting = meeting
         self._rank = rank

@@ -13,6 +13,7 @@ import atexit
 import functools
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -25,7 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ..errors import CollectiveError, DeviceError
 from ..torch_internals.distributed import outside_traces
 from .mesh import Mesh, is_automatic, parse_devices
-from .shared_memory import known_meeting
+from .shared_memory import MOST_RANKS, known_meeting
 from .watch import waiting, watch
 
 
@@ -34,13 +35,39 @@ def launched() -> bool:
     return dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())
 
 
-def mesh_from(devices: Any, timeout: float, group: dist.ProcessGroup | None = None) -> Mesh:
-    """The ranks that a user asks for, of this process or of several; those of a `group` have devices each."""
+def mesh_from(
+    devices: Any, timeout: float, group: dist.ProcessGroup | None = None, apart: bool = False
+) -> Mesh:
+    """The ranks that a user asks for, of this process or of several; those of a `group` have devices each.
+
+    `apart`: those after the first are processes that this one starts.
+    """
+    if apart:
+        return _mesh_apart(devices, group)
     if group is not None:
         return _mesh_of_shares(devices, group)
     if isinstance(devices, DeviceMesh):
         return mesh_of(devices)
     return world_mesh(timeout) if is_automatic(devices) and launched() else Mesh(parse_devices(devices))
+
+
+def _mesh_apart(devices: Any, group: dist.ProcessGroup | None) -> Mesh:
+    """Ranks of which all but the first are processes to be started."""
+    if group is not None or isinstance(devices, DeviceMesh) or launched():
+        raise DeviceError(
+            "processes=True starts the processes of the ranks, but there are some already, of torchrun or of a "
+            "group: leave out one or the other"
+        )
+    found = parse_devices(devices)
+    if len(found) == 1:
+        return Mesh(found)
+    if found[0].type != "cpu" or sys.platform != "linux" or len(found) > MOST_RANKS:
+        raise DeviceError(
+            f"processes=True is for 2 to {MOST_RANKS} CPU devices on Linux so far, not for {len(found)} of kind "
+            f"{found[0].type!r} on {sys.platform}: leave it out, and the ranks are threads; or start one process "
+            "per device with torchrun"
+        )
+    return Mesh(found, apart=True)
 
 
 def world_mesh(timeout: float) -> Mesh:

@@ -15,21 +15,23 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import Any, TypeVar
 
 import torch
 
 from ..errors import TpfxError
+from ..native.collectives import Meeting
 from ..native.rank_program import RankProgram
 from .mesh import Mesh
-from .native_meeting import NativeMeeting
-from .process_groups import ThreadGroups
+from .process_groups import Groups, ThreadGroups
 from .rank_threads import Failures, Job, Worker, in_rank_thread
 
 T = TypeVar("T")
+F = TypeVar("F", bound=FunctionType)
 
-_OF_PROGRAMS = (RankProgram.__call__.__code__, RankProgram.fail.__code__)
+# In whose frames a `self` knows the node that runs.
+_OF_PROGRAMS = {RankProgram.__call__.__code__, RankProgram.fail.__code__}
 
 # By the id of its mesh, which lives as long; a mesh as key would keep it.
 _OF_MESH: "weakref.WeakValueDictionary[int, Runtime]" = weakref.WeakValueDictionary()
@@ -48,9 +50,10 @@ class Runtime:
     Args:
         mesh: the devices and the owned ranks.
         timeout: how many seconds a rank waits in a collective for the others before CollectiveTimeout.
+        groups: how ranks find each other, if not all of them are threads of this runtime.
     """
 
-    def __init__(self, mesh: Mesh, timeout: float = 300.0) -> None:
+    def __init__(self, mesh: Mesh, timeout: float = 300.0, groups: Groups | None = None) -> None:
         if timeout <= 0:
             raise TpfxError(f"timeout={timeout}: pass the number of seconds to wait for a rank, above 0")
         self.mesh = mesh
@@ -60,14 +63,15 @@ class Runtime:
         self._gpus = mesh.gpus
         workers: list[Worker] = []
         # The groups must not refer to the runtime itself, or it would never be collected.
-        self._groups = ThreadGroups(mesh, timeout, lambda rank: _whereabouts(workers, rank))
+        self._groups = groups or ThreadGroups(mesh, timeout, lambda rank: _whereabouts(workers, rank))
         self._workers = workers
         self._dirty = False
         self._finalizer = weakref.finalize(self, _stop, workers)
         # At the end of the process the threads sleep on: one that came back from C++ then would abort it.
         self._finalizer.atexit = False
         self._close_groups = weakref.finalize(self, self._groups.close)
-        self._num_threads = max(1, torch.get_num_threads() // len(mesh.owned))
+        sharers = mesh.size if mesh.apart else len(mesh.owned)
+        self._num_threads = max(1, torch.get_num_threads() // sharers)
         workers += [self._start(rank) for rank in mesh.owned]
         _OF_MESH[id(mesh)] = self
 
@@ -159,7 +163,7 @@ class Runtime:
                 self._restore()
             yield
 
-    def native_meeting(self) -> NativeMeeting | None:
+    def native_meeting(self) -> Meeting | None:
         """Where the ranks of the native executor meet; None where they use torch's process groups.
 
         Raises:
@@ -243,6 +247,12 @@ def runtime_of(mesh: Mesh) -> Runtime | None:
     """The runtime that drives the ranks of a mesh, if it lives, and this is not one of its threads."""
     runtime = None if in_rank_thread() else _OF_MESH.get(id(mesh))
     return runtime if runtime is not None and runtime._finalizer.alive else None
+
+
+def raises_for_node(function: F) -> F:
+    """A method that raises what a node has: its object's `node_at(variables)` says which."""
+    _OF_PROGRAMS.add(function.__code__)
+    return function
 
 
 def node_of(place: TracebackType | FrameType | None) -> str | None:

@@ -156,3 +156,28 @@ def outside_traces() -> AbstractContextManager[None]:
 def nccl_available() -> bool:
     """Whether this build of torch has NCCL."""
     return dist.is_nccl_available()
+
+
+def settings() -> tuple[Any, ...]:
+    """What ops look at that is of the whole process, for another that is to compute the same."""
+    precision = torch._C._get_fp32_precision_getter
+    return (
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch._C._get_mkldnn_enabled(),
+        *(precision("mkldnn", op) for op in _OPS_OF_ONEDNN),
+    )
+
+
+_OPS_OF_ONEDNN = ("matmul", "conv", "rnn")
+
+
+def set_settings(given: tuple[Any, ...]) -> None:
+    """Have what `settings` has said of another process."""
+    dtype, deterministic, warn_only, onednn, *precisions = given
+    torch.set_default_dtype(dtype)
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch._C._set_mkldnn_enabled(onednn)
+    for op, precision in zip(_OPS_OF_ONEDNN, precisions, strict=True):
+        torch._C._set_fp32_precision_setter("mkldnn", op, precision)

@@ -1,0 +1,254 @@
+"""The runtime of a model whose ranks are processes: the first rank is the caller's, a worker runs each other one.
+
+    runtime = WorkerRuntime(mesh)
+    programs = runtime.programs("native", modules[1:])      # of the other ranks
+    results = runtime.run_all([first, *programs], rows)     # of every rank
+
+When a rank raises, the others are released from their collectives, and the caller gets that rank's own exception
+with a note where it happened. When a process ends, all do: the weights stay, in the caller's memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch.fx import GraphModule
+
+from ..errors import RankAborted, WorkerError
+from ..native.build import load
+from ..native.rank_program import RankProgram
+from ..runtime.mesh import Mesh
+from ..runtime.shared_memory import SharedMeeting
+from ..runtime.thread_runtime import PATIENCE, Runtime, raises_for_node
+from ..torch_internals.distributed import settings
+from .graph_text import dumps
+from .groups import SharedGroups
+from .shared_file import SharedFile
+from .worker_process import WorkerProcess
+
+REMEDY = "the model keeps its weights: tpfx.unshard(model) makes it whole, and it may be compiled again"
+
+Failures = list[tuple[int, BaseException]]  # which rank has raised what
+
+
+class RemoteProgram:
+    """A rank's graph that its worker runs.
+
+    Args:
+        number: by which the worker knows it.
+        rank: the rank.
+    """
+
+    def __init__(self, number: int, rank: int) -> None:
+        self.number, self.rank = number, rank
+
+    @raises_for_node
+    def fail(self, error: BaseException, node: str | None) -> NoReturn:
+        """Raise what the worker has raised, in a frame that `node_of` knows."""
+        raise error
+
+    def node_at(self, variables: dict[str, Any]) -> str | None:
+        """The name of the node that has failed, in a frame of `fail` with these variables."""
+        return variables["node"]
+
+
+class WorkerRuntime:
+    """Runs the graph of the first rank here, and those of the others in processes that it starts.
+
+    Args:
+        mesh: the ranks.
+        timeout: seconds that a rank waits for the others.
+
+    Attributes:
+        here: the same ranks, of which this process runs the first.
+
+    Raises:
+        NoExecutor: the extension cannot be built here.
+    """
+
+    def __init__(self, mesh: Mesh, timeout: float = 300.0) -> None:
+        load()
+        self.mesh, self.timeout = mesh, timeout
+        self.here = Mesh(mesh.devices, (0,), mesh.names, apart=True)
+        shared = SharedFile.create(mesh.size)
+        self._arena, self._meeting = shared.open(self.here, timeout)
+        self._first = Runtime(self.here, timeout, SharedGroups(self.here, self._meeting))
+        threads = max(1, torch.get_num_threads() // mesh.size)
+        self._workers = [
+            WorkerProcess(mesh, rank, shared, self._arena, timeout, threads) for rank in range(1, mesh.size)
+        ]
+        self._leases = [load().Leases() for _ in self._workers]
+        self._forgotten: list[list[int]] = [[] for _ in self._workers]
+        self._numbers, self._runs = itertools.count(), itertools.count(1)
+        self._settings: Any = None  # that the workers have
+        self._lost: str | None = None
+        self._finalizer = weakref.finalize(self, _end, self._workers, os.getpid())
+
+    def programs(self, compiler: str, modules: Sequence[GraphModule]) -> list[RemoteProgram]:
+        """Have the workers make programs of graphs, of one for each.
+
+        Args:
+            compiler: "native", or "eager".
+            modules: the graphs of the ranks after the first.
+
+        Raises:
+            ModelError: a graph calls what the workers do not have.
+            WorkerError: a worker has ended.
+        """
+        texts = list(map(dumps, modules))
+        number = next(self._numbers)
+        made = [RemoteProgram(number, worker.rank) for worker in self._workers]
+        with self._first.alone():
+            self._require_alive()
+            failures: Failures = []
+            try:
+                for worker, text in zip(self._workers, texts, strict=True):
+                    worker.tell("program", number, compiler, text)
+                _, failures = self._answers(made)
+            except BaseException as error:
+                self._settle([(0, error)], made)
+            if failures:
+                self._raise_first(failures)
+        for one, forgotten in zip(made, self._forgotten, strict=True):
+            weakref.finalize(one, forgotten.append, number).atexit = False
+        return made
+
+    def run_all(self, forwards: Sequence[Any], rows: list[tuple[Any, ...]]) -> list[list[Any]]:
+        """Run a graph on all ranks, each with its row of arguments; the list of rows is emptied.
+
+        Raises:
+            WorkerError: a worker has ended, now or before.
+            Exception: what the first rank to fail raised, with a note naming the rank and the node.
+        """
+        with self._first.alone():
+            self._require_alive()
+            own, *others = rows
+            rows.clear()
+            first, *remote = forwards
+            sent = load().Sent(self._arena, others, own, pickle.dumps)
+            failures: Failures = []
+            try:
+                self._begin(remote, sent.places())
+                results = [self._run_first(first, own)]
+                places, failures = self._answers(remote)
+            except BaseException as error:
+                self._settle([(0, error)], remote)
+            if failures:
+                self._settle(failures, remote)
+            given = zip(places, self._leases, strict=True)
+            results += [sent.unpack(at, *place, known, pickle.loads) for at, (place, known) in enumerate(given)]
+            return results
+
+    def _begin(self, remote: Sequence[RemoteProgram], places: Sequence[tuple[int, int]]) -> None:
+        """Have the workers start."""
+        run, now = next(self._runs), settings()
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        changed = None if now == self._settings else now
+        self._settings = None  # should not all hear of it
+        self._meeting.native.begin(run)
+        for worker, program, place, leases, forgotten in zip(
+            self._workers, remote, places, self._leases, self._forgotten, strict=True
+        ):
+            gone = [forgotten.pop() for _ in range(len(forgotten))]  # others may come meanwhile
+            worker.tell("run", program.number, run, place, modes, changed, leases.take_ended(), gone)
+        self._settings = now
+
+    def _run_first(self, forward: Callable[..., Any], row: tuple[Any, ...]) -> list[Any]:
+        """The results of this process's rank."""
+        if isinstance(forward, RankProgram):
+            return self._first.run_programs([forward], [row])[0]
+        found: list[Any] = self._first.run([partial(forward, *row)])[0]
+        return found
+
+    def _answers(self, remote: Sequence[RemoteProgram]) -> tuple[list[Any], Failures]:
+        """What the workers answer, and what they have raised."""
+        said = [worker.hear() for worker in self._workers]
+        failures = [
+            _failure(program, one) for program, one in zip(remote, said, strict=True) if one[0] == "failed"
+        ]
+        return [one[1] if len(one) > 1 else None for one in said], failures
+
+    def _settle(self, failures: Failures, remote: Sequence[RemoteProgram]) -> NoReturn:
+        """After a run that has failed or was left: have all ranks back, and raise what is behind it."""
+        self._meeting.native.fail()
+        until = time.monotonic() + min(self.timeout, PATIENCE)
+        token = next(self._runs)
+        gone: list[str] = []
+        for worker, program in zip(self._workers, remote, strict=True):
+            try:
+                worker.tell("settle", token)
+                while (said := worker.hear(max(0.1, until - time.monotonic()))) != ("settled", token):
+                    if said[0] == "failed":
+                        failures.append(_failure(program, said))
+            except WorkerError as ended:
+                gone.append(str(ended))
+            except BaseException as left:  # stuck, or the caller will not wait
+                gone.append(f"rank {worker.rank} ({worker.device}) did not come back")
+                failures = failures if isinstance(left, TimeoutError) else [(0, left)]
+        self._meeting.native.reset()
+        if gone:
+            self._lost = "; ".join(gone)
+            self.close()
+        self._raise_first(failures)
+
+    def _raise_first(self, failures: Failures) -> NoReturn:
+        """Raise what a user is to see: that he left, that a process has ended, or what a rank has raised."""
+        left = next((error for _, error in failures if not isinstance(error, Exception)), None)
+        if left is not None:
+            raise left
+        if self._lost is not None:
+            raise WorkerError(f"{self._lost}; {REMEDY}") from None
+        _, error = next((one for one in failures if not isinstance(one[1], RankAborted)), failures[0])
+        raise error
+
+    def _require_alive(self) -> None:
+        if self._lost is not None:
+            raise WorkerError(f"{self._lost}; {REMEDY}")
+        if not self._finalizer.alive:
+            raise WorkerError("this runtime is closed; compile the model again")
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep the runs of other threads out, between this one's too.
+
+        Raises:
+            TpfxError: this is a rank's thread, or another process.
+        """
+        return self._first.alone()
+
+    def native_meeting(self) -> SharedMeeting:
+        """Where the ranks of the native executor meet."""
+        return self._meeting
+
+    def close(self) -> None:
+        """End the processes; also happens when the runtime is collected, and when this process ends."""
+        self._finalizer()
+        self._first.close()
+
+
+def _failure(program: RemoteProgram, said: tuple[Any, ...]) -> tuple[int, BaseException]:
+    """The rank that has failed, and its error as it is to be raised."""
+    _, node, text = said
+    error: BaseException = pickle.loads(text)
+    error.add_note(f"on rank {program.rank}" + (f", in node {node}" if node else ""))
+    try:
+        program.fail(error, node)
+    except BaseException as raised:
+        return program.rank, raised
+
+
+def _end(workers: Sequence[WorkerProcess], process: int) -> None:
+    """End processes, all at once; not from a process that was forked."""
+    if os.getpid() == process:
+        for worker in workers:
+            worker.close()
+        for worker in workers:
+            worker.end()
