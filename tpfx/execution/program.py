@@ -123,8 +123,8 @@ def _output(node: Any, mesh: Mesh, kept: bool, seen: bool) -> Callable[[list[Any
         dynamic.add(0)  # one row in this graph, maybe more in the next
     fixed = {dim: int(value.shape[dim]) for dim, _ in layout.dims if not layout.unfolding}
     if not layout:
-        # Ranks on one device share what they all have; on several, and in processes, state that comes back must
-        # not be copied again.
+        # Ranks on one device share what they all have; where they cannot, state that comes back must not be
+        # copied again.
         kept = kept or (mesh.memories > 1 and any(user.op != "output" for user in node.users))
         return partial(_shard, layout, fixed, dynamic, mesh) if kept else partial(_plain, dynamic)
     if layout.unfolding and seen:  # only the backward part could use its shards

@@ -66,8 +66,8 @@ class Target:
             raise TpfxError(f"mode={self.mode!r} is unknown; pass {' or '.join(map(repr, MODES))}")
         if self.processes and self.device_compiler == "inductor":
             raise TpfxError(
-                "device_compiler='inductor' does not go with processes=True: leave out one or the other, or start "
-                "one process per device with torchrun"
+                "device_compiler='inductor' does not go with processes=True: leave out one or the other, or "
+                "start one process per device with torchrun"
             )
         if isinstance(self.devices, list):  # so that it can be a key
             object.__setattr__(self, "devices", tuple(self.devices))

@@ -365,6 +365,14 @@ class Desk {
 
   static const c10::StorageImpl* memory_of(const at::Tensor& one) { return one.storage().unsafeGetStorageImpl(); }
 
+  at::Tensor copied(const at::Tensor& one) const {
+    const auto dense = one.resolve_conj().resolve_neg().contiguous();
+    const auto bytes = static_cast<int64_t>(dense.nbytes());
+    at::Storage memory(at::Storage::use_byte_size_t(), bytes, arena_->allocate(bytes), nullptr, false);
+    std::memcpy(memory.mutable_data(), dense.const_data_ptr(), bytes);
+    return View{one.scalar_type(), false, false, 0, dense.sizes().vec(), dense.strides().vec()}.on(memory);
+  }
+
   template <class Map>
   void write(Writer& to, at::Tensor one, int64_t number, Map& known, Lent& lent) const {
     const auto found = known.find(memory_of(one));
@@ -374,7 +382,7 @@ class Desk {
       return View::write(to, one, one.storage_offset());
     }
     if (!arena_->has(one.storage().data()) || c10::impl::cow::is_cow_data_ptr(one.storage().data_ptr()))
-      one = one.clone();
+      one = copied(one);
     known.emplace(memory_of(one), std::pair(Form::of_result, number));
     to.put(Form::lent);
     to.put(lent.add(one.storage()));

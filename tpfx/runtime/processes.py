@@ -55,17 +55,17 @@ def _mesh_apart(devices: Any, group: dist.ProcessGroup | None) -> Mesh:
     """Ranks of which all but the first are processes to be started."""
     if group is not None or isinstance(devices, DeviceMesh) or launched():
         raise DeviceError(
-            "processes=True starts the processes of the ranks, but there are some already, of torchrun or of a "
-            "group: leave out one or the other"
+            "processes=True starts the processes of the ranks, but there are some already, of torchrun or of "
+            "a group: leave out one or the other"
         )
     found = parse_devices(devices)
     if len(found) == 1:
         return Mesh(found)
     if found[0].type != "cpu" or sys.platform != "linux" or len(found) > MOST_RANKS:
         raise DeviceError(
-            f"processes=True is for 2 to {MOST_RANKS} CPU devices on Linux so far, not for {len(found)} of kind "
-            f"{found[0].type!r} on {sys.platform}: leave it out, and the ranks are threads; or start one process "
-            "per device with torchrun"
+            f"processes=True is for 2 to {MOST_RANKS} CPU devices on Linux so far, not for {len(found)} of "
+            f"kind {found[0].type!r} on {sys.platform}: leave it out, and the ranks are threads, or start "
+            "one process per device with torchrun"
         )
     return Mesh(found, apart=True)
 

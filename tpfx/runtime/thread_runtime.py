@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType, FunctionType, TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -28,7 +28,7 @@ from .process_groups import Groups, ThreadGroups
 from .rank_threads import Failures, Job, Worker, in_rank_thread
 
 T = TypeVar("T")
-F = TypeVar("F", bound=FunctionType)
+F = TypeVar("F", bound=Callable[..., Any])
 
 # In whose frames a `self` knows the node that runs.
 _OF_PROGRAMS = {RankProgram.__call__.__code__, RankProgram.fail.__code__}

@@ -70,13 +70,15 @@ def loads(text: bytes) -> GraphModule:
     try:
         made: GraphModule = pickle.loads(text)
     except (AttributeError, ImportError) as problem:
-        raise ModelError(f"a graph calls what the process of a rank does not have ({problem}): {REMEDY}") from problem
+        raise ModelError(
+            f"a graph calls what the process of a rank does not have ({problem}): {REMEDY}"
+        ) from problem
     return made
 
 
 def _described(module: GraphModule) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
     """What a graph refers to by name, and its nodes: kind, name, target, arguments."""
-    places = {node: _Place(at) for at, node in enumerate(module.graph.nodes)}
+    places: dict[Node, Any] = {node: _Place(at) for at, node in enumerate(module.graph.nodes)}
     names = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
     constants = {name: operator.attrgetter(name)(module) for name in sorted(names)}
     nodes = [

@@ -1,7 +1,10 @@
-"""The process group under which torch's functional collectives of one rank find the ranks of other processes."""
+"""The process group under which functional collectives of one rank find the ranks of other processes."""
 
 from __future__ import annotations
 
+import threading
+
+from ..errors import RankAborted
 from ..native.build import load
 from ..runtime.mesh import Mesh
 from ..runtime.process_groups import ThreadGroup
@@ -20,6 +23,7 @@ class SharedGroups:
     def __init__(self, mesh: Mesh, meeting: SharedMeeting) -> None:
         self.mesh, self._meeting = mesh, meeting
         self._group = ThreadGroup(self, mesh.owned[0])
+        self._lost: set[int] = set()  # idents of threads that were given up: they must not meet others
 
     def meet(self, rank: int, call: CollectiveCall) -> None:
         """Carry out one collective.
@@ -29,6 +33,8 @@ class SharedGroups:
             CollectiveTimeout: a rank did not come within the timeout.
             RankAborted: another rank failed.
         """
+        if threading.get_ident() in self._lost:
+            raise RankAborted(f"rank {rank} came back after it had been given up")
         extension, native = load(), self._meeting.native
         kind = extension.Kind.__members__[call.kind]
         how = extension.Reduction.__members__[call.reduction or "none"]
@@ -53,10 +59,12 @@ class SharedGroups:
         return error
 
     def give_up(self, ident: int) -> None:
-        """A thread that does not come back has no successor that it could meet: its run is the last."""
+        """Keep a thread that did not come back away from its successors."""
+        self._lost.add(ident)
 
     def welcome(self, ident: int) -> None:
         """A thread that was given up has come back, and ends."""
+        self._lost.discard(ident)
 
     def close(self) -> None:
         """Unregister the group."""

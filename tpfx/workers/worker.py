@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
 
 from ..native.build import load
 from ..native.rank_program import RankProgram
@@ -43,7 +42,11 @@ class Worker:
 
     def serve(self) -> None:
         """Until the caller has ended."""
-        kinds = {"program": self._program, "run": self._run, "settle": lambda token: ("settled", token)}
+        kinds: dict[str, Callable[..., tuple[Any, ...]]] = {
+            "program": self._program,
+            "run": self._run,
+            "settle": lambda token: ("settled", token),
+        }
         self._channel.send("ready")
         while (said := self._channel.receive()) is not None:
             kind, *rest = said
@@ -57,7 +60,7 @@ class Worker:
         except Exception as error:
             return _failure(error)
         self._forwards[number] = forward, load().Desk(self._arena)
-        return ("done",)
+        return "done", None
 
     def _run(
         self,

@@ -1,11 +1,11 @@
-"""The runtime of a model whose ranks are processes: the first rank is the caller's, a worker runs each other one.
+"""The runtime of a model whose ranks are processes: the caller's runs the first rank, workers run the others.
 
     runtime = WorkerRuntime(mesh)
     programs = runtime.programs("native", modules[1:])      # of the other ranks
     results = runtime.run_all([first, *programs], rows)     # of every rank
 
-When a rank raises, the others are released from their collectives, and the caller gets that rank's own exception
-with a note where it happened. When a process ends, all do: the weights stay, in the caller's memory.
+When a rank raises, the others are released from their collectives, and the caller gets that rank's own
+exception with a note where it happened. When a process ends, all do; the caller's memory has the weights.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import os
 import pickle
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
@@ -40,6 +40,14 @@ REMEDY = "the model keeps its weights: tpfx.unshard(model) makes it whole, and i
 Failures = list[tuple[int, BaseException]]  # which rank has raised what
 
 
+class _Failed(Exception):
+    """Workers have raised something."""
+
+    def __init__(self, failures: Failures) -> None:
+        super().__init__()
+        self.failures = failures
+
+
 class RemoteProgram:
     """A rank's graph that its worker runs.
 
@@ -58,7 +66,8 @@ class RemoteProgram:
 
     def node_at(self, variables: dict[str, Any]) -> str | None:
         """The name of the node that has failed, in a frame of `fail` with these variables."""
-        return variables["node"]
+        node: str | None = variables["node"]
+        return node
 
 
 class WorkerRuntime:
@@ -91,6 +100,7 @@ class WorkerRuntime:
         self._numbers, self._runs = itertools.count(), itertools.count(1)
         self._settings: Any = None  # that the workers have
         self._lost: str | None = None
+        self._under_way = False  # whether the workers may be in something
         self._finalizer = weakref.finalize(self, _end, self._workers, os.getpid())
 
     def programs(self, compiler: str, modules: Sequence[GraphModule]) -> list[RemoteProgram]:
@@ -107,17 +117,10 @@ class WorkerRuntime:
         texts = list(map(dumps, modules))
         number = next(self._numbers)
         made = [RemoteProgram(number, worker.rank) for worker in self._workers]
-        with self._first.alone():
-            self._require_alive()
-            failures: Failures = []
-            try:
-                for worker, text in zip(self._workers, texts, strict=True):
-                    worker.tell("program", number, compiler, text)
-                _, failures = self._answers(made)
-            except BaseException as error:
-                self._settle([(0, error)], made)
-            if failures:
-                self._raise_first(failures)
+        with self._turn(made):
+            for worker, text in zip(self._workers, texts, strict=True):
+                worker.tell("program", number, compiler, text)
+            self._answers(made)
         for one, forgotten in zip(made, self._forgotten, strict=True):
             weakref.finalize(one, forgotten.append, number).atexit = False
         return made
@@ -129,24 +132,33 @@ class WorkerRuntime:
             WorkerError: a worker has ended, now or before.
             Exception: what the first rank to fail raised, with a note naming the rank and the node.
         """
-        with self._first.alone():
-            self._require_alive()
+        first, *remote = forwards
+        with self._turn(remote):
             own, *others = rows
             rows.clear()
-            first, *remote = forwards
             sent = load().Sent(self._arena, others, own, pickle.dumps)
-            failures: Failures = []
+            self._begin(remote, sent.places())
+            results = [self._run_first(first, own)]
+            given = enumerate(zip(self._answers(remote), self._leases, strict=True))
+            return results + [sent.unpack(at, *place, known, pickle.loads) for at, (place, known) in given]
+
+    @contextmanager
+    def _turn(self, remote: Sequence[RemoteProgram]) -> Iterator[None]:
+        """One exchange with the workers goes at a time; where it fails or is left, all are had back."""
+        with self._first.alone():
+            self._require_alive()
+            if self._under_way:  # Ctrl-C came again, while they were
+                self._have_back(remote)
+            self._under_way = True
             try:
-                self._begin(remote, sent.places())
-                results = [self._run_first(first, own)]
-                places, failures = self._answers(remote)
+                yield
+            except _Failed as failed:
+                self._have_back(remote)
+                self._raise_first(failed.failures)
             except BaseException as error:
-                self._settle([(0, error)], remote)
-            if failures:
-                self._settle(failures, remote)
-            given = zip(places, self._leases, strict=True)
-            results += [sent.unpack(at, *place, known, pickle.loads) for at, (place, known) in enumerate(given)]
-            return results
+                failures = [(0, error), *self._have_back(remote)]
+                self._raise_first(failures)
+            self._under_way = False
 
     def _begin(self, remote: Sequence[RemoteProgram], places: Sequence[tuple[int, int]]) -> None:
         """Have the workers start."""
@@ -169,19 +181,22 @@ class WorkerRuntime:
         found: list[Any] = self._first.run([partial(forward, *row)])[0]
         return found
 
-    def _answers(self, remote: Sequence[RemoteProgram]) -> tuple[list[Any], Failures]:
-        """What the workers answer, and what they have raised."""
+    def _answers(self, remote: Sequence[RemoteProgram]) -> list[Any]:
+        """What the workers answer."""
         said = [worker.hear() for worker in self._workers]
         failures = [
             _failure(program, one) for program, one in zip(remote, said, strict=True) if one[0] == "failed"
         ]
-        return [one[1] if len(one) > 1 else None for one in said], failures
+        if failures:
+            raise _Failed(failures)
+        return [one[1] for one in said]
 
-    def _settle(self, failures: Failures, remote: Sequence[RemoteProgram]) -> NoReturn:
-        """After a run that has failed or was left: have all ranks back, and raise what is behind it."""
+    def _have_back(self, remote: Sequence[RemoteProgram]) -> Failures:
+        """Have all workers wait again, or end them if one does not: what they have raised meanwhile."""
         self._meeting.native.fail()
         until = time.monotonic() + min(self.timeout, PATIENCE)
         token = next(self._runs)
+        failures: Failures = []
         gone: list[str] = []
         for worker, program in zip(self._workers, remote, strict=True):
             try:
@@ -191,14 +206,14 @@ class WorkerRuntime:
                         failures.append(_failure(program, said))
             except WorkerError as ended:
                 gone.append(str(ended))
-            except BaseException as left:  # stuck, or the caller will not wait
-                gone.append(f"rank {worker.rank} ({worker.device}) did not come back")
-                failures = failures if isinstance(left, TimeoutError) else [(0, left)]
-        self._meeting.native.reset()
+            except TimeoutError:
+                gone.append(f"rank {worker.rank} ({worker.device}) did not come back, and was ended")
         if gone:
             self._lost = "; ".join(gone)
             self.close()
-        self._raise_first(failures)
+        self._meeting.native.reset()
+        self._under_way = False
+        return failures
 
     def _raise_first(self, failures: Failures) -> NoReturn:
         """Raise what a user is to see: that he left, that a process has ended, or what a rank has raised."""
@@ -208,7 +223,10 @@ class WorkerRuntime:
         if self._lost is not None:
             raise WorkerError(f"{self._lost}; {REMEDY}") from None
         _, error = next((one for one in failures if not isinstance(one[1], RankAborted)), failures[0])
-        raise error
+        try:
+            raise error from error.__cause__
+        finally:
+            del error, failures, left  # break the cycle from the traceback to this frame and back
 
     def _require_alive(self) -> None:
         if self._lost is not None:

@@ -1,0 +1,1 @@
+"""Ranks that are processes which the caller's process starts."""
