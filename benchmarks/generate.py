@@ -46,8 +46,14 @@ def same_tokens(one: Local, other: Local, count: int = 12) -> bool:
     return all(torch.equal(mine, theirs) for mine, theirs in zip(*texts, strict=True))
 
 
-def _named(devices: int, compiler: str) -> str:
-    return f"tpfx, {devices} devices, {compiler}"
+def _named(devices: int, compiler: str, processes: bool = False) -> str:
+    return f"tpfx, {devices} {'processes' if processes else 'devices'}, {compiler}"
+
+
+def _ways(compilers: Sequence[str], processes: bool) -> list[tuple[str, bool]]:
+    """What runs the ranks, and whether they are processes: Inductor's code runs in threads alone."""
+    apart = [(compiler, True) for compiler in compilers if processes and compiler != "inductor"]
+    return [*((compiler, False) for compiler in compilers), *apart]
 
 
 @contextmanager
@@ -56,6 +62,7 @@ def running(
     devices: int,
     length: int,
     compilers: Sequence[str],
+    processes: bool,
     peer: bool,
     tell: Callable[[str], None],
 ) -> Iterator[dict[str, System]]:
@@ -66,10 +73,11 @@ def running(
     if devices > 1:
         systems[f"unsharded, {devices} threads"] = Local(whole, devices, ids)
     torch.set_num_threads(devices)  # each rank gets its part of them
-    for compiler in compilers:
+    for compiler, apart in _ways(compilers, processes):
         tell(f"compiling, {compiler}")
-        split = tpfx.compile(build(config(**shape)), ["cpu"] * devices, device_compiler=compiler)
-        systems[_named(devices, compiler)] = Local(split, 1, ids)  # one thread between the graphs as well
+        given = {"device_compiler": compiler, "processes": apart}
+        split = tpfx.compile(build(config(**shape)), ["cpu"] * devices, **given)
+        systems[_named(devices, compiler, apart)] = Local(split, 1, ids)  # one thread between graphs as well
     if not peer:
         yield systems
         return
@@ -89,16 +97,17 @@ def run(
     rounds: int,
     patience: float,
     compilers: Sequence[str],
+    processes: bool,
     peer: bool,
     console: Console,
 ) -> dict[str, Any]:
     """Measure one model, print its table, and return all figures."""
     with (
         console.status("building") as status,
-        running(shape, devices, length, compilers, peer, status.update) as systems,
+        running(shape, devices, length, compilers, processes, peer, status.update) as systems,
     ):
         local = {name: system for name, system in systems.items() if isinstance(system, Local)}
-        split = {name: local[name] for name in (_named(devices, compiler) for compiler in compilers)}
+        split = {name: one for name, one in local.items() if name.startswith("tpfx")}
         measure(systems, WRITING, WARM_UP, None, lambda text: status.update(f"warming up, {text}"))
         same = all(same_tokens(local[BASELINE], one) for one in split.values())
         before = {name: tpfx.report(one.model).graphs for name, one in split.items()}
@@ -133,6 +142,9 @@ def main(
     device_compiler: Annotated[
         list[str] | None, typer.Option(help="native, inductor or eager; may be repeated; all if left out")
     ] = None,
+    processes: Annotated[
+        bool, typer.Option(help="measure ranks that are processes as well, beside threads")
+    ] = False,
     peer: WithPeer = True,
     json_file: JsonFile = None,
 ) -> None:
@@ -143,7 +155,7 @@ def main(
         shape: dict[str, Any] = {"name": name, "layers": layers, "hidden": hidden, "heads": heads}
         if kv_heads is not None and name == "llama":
             shape["kv_heads"] = kv_heads
-        figures.append(run(shape, devices, prompt, repeats, patience, compilers, peer, console))
+        figures.append(run(shape, devices, prompt, repeats, patience, compilers, processes, peer, console))
     measured = {"devices": devices, "prompt": prompt, "machine": machine(), "models": figures}
     write_figures(measured, json_file)
 

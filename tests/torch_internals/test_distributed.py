@@ -220,3 +220,17 @@ def test_the_linear_of_onednn_is_linear(rows: tuple[int, ...], inner: int, outer
             if call is None:
                 pytest.skip("torch was built without oneDNN")
             torch.testing.assert_close(call[0](*call[1:]), torch.nn.functional.linear(left, right))
+
+
+def test_another_process_can_be_given_the_settings_that_ops_look_at():
+    before = distributed.settings()
+    assert before[0] is torch.float32 and len(before) == 7
+    other = (torch.float64, True, True, False, "ieee", "tf32", "bf16")
+    try:
+        distributed.set_settings(other)
+        assert distributed.settings() == other
+        assert torch.get_default_dtype() is torch.float64 and torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    finally:
+        distributed.set_settings(before)
+    assert distributed.settings() == before
