@@ -17,11 +17,12 @@ from .capture.inputs import Inputs
 from .checkpoint.safetensors_files import Checkpoint, Stored, reading, weights_in
 from .errors import AlreadyCompiledError, InputError, ModelError
 from .frontend.compiled_forward import Entry
-from .frontend.methods import first_of_generate, lead_through, method_names
+from .frontend.methods import lead_through, method_names
 from .frontend.plain_copy import is_split, stand_ins, strip
 from .frontend.report import Report
 from .frontend.session import Session, Target, end_session, session_of
 from .frontend.weight_holders import HOLDERS
+from .plan.generation import first_of_generate
 from .plan.plan import Plan
 from .planning import Topology
 from .runtime.data_parallel import stop_averaging
@@ -203,7 +204,7 @@ def _compile(
 
 def _follow(plan: Plan, slots: Sequence[Slot], session: Session) -> None:
     """Divide the weights as a plan says, and have its graphs carried out as it says."""
-    session.choices = {graph.fingerprint: graph.choices for graph in plan.graphs}
+    session.plan = plan
     for slot in slots:
         weight = plan.weights.get(slot.name)
         if weight is not None and weight.shards is not None and slot.value.placement is None:

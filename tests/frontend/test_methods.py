@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,11 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import tpfx
-from tests.support.architectures import tiny as tiny_of
-from tests.support.models import tiny
-from tests.support.nets import state_of
 from tests.support.sharded import CPUS
-from tpfx.frontend.methods import first_of_generate, method_names
+from tpfx.frontend.methods import method_names
 
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 
@@ -153,46 +148,3 @@ def test_a_copy_has_methods_of_its_own() -> None:
         torch.testing.assert_close(copied.encode(X), copied.down[2].bias.full().expand(5, 4))
     torch.testing.assert_close(model.encode(X), plain.encode(X))
     assert tpfx.report(copied).graphs == 1
-
-
-def test_the_first_call_of_generate(caplog: pytest.LogCaptureFixture) -> None:
-    """It is what `generate` passes with these inputs; nothing runs, is said, or stays behind."""
-    model, seen = tiny("llama", num_hidden_layers=1), list[Any]()
-    model.generation_config.update(num_beams=2, max_length=3, do_sample=True)  # of which generate warns
-    own, before = {"input_ids": torch.full((2, 5), 7)}, state_of(model)
-    model.register_forward_pre_hook(lambda *given: seen.append(given[2]) or None, with_kwargs=True)
-    logging.getLogger("transformers").addHandler(caplog.handler)
-    with warnings.catch_warnings(), caplog.at_level(logging.INFO):
-        warnings.simplefilter("error")
-        call = first_of_generate(model, own)
-    logging.getLogger("transformers").removeHandler(caplog.handler)
-    assert call is not None and not seen and not caplog.records and state_of(model) == before
-    model.generate(**own, max_new_tokens=1)
-    assert call.keys() == seen[0].keys() and call["input_ids"].shape == seen[0]["input_ids"].shape
-    kept = "cache" if "cache" in call else "past_key_values"  # as transformers 5.24 has it
-    assert type(call[kept]) is type(seen[0][kept])
-
-
-def _of(**settings: Any) -> nn.Module:
-    model = tiny("llama", num_hidden_layers=1)
-    model.generation_config.update(**settings)
-    return model
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: tiny_of("bart", "seq2seq")[0],  # generate calls the encoder first
-        lambda: tiny_of("bert", "masked")[0],  # it cannot generate
-        lambda: _of(cache_implementation="static"),  # of the size of one call
-        lambda: _of(penalty_alpha=0.6, top_k=4),  # whose code comes from elsewhere
-        lambda: _of(num_beams=0),  # generate fails
-        nn.ReLU,
-    ],
-)
-def test_models_whose_first_call_of_generate_is_not_known(make: Any) -> None:
-    model = make()
-    before = state_of(model)
-    assert first_of_generate(model, {"input_ids": torch.ones(2, 5, dtype=torch.int64)}) is None
-    assert first_of_generate(model, (torch.ones(2, 5),)) is None
-    assert state_of(model) == before

@@ -27,3 +27,15 @@ def test_a_function_of_python_is_known_by_its_name() -> None:
     again.__module__ = ours.__module__
     assert again is not ours
     assert fingerprint(_graph(ours)) == fingerprint(_graph(again)) != fingerprint(_graph(torch.sym_max))
+
+
+def test_which_gpu_it_is_does_not_matter() -> None:
+    """Each process has its own, and all must find that they have the same graph."""
+
+    def made_on(device: str) -> str:
+        graph = Graph()
+        ones = torch.ops.aten.ones.default
+        graph.output((graph.call_function(ones, ([2],), {"device": torch.device(device)}),))
+        return fingerprint(graph)
+
+    assert made_on("cuda:0") == made_on("cuda:1") != made_on("cpu")

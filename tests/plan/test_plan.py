@@ -77,7 +77,8 @@ def test_a_plan_for_something_else_is_refused(plans: dict[int, Plan]) -> None:
 
 
 def test_choices_of_another_graph_are_refused(plans: dict[int, Plan]) -> None:
-    plan = tpfx.plan(tiny("llama"), 2)
+    own = dict(tiny("llama").dummy_inputs)
+    plan = tpfx.plan(tiny("llama"), 2, own)
     (graph,) = plan.graphs
     for ops, units, message in (
         (graph.ops[1:], graph.units, "decides .* ops of a graph that has"),
@@ -88,7 +89,7 @@ def test_choices_of_another_graph_are_refused(plans: dict[int, Plan]) -> None:
         model = tiny("llama")
         before = {name: value.clone() for name, value in model.named_parameters()}
         with pytest.raises(PlanError, match=message):
-            tpfx.compile(model, ["cpu", "cpu"], plan=wrong, example_inputs=dict(model.dummy_inputs))
+            tpfx.compile(model, ["cpu", "cpu"], plan=wrong, example_inputs=own)
         for name, value in model.named_parameters():
             assert type(value) is nn.Parameter
             assert torch.equal(value, before[name])

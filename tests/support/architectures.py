@@ -73,3 +73,10 @@ def tiny(
     if task == "seq2seq":
         return model, {"input_ids": ids, "decoder_input_ids": ids.flip(1)}
     return model, {"input_ids": ids}
+
+
+def t5() -> transformers.PreTrainedModel:
+    """A tiny T5 that generates, from a start token on, and without an end."""
+    model, _ = tiny("t5", "seq2seq")
+    model.generation_config.update(decoder_start_token_id=0, pad_token_id=0, eos_token_id=None)
+    return model

@@ -89,6 +89,13 @@ def tiny(name: str, **overrides: Any) -> transformers.PreTrainedModel:
     return model
 
 
+def without_weights(name: str, **overrides: Any) -> transformers.PreTrainedModel:
+    """The same model on the meta device."""
+    config = tiny(name, **overrides).config
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
 def inputs(model: transformers.PreTrainedModel, batch: int = 2, length: int = 12) -> dict[str, torch.Tensor]:
     """Random token ids `[batch, length]` for `model(**inputs)`, none of them padding, and a mask of ones."""
     generator = torch.Generator().manual_seed(1)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 from torch.nn.modules import module as all_modules
 
 from tpfx.torch_internals.module_changes import (
-    CALLED_INSTEAD,
     CHANGES,
     Changes,
     hook_tables,
     remove_state_hooks,
-    with_hooks,
 )
 
 
@@ -64,16 +60,6 @@ def test_hooks_of_state_dicts_are_taken_out() -> None:
     remove_state_hooks(net, (ours,))
     assert len(net._load_state_dict_pre_hooks) == len(net._state_dict_hooks) == 1
     assert other in net._state_dict_hooks.values()
-
-
-def test_what_is_called_instead_of_a_module_takes_the_place_of_its_hooks_too() -> None:
-    layer, seen = torch.nn.Linear(2, 2), []
-    layer.register_forward_hook(lambda *_: seen.append("hook"))
-    vars(layer)[CALLED_INSTEAD] = lambda x: seen.append("instead")
-    layer(torch.ones(2))
-    with_hooks(layer, torch.ones(2))
-    assert seen == ["instead", "hook"]
-    assert CALLED_INSTEAD not in vars(copy.deepcopy(layer))
 
 
 def test_a_modules_own_hooks_are_given_if_asked_for() -> None:

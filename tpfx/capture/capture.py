@@ -13,21 +13,24 @@ inference; "decode", the call after it, of one token, with what the first has ke
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import MethodType
 from typing import Any
 
 import torch
 
 from ..errors import InputError, ModelError, TpfxError
 from ..ir.annotations import Source
-from ..torch_internals.dynamo import fresh
+from ..torch_internals.batch_guards import BATCH_EFFECTS, CAN_OPEN_BATCHES, open_batches
+from ..torch_internals.dynamo import NOT_CAPTURED, Settings, fresh, twin
 from ..torch_internals.dynamo_cache import capturing_for
-from ..torch_internals.fake import FakeTensorMode
-from ..torch_internals.fx import tree_map_only
-from ..torch_internals.parameter_slots import slots_of
+from ..torch_internals.fake import FakeTensor, FakeTensorMode
+from ..torch_internals.fx import tree_leaves, tree_map_only
+from ..torch_internals.parameter_slots import slots_of, with_hooks
+from .decompositions import FAST_PATH_EFFECTS
 from .graph import PHASES, Captured, Phase
-from .inputs import Inputs, call_of, leave_sizes_open
+from .inputs import Inputs, call_of, is_one_token, leave_sizes_open
 from .recorder import GraphRecorder
 from .sources import weight_sources
 
@@ -55,38 +58,132 @@ def capture(
     """
     if phase not in PHASES:
         raise InputError(f"{phase} is not a phase; it is one of {', '.join(PHASES)}")
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     args, kwargs = call_of(model, inputs)
-    args, kwargs = tree_map_only(
-        torch.Tensor, lambda value: _fake_input(value, mode, symbolic, device), (args, kwargs)
-    )
-    train = phase == "train"
-    # Without a device there is no memory on it for what graphs make of nothing.
-    around: Any = nullcontext() if torch.device(device).type == "cpu" else mode
-    recorder = GraphRecorder({}, symbolic, "train" if train else "prefill", around)
-    with (
-        training_mode(model, train),
-        _without_weights(model, mode, device) as recorder.sources,
-        torch.set_grad_enabled(train),
-        capturing_for(recorder.backend),
-    ):
-        step = torch.compile(fresh(model.forward), backend=recorder.backend)
+    with calls_on_fakes(model, symbolic=symbolic, train=phase == "train", device=device) as calls:
+        args, kwargs, result = calls.call(args, kwargs)
+        if phase == "decode":
+            named = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+            calls.recorder.phase = "decode"
+            calls.call((), _next_call(model, named, result, calls.mode))
+    return calls.graphs()
+
+
+class Calls:
+    """Calls of a model, and of parts of it, on fake tensors; their graphs are kept: those of `compile`.
+
+    Attributes:
+        model: the model.
+        recorder: what keeps the graphs.
+        mode: of the fake tensors.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, symbolic: bool, phase: Phase, device: torch.device | str
+    ) -> None:
+        self.model, self.mode = model, FakeTensorMode(allow_non_fake_inputs=True)
+        # Without a device there is no memory on it for what graphs make of nothing.
+        around: Any = nullcontext() if torch.device(device).type == "cpu" else self.mode
+        self.recorder = GraphRecorder({}, symbolic, phase, around)
+        self._symbolic, self._device = symbolic, device
+        self._compiled: dict[int, Compiled] = {}
+
+    def call(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        part: torch.nn.Module | None = None,
+        any_batch: bool = False,
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """Capture one call.
+
+        Args:
+            args, kwargs: its arguments; fake tensors among them are results of earlier calls.
+            part: the submodule that is called; None for the model.
+            any_batch: whether a batch of 1 stays open, as in the first call of `generate`.
+
+        Returns:
+            The arguments, as fake tensors, and the result.
+
+        Raises:
+            ModelError: it cannot be captured.
+        """
+        args, named = tree_map_only(torch.Tensor, self._fake_input, (args, dict(kwargs)))
+        leaves = (leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, torch.Tensor))
+        is_step = self._symbolic and any(map(is_one_token, leaves))
         try:
-            result = step(*args, **kwargs)
-            if phase == "decode":
-                named = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
-                following = _next_call(model, named, result, mode, symbolic)
-                recorder.phase = "decode"
-                step(**following)
+            return args, named, self._of(part).call(is_step, any_batch and self._symbolic, args, named)
         except Exception as error:
-            raise capture_error(model, error) from error
-    if not recorder.captured:
-        raise ModelError(f"{type(model).__name__} computes nothing with tensors: there is no graph to split")
-    return recorder.captured
+            raise capture_error(self.model, error) from error
+
+    def graphs(self) -> list[Captured]:
+        """The graphs of all calls, in order.
+
+        Raises:
+            ModelError: there are none.
+        """
+        if not self.recorder.captured:
+            name = type(self.model).__name__
+            raise ModelError(f"{name} computes nothing with tensors: there is no graph to split")
+        return self.recorder.captured
+
+    def _of(self, part: torch.nn.Module | None) -> Compiled:
+        found = self._compiled.get(id(part))
+        if found is None:
+            forward = self.model.forward if part is None else MethodType(with_hooks, part)
+            found = self._compiled[id(part)] = Compiled(forward, self.recorder)
+        return found
+
+    def _fake_input(self, value: torch.Tensor) -> torch.Tensor:
+        if isinstance(value, FakeTensor) and value.fake_mode is self.mode:
+            return value
+        fake = _fake(value, self.mode, self._device)
+        if self._symbolic:
+            leave_sizes_open(fake)
+        return fake
+
+
+class Compiled:
+    """A forward whose graphs are recorded: steps of one token apart, for any number of rows, if possible."""
+
+    def __init__(self, forward: Callable[..., Any], recorder: GraphRecorder) -> None:
+        self._recorder, forward = recorder, fresh(forward)
+        dynamic = None if recorder.symbolic else False
+        self._compiled = torch.compile(forward, backend=recorder.backend, dynamic=dynamic)
+        self._step = torch.compile(twin(forward), backend=recorder.backend, fullgraph=True)
+
+    def call(self, is_step: bool, any_batch: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the forward returns."""
+        if is_step and CAN_OPEN_BATCHES:
+            try:
+                with open_batches(), self._recorder.for_any_batch():
+                    return self._step(*args, **kwargs)
+            except NOT_CAPTURED:
+                pass  # it is captured for this batch, or says what is wrong
+        with open_batches() if any_batch and CAN_OPEN_BATCHES else nullcontext():
+            return self._compiled(*args, **kwargs)
+
+
+@contextmanager
+def calls_on_fakes(
+    model: torch.nn.Module, *, symbolic: bool, train: bool, device: torch.device | str
+) -> Iterator[Calls]:
+    """What captures calls of a model while this lasts, in inference or in training; see `capture`."""
+    calls = Calls(model, symbolic, "train" if train else "prefill", device)
+    with (
+        ExitStack() as effects,
+        training_mode(model, train),
+        _without_weights(model, calls.mode, device) as calls.recorder.sources,
+        torch.set_grad_enabled(train),
+        capturing_for(calls.recorder.backend),
+        Settings(model),
+    ):
+        for effect in (*FAST_PATH_EFFECTS, *BATCH_EFFECTS):
+            effects.callback(effect.install())
+        yield calls
 
 
 def _next_call(
-    model: torch.nn.Module, named: Mapping[str, Any], result: Any, mode: FakeTensorMode, symbolic: bool
+    model: torch.nn.Module, named: Mapping[str, Any], result: Any, mode: FakeTensorMode
 ) -> dict[str, Any]:
     """The arguments of a decode step: one token, and what the call before has returned for it.
 
@@ -102,10 +199,7 @@ def _next_call(
             f"{type(model).__name__} has no decode step: its forward returns nothing that it also takes, "
             "such as past_key_values"
         )
-    with mode:
-        kept[tokens] = torch.zeros(named[tokens].shape[0], 1, dtype=torch.int64, device=named[tokens].device)
-    if symbolic:
-        leave_sizes_open(kept[tokens])
+    kept[tokens] = torch.zeros(named[tokens].shape[0], 1, dtype=torch.int64)
     if "encoder_outputs" in takes and given.get("encoder_last_hidden_state") is not None:
         kept["encoder_outputs"] = (given["encoder_last_hidden_state"],)
     return kept | {name: named[name] for name in ("use_cache",) if name in named}
@@ -162,12 +256,3 @@ def _fake(value: torch.Tensor, mode: FakeTensorMode, device: torch.device | str)
         fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
     is_parameter = isinstance(value, torch.nn.Parameter)
     return torch.nn.Parameter(fake, value.requires_grad) if is_parameter else fake
-
-
-def _fake_input(
-    value: torch.Tensor, mode: FakeTensorMode, symbolic: bool, device: torch.device | str
-) -> torch.Tensor:
-    fake = _fake(value, mode, device)
-    if symbolic:
-        leave_sizes_open(fake)
-    return fake

@@ -21,6 +21,7 @@ from ..ir.annotations import Source, set_gradients
 from ..ir.nodes import copy_graph, is_check, is_tensor
 from ..ir.parallel_graph import ParallelGraph
 from ..torch_internals.aot import keeping_repetitions, min_cut_rematerialization_partition
+from ..torch_internals.batch_guards import serves_any_batch
 from .random_state import hidden, pin_draws
 from .recurrent import keep_for_backward
 from .sources import is_tangent
@@ -98,6 +99,20 @@ class Captured:
     def copy(self) -> Captured:
         """The same with a graph and sources of its own, which may be changed."""
         return replace(self, module=copy_graph(self.module), sources=list(self.sources))
+
+
+class SomeBatchesOnly(Exception):
+    """Ends the capture of a graph that was to do for any number of rows."""
+
+
+def require_any_batch(graph: Captured) -> None:
+    """See that no guard of a graph minds the number of rows.
+
+    Raises:
+        SomeBatchesOnly: one does.
+    """
+    if not serves_any_batch(node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")):
+        raise SomeBatchesOnly("what was captured does for some batches alone")
 
 
 def _mark_gradients(joint: Graph, results: int) -> None:

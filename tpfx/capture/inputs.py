@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..torch_internals.dynamo import mark_dynamic_sizes
+from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
 
 # Arguments of one call, or its keyword arguments.
 Inputs = tuple[Any, ...] | Mapping[str, Any]
@@ -48,8 +48,17 @@ def varying_sizes(value: torch.Tensor) -> set[int]:
     return {dim for dim in varying if value.shape[dim] != 1 or (dim == 0 and value.dim() > 1)}
 
 
+def is_one_token(value: torch.Tensor) -> bool:
+    """Whether an input is text of one token a row: the call is a step of a generation."""
+    return is_text(value) and value.shape[1] == 1
+
+
 def leave_sizes_open(value: torch.Tensor) -> None:
-    """Let the graphs that take an input serve all of its varying sizes."""
-    varying = varying_sizes(value)
-    if varying:
-        mark_dynamic_sizes(value, varying)
+    """Let the graphs that take an input serve all of its varying sizes, where nothing has been said of them.
+
+    Other sizes of 1 are constants.
+    """
+    if value.dim() and dynamic_sizes(value) is None:
+        varying = varying_sizes(value)
+        ones = {dim for dim, size in enumerate(value.shape) if size == 1} - varying
+        mark_dynamic_sizes(value, varying, ones)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..ir.annotations import Source
 from ..torch_internals.dynamo import mark_dynamic_sizes
 from .aot import Compiled, Part, boxed, trace
 from .gradient_flow import GradientFlow
-from .graph import Captured, Phase
+from .graph import Captured, Phase, require_any_batch
 from .sources import input_sources
 
 
@@ -27,6 +27,7 @@ class GraphRecorder:
         symbolic: whether sizes that vary in a result are to be open in the graph that takes it.
         phase: the call that is being captured.
         around: in which graphs run: where what they make is to be fake though nothing that they take is.
+        any_batch: whether graphs are refused that do for some batches alone.
         captured: the graphs.
         results: which graph made a tensor, as which result, by its id; and the tensor, to keep that id.
     """
@@ -35,6 +36,7 @@ class GraphRecorder:
     symbolic: bool
     phase: Phase
     around: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    any_batch: bool = False
     captured: list[Captured] = field(default_factory=list)
     results: dict[int, tuple[tuple[int, int], torch.Tensor]] = field(default_factory=dict)
 
@@ -42,6 +44,15 @@ class GraphRecorder:
         """What Dynamo calls with a graph."""
         kept = {at: self.results[id(v)][0] for at, v in enumerate(example_inputs) if id(v) in self.results}
         return trace(module, input_sources(module, example_inputs, self.sources), _Recording(self, kept))
+
+    @contextmanager
+    def for_any_batch(self) -> Iterator[None]:
+        """For captures inside `open_batches`: graphs that do for some batches alone are refused."""
+        self.any_batch = True
+        try:
+            yield
+        finally:
+            self.any_batch = False
 
     def keep(self, number: int, lowered: GraphModule, values: Sequence[Any]) -> None:
         """Remember what a graph, given by its number, has returned, and which sizes vary."""
@@ -65,7 +76,13 @@ class _Recording:
     number: int = -1  # of the graph, once it is kept
 
     def plan(self, graph: Captured) -> None:
-        """Keep a copy of the graph; what runs, or not, is the graph as it is."""
+        """Keep a copy of the graph; what runs, or not, is the graph as it is.
+
+        Raises:
+            SomeBatchesOnly: it was to do for any number of rows.
+        """
+        if self.recorder.any_batch:
+            require_any_batch(graph)
         kept = {} if graph.joint else self.kept  # what a joint graph takes, another has given plain
         self.number = len(self.recorder.captured)
         self.recorder.captured.append(replace(graph.copy(), phase=self.recorder.phase, kept=kept))

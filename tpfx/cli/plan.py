@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from ..capture.capture import capture
+from ..capture.graph import Captured, Phase
 from ..errors import InputError
+from ..plan.generation import capture_generation
 from ..plan.make import capture_device, plan_of
 from ..plan.tables import comparison
 from ..planning import topology_of
@@ -26,7 +29,7 @@ from .arguments import (
     require_devices,
     step,
 )
-from .models import build
+from .models import Built, build
 
 
 def plan(
@@ -36,8 +39,12 @@ def plan(
     ] = None,
     settings: SettingsOption = None,
     phase: Annotated[
-        PhaseName, typer.Option(help="One call; that and the decode step after it; or forward and backward.")
-    ] = PhaseName.prefill,
+        PhaseName | None,
+        typer.Option(
+            help="One call; that and the decode step after it; or forward and backward. Left out: the second "
+            "of a model that generates, else the first."
+        ),
+    ] = None,
     batch: BatchOption = 1,
     length: LengthOption = 4096,
     symbolic: SymbolicOption = None,
@@ -54,9 +61,10 @@ def plan(
     """Plan a split: bytes on each device, collectives, and the time they take.
 
     Prints the plan as JSON, which tpfx.compile(model, devices, plan=FILE) takes, or, with --output, writes
-    it to a file and prints a table. Keys, values and activations are those of --batch sequences of
-    --length tokens; times are what the topology says, one after the other. tpfx.compile divides the weights
-    as the plan says in any case, and carries out its graphs where their sizes were left open.
+    it to a file and prints a table. Of a transformers model that generates, the calls are those that its
+    generate makes. Keys, values and activations are those of --batch sequences of --length tokens; times are
+    what the topology says, one after the other. tpfx.compile divides the weights as the plan says in any
+    case, and carries out its graphs where their sizes were left open.
 
     \b
     Does it fit on 8 GPUs, with 32 sequences of 8,192 tokens?
@@ -72,7 +80,7 @@ def plan(
         built = build(model, settings or [], batch, length, labels=phase == PhaseName.train)
     open_sizes = leaves_open(symbolic, built.model)
     with step("capturing its graphs"):
-        captured = capture(built.model, built.inputs, symbolic=open_sizes, phase=phase.value, device=device)
+        captured = _capture(built, open_sizes, phase, device)
     plans = []
     for count in counts:
         with step(f"planning for {count} devices"):
@@ -85,6 +93,14 @@ def plan(
         plans[0].save(output)
         print(plans[0])
         console.print(f"wrote {output}")
+
+
+def _capture(built: Built, symbolic: bool, phase: PhaseName | None, device: torch.device) -> list[Captured]:
+    """What `generate` runs, of a model that has it; or a call with inputs that a user's function gives."""
+    wanted: Phase | None = None if phase is None else phase.value
+    if built.config is None and built.inputs is not None:
+        return capture(built.model, built.inputs, symbolic=symbolic, phase=wanted or "prefill", device=device)
+    return capture_generation(built.model, built.inputs, symbolic=symbolic, phase=wanted, device=device)
 
 
 def _counts(devices: int | None, compare: str | None) -> list[int]:

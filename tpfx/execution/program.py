@@ -130,7 +130,7 @@ def _output(node: Any, mesh: Mesh, kept: bool, seen: bool) -> Callable[[list[Any
     if layout.unfolding and seen:  # only the backward part could use its shards
         return partial(_gathered_folded, layout, mesh)
     if is_gathered_for_caller(node) and not layout.unfolding:
-        return partial(_gathered, layout, fixed, mesh)
+        return partial(_gathered, layout, fixed, dynamic, mesh)
     return partial(_shard, layout, fixed, dynamic, mesh)
 
 
@@ -158,8 +158,10 @@ def _shape(fixed: dict[int, int], result: torch.Tensor) -> list[int]:
     return shape
 
 
-def _gathered(layout: Shards, fixed: dict[int, int], mesh: Mesh, results: list[torch.Tensor]) -> torch.Tensor:
-    return whole_of(results, layout.dims, _shape(fixed, results[0]), mesh)
+def _gathered(
+    layout: Shards, fixed: dict[int, int], dynamic: set[int], mesh: Mesh, results: list[torch.Tensor]
+) -> torch.Tensor:
+    return _plain(dynamic, [whole_of(results, layout.dims, _shape(fixed, results[0]), mesh)])
 
 
 def _gathered_folded(layout: Shards, mesh: Mesh, results: list[torch.Tensor]) -> torch.Tensor:

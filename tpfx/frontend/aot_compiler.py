@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..capture.aot import Compiled, Part, trace, trace_module
 from ..capture.derivatives import Asked, Autocast, GradientsOf
 from ..capture.gradient_flow import GradientFlow
-from ..capture.graph import Captured
+from ..capture.graph import Captured, require_any_batch
 from ..execution.gradients import Trained
 from ..execution.output_strides import Strides
 from ..execution.program import Program
@@ -35,7 +35,6 @@ from ..runtime.mesh import Mesh
 from ..runtime.processes import require_same
 from ..sharded_tensor import ShardedTensor
 from ..torch_internals.aot import aliased_outputs, tracing_alone
-from ..torch_internals.batch_guards import serves_any_batch
 from ..torch_internals.distributed import outside_traces
 from ..torch_internals.dynamo_cache import collector_waiting
 from ..torch_internals.fake import FakeTensorMode
@@ -81,10 +80,8 @@ class _Lowering:
         lowered, ranks = graph.module.graph, session.mesh.size
         known = session.choices, session.kept
         parallel = parallelize(lowered, graph.sources, ranks, session.topology, *known)
-        session.newest = parallel
         require_same(session.mesh, "the graphs or plans", _plan_text(session.mesh, parallel))
-        for op, count in parallel.whole_ops.items():
-            session.whole_ops[op] = session.whole_ops.get(op, 0) + count
+        session.note_planned(parallel)
         self._distribute(parallel)
         return parallel
 
@@ -182,8 +179,7 @@ class _LoweringForAnyBatch(_Lowering):
 
     def plan(self, graph: Captured) -> ParallelGraph:
         """Plan a graph, but none whose guards mind the number of rows."""
-        if not serves_any_batch(node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")):
-            raise SomeBatchesOnly("what was captured does for some batches alone")
+        require_any_batch(graph)
         return super().plan(graph)
 
 
@@ -246,10 +242,6 @@ def _plan_text(mesh: Mesh, parallel: ParallelGraph) -> Iterator[bytes]:
 
 class LayoutsChosen(Exception):
     """Ends a call that was only made to choose layouts for the weights."""
-
-
-class SomeBatchesOnly(Exception):
-    """Ends the capture of a graph that was to do for any number of rows."""
 
 
 def _source(value: Any, name: str, mesh: Mesh) -> Source:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from ..capture.inputs import is_text, varying_sizes
+from ..capture.inputs import is_one_token
+from ..capture.inputs import leave_sizes_open as leave_open
 from ..errors import InputError
 from ..sharded_tensor.storage import is_distributed
 from ..sharded_tensor.tensor import ShardedTensor
-from ..torch_internals.dynamo import FailedOp, dynamic_sizes, mark_dynamic_sizes, place_of, reason_of
+from ..torch_internals.dynamo import FailedOp, place_of, reason_of
 
 
 def lies_on(device: torch.device, tensor: torch.Tensor) -> bool:
@@ -131,11 +132,8 @@ def leave_sizes_open(inputs: Sequence[torch.Tensor]) -> bool:
         plain = type(leaf) is torch.Tensor
         if not leaf.dim() or not (plain or _is_made_eagerly(leaf)):
             continue
-        is_step |= plain and is_text(leaf) and leaf.shape[1] == 1
-        if dynamic_sizes(leaf) is None:
-            varying = varying_sizes(leaf)
-            ones = {dim for dim, size in enumerate(leaf.shape) if size == 1} - varying
-            mark_dynamic_sizes(leaf, varying, ones)
+        is_step |= plain and is_one_token(leaf)
+        leave_open(leaf)
     return is_step
 
 

@@ -7,7 +7,6 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from types import MethodType
 from typing import Any, NoReturn
@@ -28,8 +27,8 @@ from ..sharded_tensor.storage import CALLS
 from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.aot import in_transform
 from ..torch_internals.dynamo import FailedOp, captures_frames, needs_a_frame
-from ..torch_internals.module_changes import CHANGES, with_hooks
-from ..torch_internals.parameter_slots import slots_of
+from ..torch_internals.module_changes import CHANGES
+from ..torch_internals.parameter_slots import slots_of, with_hooks
 from .aot_compiler import LayoutsChosen
 from .call_inputs import (
     brought_to,
@@ -299,10 +298,7 @@ class Entry(StandIn):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
         model = copy.deepcopy(self.model, memo)
-        session = replace(
-            self.session, graphs=0, whole_ops={}, in_python={}, runs=0, whole_calls=0, warned=set()
-        )
-        return Entry(model, copy.deepcopy(self.forward, memo), session)
+        return Entry(model, copy.deepcopy(self.forward, memo), self.session.of_copy())
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         name = type(self.model).__name__

@@ -4,32 +4,22 @@ names = method_names(model, None)      # ["decode", "encode"]
 lead_through(model, names)             # model.decode(z) has graphs of its own, with the same weights
 
 Inside of a call that is compiled, of `forward` or of another method, they are what they were: part of it.
-
-first_of_generate(model, {"input_ids": ids})    # what transformers' `generate` calls the model with first
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FunctionType, MethodType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from ..capture.inputs import Inputs
 from ..errors import InputError
 from ..torch_internals.dynamo import as_code_of
-from ..torch_internals.module_changes import CALLED_INSTEAD
 from .compiled_forward import Entry, PartialEntry
 from .plain_copy import STANDS_IN
-
-log = logging.getLogger("tpfx")
 
 
 def method_names(model: torch.nn.Module, asked: Sequence[str] | None) -> list[str]:
@@ -132,83 +122,3 @@ def _names_in(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names_in(constant)
-
-
-def first_of_generate(model: torch.nn.Module, inputs: Inputs) -> dict[str, Any] | None:
-    """The call of a transformers model that its `generate` makes first; nothing of the model runs.
-
-    Args:
-        model: the model.
-        inputs: what `generate` is given: a text.
-
-    Returns:
-        Its keyword arguments; None where `generate` calls an encoder or other parts, or would keep a cache of
-        a fixed size, which is that of one call, or cannot take these inputs.
-    """
-    settings = getattr(model, "generation_config", None)
-    given = dict(inputs) if isinstance(inputs, Mapping) else {}
-    text = given.get("input_ids")
-    if not _generates(model) or not isinstance(text, torch.Tensor) or vars(model).get(CALLED_INSTEAD):
-        return None
-    if getattr(settings, "cache_implementation", None) is not None or _mode_of(settings) not in _ORDINARY:
-        return None
-    if "attention_mask" in inspect.signature(model.forward).parameters:
-        given.setdefault("attention_mask", torch.ones_like(text))  # else it may warn
-    generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
-    return _call_within(model, partial(generate, **given, max_new_tokens=1))
-
-
-# Ways to generate that begin with a call of the model with the text; others need more models or code.
-_ORDINARY = ("greedy_search", "sample", "beam_search", "beam_sample")
-
-
-def _generates(model: torch.nn.Module) -> bool:
-    """Whether a model writes text by transformers' own `generate`, which calls it alone."""
-    generate = getattr(type(model), "generate", None)
-    config, can = getattr(model, "config", None), getattr(model, "can_generate", bool)
-    own = getattr(generate, "__module__", "") == "transformers.generation.utils"
-    return own and can() and not getattr(config, "is_encoder_decoder", True)
-
-
-def _mode_of(settings: Any) -> str:
-    mode = getattr(settings, "get_generation_mode", None)
-    return "" if mode is None else str(mode().value)
-
-
-class _Call(Exception):
-    """Ends what leads to a call, and has what that is given."""
-
-
-def _call_within(model: torch.nn.Module, run: Callable[[], Any]) -> dict[str, Any] | None:
-    """What the first call of a model is given while something runs, which ends there, before any hook."""
-
-    def end(**given: Any) -> NoReturn:
-        raise _Call(given)
-
-    vars(model)[CALLED_INSTEAD] = end
-    try:
-        with _quiet("transformers"):
-            run()
-    except _Call as call:
-        found: dict[str, Any] = call.args[0]
-        return found
-    except Exception as problem:
-        log.debug("%s cannot generate from inputs of its own: %s", type(model).__name__, problem)
-    finally:
-        del vars(model)[CALLED_INSTEAD]
-    return None
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """A library's warnings of a call that nobody has made are not shown, nor taken for shown."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        getattr(getattr(logger, "warning_once", None), "cache_clear", int)()

@@ -21,8 +21,8 @@ from ..sharded_tensor.tensor import ShardedTensor
 from ..torch_internals.aot import in_transform
 from ..torch_internals.backward_pass import saved_by_others
 from ..torch_internals.dynamo import as_code_of
-from ..torch_internals.module_changes import CALLED_INSTEAD, remove_state_hooks, with_hooks
-from ..torch_internals.parameter_slots import slots_of
+from ..torch_internals.module_changes import remove_state_hooks
+from ..torch_internals.parameter_slots import CALLED_INSTEAD, slots_of, with_hooks
 
 STANDS_IN = "_tpfx_stands_in"  # a function has it that leads through the compiled forward of its module
 _LEADS = "_tpfx_leads"  # a function has it that was put there by `lead_parts`

@@ -37,6 +37,8 @@ class Report:
         parallel: the newest graph, as planned.
         whole_calls: calls of the model that ran whole, since Dynamo had no graph for them.
         planned: whether the newest graph was carried out as a given plan says; None where none was given.
+        followed: of each graph of that plan, in order, the phase, and how many graphs were carried out as it
+            says.
         device_compiler: what runs the graph of each device, "native", "eager" or "inductor".
         in_python: what graphs that run natively call in Python, whose lock ranks share, and how often.
         batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
@@ -56,6 +58,7 @@ class Report:
     parallel: ParallelGraph | None = field(default=None, repr=False)
     whole_calls: int = 0
     planned: bool | None = None
+    followed: list[tuple[str, int]] = field(default_factory=list)
     device_compiler: str = "native"
     batch_by_batch: str | None = None
     in_python: dict[str, int] = field(default_factory=dict)
@@ -83,7 +86,8 @@ class Report:
             cost=newest.solution.cost if newest else 0.0,
             parallel=newest,
             whole_calls=session.whole_calls,
-            planned=newest.recalled if newest and session.choices else None,
+            planned=newest.recalled if newest and session.plan else None,
+            followed=session.followed_of_plan(),
             device_compiler=session.device_compiler,
             batch_by_batch=session.batch_by_batch,
             in_python=dict(session.in_python),
@@ -127,6 +131,8 @@ class Report:
         for kind, count in counts.items():
             size = sum(collective.bytes for collective in self.collectives if collective.kind == kind)
             table.add_row(kind, str(count), bytes_text(size))
+        for phase, count in self.followed:
+            table.add_row(f"graphs carried out as the plan's {phase}", str(count), "")
         for op, count in self.whole_ops.items():
             table.add_row(f"runs whole: {op}", str(count), "")
         for what, count in self.in_python.items():

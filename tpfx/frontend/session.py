@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from ..lowering.recordable import obstacle
 from ..passes.apply_plan import GraphChoices
 from ..passes.context import Kept
 from ..plan.kept_plans import of_user
+from ..plan.plan import Plan
 from ..planning import Topology
 from ..runtime.mesh import Mesh
 from ..runtime.process_runtime import ProcessRuntime
@@ -102,7 +103,8 @@ class Session:
         in_python: what the native executor calls in Python, in all graphs of a rank, and how often.
         runs: how often a graph has been run.
         whole_calls: calls of the model that ran no graph, but whole, as the model's own code.
-        choices: how a plan would have graphs carried out, by their fingerprints.
+        plan: what says how graphs are carried out that it has, if anything does.
+        followed: how many graphs were carried out as one of the plan says, by its fingerprint.
         kept: where choices of other graphs are kept for later processes, if anywhere.
         batch_by_batch: why steps of one token have graphs for some batches each; None where one does for all.
         only_plans: whether calls are planned now, and nothing runs.
@@ -122,7 +124,8 @@ class Session:
     in_python: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     whole_calls: int = 0
-    choices: Mapping[str, GraphChoices] = field(default_factory=dict)
+    plan: Plan | None = None
+    followed: dict[str, int] = field(default_factory=dict)
     kept: Kept | None = field(default_factory=of_user)
     batch_by_batch: str | None = None
     only_plans: bool = False
@@ -148,6 +151,30 @@ class Session:
         session = Session(mesh, runtime, target.topology or Topology(), target.device_compiler)
         session.recorder = recorder_for(mesh) if target.mode == "reduce-overhead" else None
         return session
+
+    def of_copy(self) -> Session:
+        """A session for a copy of the model, which has no graphs yet."""
+        fresh: dict[str, Any] = {"followed": {}, "whole_ops": {}, "in_python": {}, "warned": set()}
+        return replace(self, graphs=0, runs=0, whole_calls=0, **fresh)
+
+    @property
+    def choices(self) -> dict[str, GraphChoices]:
+        """How the plan would have graphs carried out, by their fingerprints."""
+        return {} if self.plan is None else {one.fingerprint: one.choices for one in self.plan.graphs}
+
+    def followed_of_plan(self) -> list[tuple[str, int]]:
+        """The phase of each graph of the plan, and how many graphs were carried out as it says."""
+        known = () if self.plan is None else self.plan.graphs
+        return [(one.phase, self.followed.get(one.fingerprint, 0)) for one in known]
+
+    def note_planned(self, parallel: ParallelGraph) -> None:
+        """A graph has been planned: it is the newest, and may be one of the plan's."""
+        self.newest = parallel
+        if parallel.recalled:
+            found = parallel.fingerprint
+            self.followed[found] = self.followed.get(found, 0) + 1
+        for op, count in parallel.whole_ops.items():
+            self.whole_ops[op] = self.whole_ops.get(op, 0) + count
 
     def close(self) -> None:
         """End what was started for a model that is not compiled after all, or no longer."""

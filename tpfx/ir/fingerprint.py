@@ -77,6 +77,8 @@ def _arguments(node: Node, numbers: dict[Node, int]) -> str:
             return f"%{numbers[value]}"
         if isinstance(value, (list, tuple)):
             return f"[{', '.join(map(text, value))}]"
+        if isinstance(value, torch.device):
+            return value.type  # each process may have another one of them
         return str(value)
 
     named = (f"{name}={text(value)}" for name, value in sorted(node.kwargs.items()))

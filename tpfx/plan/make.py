@@ -22,6 +22,7 @@ from ..planning import Topology
 from ..runtime.mesh import parse_devices
 from ..version import __version__
 from .estimate import estimate
+from .generation import capture_generation
 from .offline import plan_graphs
 from .plan import (
     GraphPlan,
@@ -37,7 +38,7 @@ def plan(
     devices: int | Sequence[Any] | None = None,
     example_inputs: Inputs | None = None,
     *,
-    phase: Phase = "prefill",
+    phase: Phase | None = None,
     topology: Topology | None = None,
     device_type: str | None = None,
 ) -> Plan:
@@ -47,9 +48,11 @@ def plan(
         model: a module on any device, "meta" included; it is left as it was.
         devices: how many, or a list with one for each rank; None for all visible GPUs.
         example_inputs: arguments (a tuple) or keyword arguments (a dict) of one call; only dtypes and shapes
-            count. A transformers model brings its own.
+            count. A transformers model brings its own, and one that generates is planned with the calls that
+            its `generate` makes for those.
         phase: "prefill" for one call in inference; "decode" for the call after it as well, of one token with
-            what the first has kept; "train" for forward and backward.
+            what the first has kept; "train" for forward and backward. None for "decode" where `generate` is
+            planned, and else "prefill".
         topology: what collectives and arithmetic cost, for the chooser.
         device_type: whose kernels the graphs have, "cpu" or "cuda"; None for "cuda" where there is a GPU.
             A plan's weights are divided as it says anywhere; its graphs are carried out where the model's
@@ -64,7 +67,11 @@ def plan(
 
     >>> tpfx.plan(model, 8).save("plan.json")
     """
-    captured = capture(model, example_inputs, phase=phase, device=capture_device(device_type))
+    device = capture_device(device_type)
+    if example_inputs is None:
+        captured = capture_generation(model, None, phase=phase, device=device)
+    else:
+        captured = capture(model, example_inputs, phase=phase or "prefill", device=device)
     return plan_of(model, captured, count_of(devices), topology)
 
 

@@ -50,13 +50,6 @@ class Changes:
 CHANGES = Changes()
 
 
-# A module's attribute that is called in the place of its hooks and `forward`, where it is not None.
-CALLED_INSTEAD = "_compiled_call_impl"
-
-# What is called otherwise.
-with_hooks: Any = torch.nn.Module._call_impl
-
-
 def hook_tables(model: torch.nn.Module, own: bool = False) -> Iterator[tuple[object, dict[int, Any]]]:
     """The hooks that run inside of a model's `forward`, those of all modules too; its own run around it.
 

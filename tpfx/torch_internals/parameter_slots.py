@@ -1,4 +1,4 @@
-"""The places in a model's modules where parameters and buffers are kept."""
+"""The places in a model's modules where parameters and buffers are kept, and what a call of one leads to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+# A module's attribute that is called in the place of its hooks and `forward`, where it is not None.
+CALLED_INSTEAD = "_compiled_call_impl"
+
+# What is called otherwise.
+with_hooks: Any = torch.nn.Module._call_impl
 
 
 @dataclass(frozen=True, slots=True)
