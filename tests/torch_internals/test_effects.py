@@ -72,7 +72,8 @@ def snapshot():
 
 def differ(one, two, key):
     """Of kernels, those that torch adds when an op is first used do not count, but of the ops named above."""
-    if isinstance(one, dict) and key not in ("aten.reshape.default", "aten.squeeze.dims"):
+    named = ("aten.reshape.default", "aten.squeeze.dims", "aten.linear.default")
+    if isinstance(one, dict) and key not in named:
         return any(two.get(kernel) is not one[kernel] for kernel in one)
     return one is not two and one != two
 
@@ -114,7 +115,9 @@ CHANGED |= (
     | {f"functions: {name}" for name in EXPORTS | SCATTERS}
     | {"functions: torch.nn.utils.parametrize._maybe_set"}
 )
-CHANGED |= {"functions: torch.autograd._engine_run_backward"}
+CHANGED |= {"functions: torch.autograd._engine_run_backward", "kernels: aten.linear.default"}
+SIZES = ("add", "sub", "mul", "eq", "ne", "ge", "gt", "le", "lt", "sym_max", "sym_min")
+CHANGED |= {f"functions: torch.fx.experimental.sym_node.SymNode._{name}" for name in SIZES}
 if BRANCHES_REFUSE:  # torch before 2.13
     CHANGED |= {
         "functions: torch._higher_order_ops.utils._collect_fake_inputs",
@@ -332,6 +335,30 @@ def test_what_others_have_put_over_ours_stays_and_passes_through() -> None:
     assert table["greet"]("you") == "HELLO YOU!"
     assert undo()
     assert table["greet"] is theirs and table["greet"]("you") == "hello you!"
+
+
+def test_a_method_is_replaced_and_back() -> None:
+    class Greeter:
+        def greet(self) -> str:
+            return "hello"
+
+    before = Greeter.greet
+    undo = effects.replace_method(Greeter, "greet", louder)
+    assert Greeter().greet() == "HELLO"
+    assert undo() and Greeter.greet is before
+    undo = effects.replace_method(Greeter, "greet", louder)
+    theirs = lambda self: "theirs"  # noqa: E731
+    Greeter.greet = theirs  # type: ignore[method-assign]
+    assert undo() and Greeter.greet is theirs
+
+
+def test_a_kernel_is_replaced_and_back() -> None:
+    op: Any = torch.ops.aten.relu.default
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    before = dict(op.py_kernels)
+    undo = effects.replace_kernel(op, key, lambda relu: lambda x: relu(x) + 1, absent=greet)
+    assert op.py_kernels.keys() - before.keys() == {key}
+    assert undo() and op.py_kernels == before
 
 
 # Hooks of optimizers.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tpfx.torch_internals import fake
 
@@ -45,6 +50,76 @@ def test_fakes_are_told_the_shapes_of_an_op() -> None:
     before = dict(known.py_kernels)
     fake.tell_shapes(known, torch.empty_like).install()
     assert known.py_kernels == before
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    made = [effect.install() for effect in fake.QUICK_SIZES]
+    with fake.quick_sizes():
+        yield
+    assert all([undo() for undo in made])
+
+
+def open_fake(mode: fake.FakeTensorMode, *shape: int) -> Tensor:
+    """A fake tensor whose first size varies."""
+    sizes = [DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * (len(shape) - 1)]
+    context = StatelessSymbolicContext(dynamic_sizes=sizes)
+    return mode.from_tensor(torch.ones(shape), symbolic_context=context)
+
+
+def closed_fake(mode: fake.FakeTensorMode, real: Tensor) -> Tensor:
+    """A fake tensor of known sizes."""
+    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.STATIC] * real.dim())
+    return mode.from_tensor(real, symbolic_context=context)
+
+
+@pytest.mark.usefixtures("quick")
+def test_sizes_are_worked_out_once() -> None:
+    """The same of the same two sizes, until one of them is known to be another."""
+    env = ShapeEnv()
+    mode = fake.FakeTensorMode(shape_env=env)
+    (one, four), (other, _) = open_fake(mode, 6, 4).shape, open_fake(mode, 5, 4).shape
+    assert isinstance(one, torch.SymInt) and isinstance(other, torch.SymInt)
+    twice, again = (one.node.mul(one.node.wrap_int(four)) for _ in range(2))
+    assert twice is again and twice.hint == 24 and str(twice.expr) == f"4*{one}"
+    assert one.node.add(one.node.wrap_int(four)).hint == 10
+    guards = len(env.guards)
+    same = one.node.eq(other.node)
+    assert not same.bool_() and len(env.guards) == guards + 1  # what is asked is noted all the same
+    total = one.node.add(other.node)
+    env._set_replacement(other.node.expr, one.node.expr, "of this test")
+    assert one.node.add(other.node) is not total and str(one.node.add(other.node).expr) == f"2*{one}"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(6, 4), (6, 3, 4), (6, 3, 2, 4)])
+def test_a_fake_linear_has_the_shape_and_strides_that_torch_says(shape: tuple[int, ...], bias: bool) -> None:
+    mode = fake.FakeTensorMode(shape_env=ShapeEnv())
+    x, weight = open_fake(mode, *shape), closed_fake(mode, torch.ones(5, 4))
+    given = (x, weight, closed_fake(mode, torch.ones(5))) if bias else (x, weight)
+    seen: list[Any] = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(op)
+            return op(*args, **(kwargs or {}))
+
+    with enable_python_dispatcher(), Seen():
+        with torch.no_grad():
+            found = nn.functional.linear(*given)
+        assert [op.__name__ for op in seen] == ["new_empty.default"]
+        told = nn.functional.linear(*given)  # with gradients torch does it all
+    assert {"mm.default", "addmm.default"} & {op.__name__ for op in seen}
+    assert found.shape == told.shape and found.stride() == told.stride() and found.dtype == told.dtype
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_fake_linear_that_fails_says_so() -> None:
+    mode = fake.FakeTensorMode(shape_env=ShapeEnv())
+    x = open_fake(mode, 6, 4)
+    with enable_python_dispatcher(), torch.no_grad(), pytest.raises(RuntimeError, match="reduction dim"):
+        nn.functional.linear(x, closed_fake(mode, torch.ones(5, 3)))
 
 
 def test_fake_modes_can_be_left_for_a_while() -> None:

@@ -23,6 +23,7 @@ from ..torch_internals.batch_guards import BATCH_EFFECTS
 from ..torch_internals.dynamo import skip_frames
 from ..torch_internals.dynamo_cache import capture_for
 from ..torch_internals.effects import Effect, Undo, before_export
+from ..torch_internals.fake import QUICK_SIZES
 from ..torch_internals.wrapper_subclass import BRANCHES_REFUSE, captured_by_branches
 from .plain_copy import plain_copy
 from .recaptures import note_capture
@@ -142,6 +143,7 @@ EFFECTS = Effects(
     *((captured_by_branches(ShardedTensor),) if BRANCHES_REFUSE else ()),
     *FAST_PATH_EFFECTS,
     *BATCH_EFFECTS,
+    *QUICK_SIZES,
     *OPTIMIZER_EFFECTS,
     before_export(plain_copy),
     *BESIDE_OPS,

@@ -14,7 +14,7 @@ from torch._subclasses import fake_impls
 from torch.fx.experimental import _config as _size_settings
 from torch.fx.experimental import symbolic_shapes
 
-from .effects import Effect, Undo, replace_in
+from .effects import Effect, replace_in, replace_kernel
 
 _sizes: Any = symbolic_shapes
 _SQUEEZE: Any = torch.ops.aten.squeeze.dims
@@ -92,24 +92,11 @@ def _reshape_in_cpp(x: torch.Tensor, shape: Sequence[Any]) -> Any:
     return _RESHAPE._op_dk(_COMPOSITE, x, shape)
 
 
-def _kernel(op: Any, key: Any, change: Any, absent: Any = None) -> Undo:
-    """Replace what Python has for an op and a dispatch key."""
-    undo = replace_in(op.py_kernels, key, change, absent)
-    op._dispatch_cache.clear()
-
-    def undo_and_forget() -> bool:
-        done = undo()
-        op._dispatch_cache.clear()
-        return done
-
-    return undo_and_forget
-
-
 # They change what is said of open batches alone.
 BATCH_EFFECTS = (
     Effect("squeeze on fakes", lambda: replace_in(decomposition_table, _SQUEEZE, _asking)),
-    Effect("squeeze on meta", lambda: _kernel(_SQUEEZE, _META, _asking)),
-    Effect("reshape", lambda: _kernel(_RESHAPE, _COMPOSITE, _quick, _reshape_in_cpp)),
+    Effect("squeeze on meta", lambda: replace_kernel(_SQUEEZE, _META, _asking)),
+    Effect("reshape", lambda: replace_kernel(_RESHAPE, _COMPOSITE, _quick, _reshape_in_cpp)),
 )
 
 

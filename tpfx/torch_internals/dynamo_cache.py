@@ -32,6 +32,7 @@ from torch.utils.weak import TensorWeakRef
 
 from .dynamo import capturing_again, capturing_sizes_of_values, capturing_without
 from .effects import Effect, replace_in
+from .fake import quick_sizes
 
 Backend = Callable[..., Any]
 
@@ -93,7 +94,7 @@ def capture_for(
                 with capturing_without(kinds):
                     return capture(*args, **kwargs)
             before = len(guard_failures.get(code, ()))
-            with capturing_again(), collector_waiting():
+            with capturing_again(), collector_waiting(), quick_sizes():
                 made = capturing_sizes_of_values(lambda: capture(*args, **kwargs))
             for failure in guard_failures.get(code, ())[before : before + 1]:
                 tell(code, given["locals"], failure)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from types import CodeType
-from typing import Any
+from typing import Any, Protocol
 
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
@@ -33,8 +33,19 @@ class Effect:
     install: Callable[[], Undo]
 
 
+class _Table(Protocol):
+    """Where functions have keys, as a module's names or an op's kernels."""
+
+    def get(self, key: Any, /) -> Any:
+        """The function, or None."""
+
+    def __setitem__(self, key: Any, function: Any, /) -> None: ...
+
+    def __delitem__(self, key: Any, /) -> None: ...
+
+
 def replace_in(
-    table: MutableMapping[Any, Any],
+    table: _Table,
     key: Any,
     change: Callable[[Callable[..., Any]], Callable[..., Any]],
     absent: Callable[..., Any] | None = None,
@@ -69,6 +80,47 @@ def replace_in(
 
     table[key] = ours
     return undo
+
+
+def replace_method(
+    owner: type, name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Undo:
+    """Put `change(f)` in the place of the function `f` that a class has by this name, as `replace_in`."""
+    return replace_in(_Methods(owner), name, change)
+
+
+class _Methods:
+    """What a class defines itself, as a table that can be changed."""
+
+    def __init__(self, owner: type) -> None:
+        self._owner = owner
+
+    def get(self, name: str) -> Any:
+        return vars(self._owner).get(name)
+
+    def __setitem__(self, name: str, method: Any) -> None:
+        setattr(self._owner, name, method)
+
+    def __delitem__(self, name: str) -> None:
+        delattr(self._owner, name)
+
+
+def replace_kernel(
+    op: Any,
+    key: Any,
+    change: Callable[[Callable[..., Any]], Callable[..., Any]],
+    absent: Callable[..., Any] | None = None,
+) -> Undo:
+    """Replace what Python has for an op and a dispatch key, as `replace_in`."""
+    undo = replace_in(op.py_kernels, key, change, absent)
+    op._dispatch_cache.clear()
+
+    def undo_and_forget() -> bool:
+        done = undo()
+        op._dispatch_cache.clear()
+        return done
+
+    return undo_and_forget
 
 
 def before_every_step(hook: Callable[..., None]) -> Effect:

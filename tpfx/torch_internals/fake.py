@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import sympy
@@ -12,10 +14,12 @@ from torch._subclasses import fake_tensor as _fakes
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from .effects import Effect, Undo
+from .effects import Effect, Undo, replace_kernel, replace_method
 
 # What an op raises on fake tensors where its shapes depend on values, or it was never told about fakes.
 UNKNOWN_TO_FAKES = (
@@ -58,6 +62,106 @@ def tell_shapes(op: Any, like: Callable[..., Any]) -> Effect:
 
 
 _META: Any = torch._C.DispatchKey.Meta
+
+# Within `quick_sizes`: of sizes of the same trace, with as many replacements, what came of two of them.
+_worked_out: ContextVar[dict[ShapeEnv, tuple[int, dict[Any, Any]]] | None] = ContextVar(
+    "worked_out", default=None
+)
+
+
+@contextmanager
+def quick_sizes() -> Iterator[None]:
+    """Capture without working out again and again what torch asks of each fake tensor's sizes and strides.
+
+    For captures with sizes that vary: without it a fifth of their time. `QUICK_SIZES` must be in place.
+    """
+    token = _worked_out.set({} if _worked_out.get() is None else _worked_out.get())
+    try:
+        yield
+    finally:
+        _worked_out.reset(token)
+
+
+def _once(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A method of a size that does not work out the same of the same two sizes again.
+
+    It tells nothing of what a graph relies on: that is noted where a comparison is answered.
+    """
+
+    def change(work_out: Callable[..., Any]) -> Callable[..., Any]:
+        def once(size: Any, other: Any) -> Any:
+            known = _worked_out.get()
+            if known is None or get_proxy_mode() is not None or not (_is_plain(size) and _is_plain(other)):
+                return work_out(size, other)
+            version = size.shape_env._replacements_version_counter
+            if known.get(size.shape_env, (None,))[0] != version:
+                known[size.shape_env] = version, {}
+            found = known[size.shape_env][1]
+            key = name, size._expr, size._hint, size.pytype, other._expr, other._hint, other.pytype
+            if key not in found:
+                found[key] = work_out(size, other)
+            return found[key]
+
+        return once
+
+    return change
+
+
+def _is_plain(size: Any) -> bool:
+    """Whether a size is an expression of one trace, with a number to go by or none."""
+    return (
+        type(size) is SymNode and size.shape_env is not None and type(size._hint) in (int, bool, type(None))
+    )
+
+
+def _linear_by_shape(linear: Callable[..., Any]) -> Callable[..., Any]:
+    """`linear` of fakes that computes its shape, not the fakes of views, a product and a view again.
+
+    Those are what AOTAutograd traces, of which this takes nothing: its tensors are no fakes by themselves.
+    """
+
+    def by_shape(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+        if _worked_out.get() is None or not _is_known_linear(x, weight, bias):
+            return linear(x, weight, bias)
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+    return by_shape
+
+
+def _is_known_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether nothing is to be said of a product but its shape: no error, no gradient."""
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    return (
+        type(x) is FakeTensor
+        and get_proxy_mode() is None
+        and not torch.is_grad_enabled()
+        and x.dim() > 1
+        and weight.dim() == 2
+        and all(isinstance(size, int) for size in (x.shape[-1], *weight.shape))
+        and x.shape[-1] == weight.shape[1]
+        and (bias is None or bias.shape == weight.shape[:1])
+        and all((one.dtype, one.device) == (x.dtype, x.device) for one in operands)
+    )
+
+
+def _linear_in_cpp(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    return _LINEAR._op_dk(_COMPOSITE, x, weight, bias)
+
+
+_LINEAR: Any = torch.ops.aten.linear.default
+_COMPOSITE: Any = torch._C.DispatchKey.CompositeImplicitAutograd
+_WORKED_OUT_ONCE = ("add", "sub", "mul", "eq", "ne", "ge", "gt", "le", "lt", "sym_max", "sym_min")
+
+
+def _of_sizes(name: str) -> Effect:
+    return Effect(f"{name} of sizes", lambda: replace_method(SymNode, f"_{name}", _once(name)))
+
+
+# They change what is done within `quick_sizes` alone.
+QUICK_SIZES = (
+    *map(_of_sizes, _WORKED_OUT_ONCE),
+    Effect("linear", lambda: replace_kernel(_LINEAR, _COMPOSITE, _linear_by_shape, _linear_in_cpp)),
+)
 
 Symbols = Mapping[sympy.Symbol, sympy.Symbol]
 
