@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -150,6 +151,57 @@ def test_a_property_may_return_another_object_each_time() -> None:
 
     compiled = dynamo_cache.compile_with(Model().forward, backend, True, every)
     assert compiled(torch.ones(2)).tolist() == [3.0, 3.0] and seen
+
+
+def test_calls_of_whole_graphs_in_two_threads_leave_captures_as_they_are() -> None:
+    """While one runs, and after both: what is called after a graph break is captured."""
+    ends = {name: threading.Event() for name in ("first", "second")}
+    inside = threading.Barrier(3)
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        return module.forward
+
+    def waiting(name: str) -> Callable[..., Any]:
+        def run(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+            def wait(*inputs: Any) -> Any:
+                inside.wait(30)
+                assert ends[name].wait(30)
+                return module.forward(*inputs)
+
+            return wait
+
+        return run
+
+    x = torch.ones(2)
+    calls = [dynamo_cache.compile_with(torch.nn.Tanh().forward, waiting(name), True, every) for name in ends]
+
+    def captured() -> int:
+        """How many graphs are captured of a function with a break in what it calls."""
+        graphs: list[Any] = []
+
+        def counted(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+            graphs.append(module)
+            return module.forward
+
+        def inner(x: Tensor) -> Tensor:
+            y = x * 2
+            torch._dynamo.graph_break()
+            return y + 1
+
+        torch._dynamo.reset_code(inner.__code__)
+        torch.compile(lambda x: inner(x), backend=counted)(x)
+        return len(graphs)
+
+    before = captured()
+    threads = [threading.Thread(target=call, args=(x,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    inside.wait(30)
+    during = captured()
+    for thread, end in zip(threads, ends.values(), strict=True):  # the one that came first ends first
+        end.set()
+        thread.join(30)
+    assert (before, during, captured()) == (2, 2, 2)
 
 
 def test_guards_are_on_what_has_taken_a_weights_place() -> None:

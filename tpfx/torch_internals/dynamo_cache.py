@@ -45,7 +45,9 @@ def compile_with(
 ) -> Callable[..., Any]:
     """`torch.compile`, with those guards that `keeps` says, of Dynamo's entries of them, are needed.
 
-    Dynamo keeps every backend that it has seen, to reset it, and ours has nothing to.
+    Dynamo keeps every backend that it has seen, to reset it, and ours has nothing to. While a call runs that
+    is said to be one graph, it captures nothing, in no thread; before 2.12, after two at once, never again
+    what captured code calls. So a function that has to be one graph is not called as such.
     """
 
     def kept_guards(entries: Sequence[Any]) -> list[bool]:
@@ -61,6 +63,9 @@ def compile_with(
     for key, kept in list(eval_frame.cached_backends.items()):
         if _given(kept)[0] is backend:
             eval_frame.cached_backends.pop(key, None)
+    if fullgraph:  # what captures it stays as it is
+        cells = dict(zip(compiled.__code__.co_freevars, compiled.__closure__ or (), strict=True))
+        cells["self"].cell_contents.fullgraph = False
     return compiled
 
 

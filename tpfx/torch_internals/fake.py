@@ -63,10 +63,8 @@ def tell_shapes(op: Any, like: Callable[..., Any]) -> Effect:
 
 _META: Any = torch._C.DispatchKey.Meta
 
-# Within `quick_sizes`: of sizes of the same trace, with as many replacements, what came of two of them.
-_worked_out: ContextVar[dict[ShapeEnv, tuple[int, dict[Any, Any]]] | None] = ContextVar(
-    "worked_out", default=None
-)
+# Within `quick_sizes`: of each trace, what came of two of its sizes, as they are known now.
+_worked_out: ContextVar[dict[ShapeEnv, dict[Any, Any]] | None] = ContextVar("worked_out", default=None)
 
 
 @contextmanager
@@ -93,11 +91,8 @@ def _once(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             known = _worked_out.get()
             if known is None or get_proxy_mode() is not None or not (_is_plain(size) and _is_plain(other)):
                 return work_out(size, other)
-            version = size.shape_env._replacements_version_counter
-            if known.get(size.shape_env, (None,))[0] != version:
-                known[size.shape_env] = version, {}
-            found = known[size.shape_env][1]
-            key = name, size._expr, size._hint, size.pytype, other._expr, other._hint, other.pytype
+            found = known.setdefault(size.shape_env, {})
+            key = name, size.expr, size._hint, size.pytype, other.expr, other._hint, other.pytype
             if key not in found:
                 found[key] = work_out(size, other)
             return found[key]
