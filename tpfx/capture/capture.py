@@ -25,7 +25,7 @@ from ..ir.annotations import Source
 from ..torch_internals.batch_guards import BATCH_EFFECTS, CAN_OPEN_BATCHES, open_batches
 from ..torch_internals.dynamo import NOT_CAPTURED, Settings, fresh, twin
 from ..torch_internals.dynamo_cache import capturing_for
-from ..torch_internals.fake import FakeTensor, FakeTensorMode
+from ..torch_internals.fake import QUICK_SIZES, FakeTensor, FakeTensorMode
 from ..torch_internals.fx import tree_leaves, tree_map_only
 from ..torch_internals.parameter_slots import slots_of, with_hooks
 from .decompositions import FAST_PATH_EFFECTS
@@ -177,7 +177,7 @@ def calls_on_fakes(
         capturing_for(calls.recorder.backend),
         Settings(model),
     ):
-        for effect in (*FAST_PATH_EFFECTS, *BATCH_EFFECTS):
+        for effect in (*FAST_PATH_EFFECTS, *BATCH_EFFECTS, *QUICK_SIZES):
             effects.callback(effect.install())
         yield calls
 
