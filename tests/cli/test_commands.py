@@ -173,7 +173,7 @@ def plans(directory):
 
 def test_a_plan_is_written_and_followed(plans, directory):
     plan = Plan.load(directory / "2.json")
-    assert str(plan) + "\n" == plans[2]
+    assert plans[2].endswith(f"\n\n{plan}\n")
     assert [graph.phase for graph in plan.graphs] == ["prefill", "decode"]
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY))
@@ -193,14 +193,25 @@ def test_plans_are_compared(run, plans, directory):
     assert run("diff", directory / "2.json", directory / "2.json") == (0, "", "")
     status, out, _ = run("plan", directory, "--compare", "1,4", "--length", 16)
     assert status == 0
-    assert "4 devices" in out
+    assert "4 devices" in out and "fits H100, 76 GiB" in out
     assert "prefill: kept for later calls" in out
 
 
 def test_what_is_printed_without_a_file_is_the_plan(run, plans, directory):
-    status, out, _ = run("plan", directory, "-n", 2, "--length", 16, "--phase", "decode")
+    status, out, _ = run("plan", directory, "-n", 2, "--length", 16, "--phase", "decode", "--json")
     assert status == 0
     assert out == (directory / "2.json").read_text() + "\n"
+
+
+def test_the_verdict_comes_first_and_is_the_status(run, directory):
+    """Fewer devices that hold it are looked for: one does."""
+    status, out, _ = run("plan", directory, "-n", 2, "--length", 16, "--topology", "t4")
+    first, room, speed, *_ = out.splitlines()
+    assert status == 0 and first.startswith("fits: 2 × T4, ") and room.startswith("room: ")
+    assert "writes " in speed and "1 device would be faster, and hold it" in speed
+    assert "LlamaForCausalLM on 2 devices" in out
+    status, out, _ = run("plan", directory, "-n", 2, "--length", 16, "--topology", "t4", "--memory", 1.0001)
+    assert status == 1 and out.startswith("does not fit: 2 × T4, ")
 
 
 def test_an_explanation_names_the_ways(run, directory):

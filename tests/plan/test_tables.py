@@ -8,7 +8,9 @@ from tpfx.plan.tables import comparison, summary
 
 
 def test_numbers_of_devices_side_by_side(plans: dict[int, Plan]) -> None:
-    text = comparison(list(plans.values()))
+    text = comparison(list(plans.values()), {"does it fit": ["no", "nearly", "yes"]})
+    (row,) = [line for line in _rows(text) if "does it fit" in line]
+    assert row.replace("│", " ").split() == ["does", "it", "fit", "no", "nearly", "yes"]
     assert "1 device " in text
     assert "3 devices" in text
     for graph in plans[3].graphs:

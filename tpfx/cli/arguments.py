@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from ..errors import InputError
+from ..planning.hardware import HARDWARE
 
 LARGE = 600  # weights, about 66 layers of a Llama
 
@@ -56,7 +57,7 @@ TopologyOption = Annotated[
     str,
     typer.Option(
         metavar="NAME|FILE",
-        help="What collectives and arithmetic cost: h100-nvlink, a100-nvlink, pcie4, or a file that "
+        help=f"What collectives and arithmetic cost: {', '.join(HARDWARE)}; or a file that "
         "`tpfx topology measure` wrote.",
     ),
 ]

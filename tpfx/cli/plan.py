@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +12,14 @@ import typer
 from ..capture.capture import capture
 from ..capture.graph import Captured, Phase
 from ..errors import InputError
+from ..formatting import bytes_text
 from ..plan.generation import capture_generation
 from ..plan.make import capture_device, plan_of
+from ..plan.plan import Plan
 from ..plan.tables import comparison
-from ..planning import topology_of
+from ..plan.verdict import Call, Need, Verdict
+from ..planning import Hardware, hardware_of
+from ..torch_internals.fx import tree_leaves
 from .arguments import (
     BatchOption,
     DeviceTypeOption,
@@ -50,21 +55,28 @@ def plan(
     symbolic: SymbolicOption = None,
     topology: TopologyOption = "h100-nvlink",
     device_type: DeviceTypeOption = None,
+    memory: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Memory of one device, if not that of --topology.")
+    ] = None,
     compare: Annotated[
         str | None, typer.Option(metavar="N,N,…", help="Print several numbers of devices side by side.")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write the plan to a file, and a table here."),
+        typer.Option("--output", "-o", metavar="FILE", help="Write the plan to a file, for tpfx.compile."),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")
+    ] = False,
 ) -> None:
-    """Plan a split: bytes on each device, collectives, and the time they take.
+    """Plan a split: does it fit, how fast is it, does it pay; and where the bytes and the time go.
 
-    Prints the plan as JSON, which tpfx.compile(model, devices, plan=FILE) takes, or, with --output, writes
-    it to a file and prints a table. Of a transformers model that generates, the calls are those that its
-    generate makes. Keys, values and activations are those of --batch sequences of --length tokens; times are
-    what the topology says, one after the other. tpfx.compile divides the weights as the plan says in any
-    case, and carries out its graphs where their sizes were left open.
+    Of a transformers model that generates, the calls are those that its generate makes. Keys, values and
+    activations are those of --batch sequences of --length tokens; times are what the topology says, one after
+    the other. What --output writes is for tpfx.compile(model, devices, plan=FILE), which divides the weights
+    as it says in any case, and carries out its graphs where their sizes were left open.
+
+    Ends with status 1 where the model does not fit, and 2 where something is wrong with what was asked.
 
     \b
     Does it fit on 8 GPUs, with 32 sequences of 8,192 tokens?
@@ -75,24 +87,68 @@ def plan(
       tpfx plan llama --compare 1,2,4,8
     """
     counts = _counts(devices, compare)
-    costs, device = topology_of(topology), capture_device(device_type)
+    hardware, device = hardware_of(topology, memory), capture_device(device_type)
     with step("building the model, without weights"):
         built = build(model, settings or [], batch, length, labels=phase == PhaseName.train)
     open_sizes = leaves_open(symbolic, built.model)
     with step("capturing its graphs"):
         captured = _capture(built, open_sizes, phase, device)
-    plans = []
-    for count in counts:
-        with step(f"planning for {count} devices"):
-            plans.append(plan_of(built.model, captured, count, costs))
-    if compare is not None:
-        print(comparison(plans))
-    elif output is None:
-        print(plans[0].to_json())
-    else:
+
+    def planned(count: int) -> Plan:
+        with step(f"planning for {count} device{'s' * (count != 1)}"):
+            return plan_of(built.model, captured, count, hardware.topology)
+
+    plans = [planned(count) for count in counts]
+    if output is not None:
         plans[0].save(output)
-        print(plans[0])
+    if as_json:
+        print(plans[0].to_json())
+        return
+    if compare is not None:
+        print(comparison(plans, _answers(plans, hardware)))
+        return
+    verdict = Verdict(plans[0], hardware, _call(built, batch, length), _fewest(planned, hardware, counts[0]))
+    print(f"{verdict}\n\n{plans[0]}")
+    if output is not None:
         console.print(f"wrote {output}")
+    if verdict.fits is False:
+        raise typer.Exit(1)
+
+
+def _call(built: Built, batch: int, length: int) -> Call:
+    """What the model was planned for: --batch and --length, or what a user's function gives."""
+    tensors = [leaf for leaf in tree_leaves(built.inputs) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    ids = [leaf for leaf in tensors if leaf.dtype == torch.int64 and leaf.dim() == 2]
+    if built.config is not None:
+        return Call(batch, length if ids else None)
+    if ids:
+        return Call(*ids[0].shape)
+    return Call(next((leaf.shape[0] for leaf in tensors), 1), None)
+
+
+def _answers(plans: Sequence[Plan], hardware: Hardware) -> dict[str, list[str]]:
+    """Whether each fits, where that is known."""
+    usable = hardware.usable
+    if usable is None:
+        return {}
+    fits = ["yes" if Need.of(plan).total <= usable else "no" for plan in plans]
+    return {f"fits {hardware.title}, {bytes_text(usable)}": fits}
+
+
+def _fewest(planned: Callable[[int], Plan], hardware: Hardware, devices: int) -> Plan | None:
+    """The plan for the fewest devices below some number that hold the model, if any do."""
+    if devices == 1:
+        return None
+    one = planned(1)
+    usable = hardware.usable
+    if usable is None or Need.of(one).total <= usable:
+        return one
+    about = Verdict(one, hardware, Call(1, None)).fewest
+    for count in range(about or 2, min(devices, (about or 2) + 2)):
+        plan = planned(count)
+        if Need.of(plan).total <= usable:
+            return plan
+    return None
 
 
 def _capture(built: Built, symbolic: bool, phase: PhaseName | None, device: torch.device) -> list[Captured]:

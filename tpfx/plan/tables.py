@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
@@ -21,12 +21,19 @@ def summary(plan: Plan) -> str:
     return rendered(_memory_table(plan), _run_table(plan))
 
 
-def comparison(plans: Sequence[Plan]) -> str:
-    """Plans for different numbers of devices, a column each: where does it stop paying?"""
+def comparison(plans: Sequence[Plan], answers: Mapping[str, Sequence[str]]) -> str:
+    """Plans for different numbers of devices, a column each: where does it stop paying?
+
+    Args:
+        plans: of one model.
+        answers: rows to begin with, a word for each plan.
+    """
     table = Table(title=f"{plans[0].model} on more devices", title_justify="left")
     table.add_column("")
     for plan in plans:
         table.add_column(f"{plan.devices} device{'s' * (plan.devices != 1)}", justify="right")
+    for question, words in answers.items():
+        table.add_row(question, *words)
     table.add_row("weights, most on a device", *(bytes_text(max(plan.bytes_per_device)) for plan in plans))
     for at, graph in enumerate(plans[0].graphs):
         table.add_section()

@@ -66,30 +66,3 @@ class Topology:
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
                 raise InputError(f"{path}: {name} is {value!r}; it must be a number above 0")
         return Topology(**found)
-
-
-# Peak rates of data sheets, dense 16-bit arithmetic, times what is usually reached of them: 0.7 of the
-# arithmetic, 0.8 of the memory, 0.8 of one direction of the links.
-TOPOLOGIES = {
-    "h100-nvlink": Topology(12e-6, 0.8 * 450e9, 0.7 * 989e12, 0.8 * 3.35e12, 3e-6),
-    "a100-nvlink": Topology(15e-6, 0.8 * 300e9, 0.7 * 312e12, 0.8 * 2.04e12, 4e-6),
-    "pcie4": Topology(30e-6, 0.8 * 32e9, 0.7 * 165e12, 0.8 * 1.0e12, 5e-6),
-}
-
-
-def topology_of(name: str) -> Topology:
-    """The topology that a name, or a file, stands for; "default" for that of `Topology()`.
-
-    Raises:
-        InputError: there is no such name and no such file.
-    """
-    if name == "default":
-        return Topology()
-    if name in TOPOLOGIES:
-        return TOPOLOGIES[name]
-    if not Path(name).exists():
-        raise InputError(
-            f"{name} is no topology that tpfx knows ({', '.join(TOPOLOGIES)}), and no file; tpfx topology "
-            "measure writes one"
-        )
-    return Topology.load(name)

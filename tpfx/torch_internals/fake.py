@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from typing import Any
 
 import sympy
@@ -93,9 +94,10 @@ def _once(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 return work_out(size, other)
             found = known.setdefault(size.shape_env, {})
             key = name, size.expr, size._hint, size.pytype, other.expr, other._hint, other.pytype
-            if key not in found:
-                found[key] = work_out(size, other)
-            return found[key]
+            if key in found:  # another object, by which a trace knows who made it
+                return copy(found[key])
+            found[key] = made = work_out(size, other)
+            return made
 
         return once
 
