@@ -164,7 +164,8 @@ def plans(directory):
     """Plans for 2 and for 3 devices, written by the command line; and what it printed."""
     printed = {}
     for devices in (2, 3):
-        words = f"plan {directory} -n {devices} --phase decode --length 16 -o {directory}/{devices}.json"
+        given = "--phase decode --batch 2 --length 16"
+        words = f"plan {directory} -n {devices} {given} -o {directory}/{devices}.json"
         result = CliRunner().invoke(app, words.split(), catch_exceptions=False)
         assert result.exit_code == 0
         printed[devices] = result.stdout
@@ -177,7 +178,7 @@ def test_a_plan_is_written_and_followed(plans, directory):
     assert [graph.phase for graph in plan.graphs] == ["prefill", "decode"]
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY))
-    ids, greedy = torch.randint(3, 250, (1, 16)), {"max_new_tokens": 3, "min_new_tokens": 3}
+    ids, greedy = torch.randint(3, 250, (2, 16)), {"max_new_tokens": 3, "min_new_tokens": 3}
     expected = model.eval().generate(ids, do_sample=False, pad_token_id=0, **greedy)
     split = tpfx.compile(model, ["cpu", "cpu"], plan=directory / "2.json")
     assert torch.equal(split.generate(ids, do_sample=False, pad_token_id=0, **greedy), expected)
@@ -198,7 +199,9 @@ def test_plans_are_compared(run, plans, directory):
 
 
 def test_what_is_printed_without_a_file_is_the_plan(run, plans, directory):
-    status, out, _ = run("plan", directory, "-n", 2, "--length", 16, "--phase", "decode", "--json")
+    status, out, _ = run(
+        "plan", directory, "-n", 2, "--batch", 2, "--length", 16, "--phase", "decode", "--json"
+    )
     assert status == 0
     assert out == (directory / "2.json").read_text() + "\n"
 

@@ -104,4 +104,4 @@ def test_a_model_of_no_tokens_is_not_told_of_them(model: Any, captured: Any, pla
 
 
 def test_estimates_have_three_digits() -> None:
-    assert [about(n) for n in (354595.2, 591.4, 12.345, 0.123)] == ["355,000", "591", "12.3", "0.1"]
+    assert [about(n) for n in (354595.2, 591.4, 12.345, 0.123, 32)] == ["355,000", "591", "12.3", "0.1", "32"]

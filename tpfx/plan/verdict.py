@@ -95,7 +95,8 @@ def about(number: float) -> str:
     >>> about(354595.2)
     '355,000'
     """
-    return f"{float(f'{number:.3g}'):,.{0 if number >= 100 else 1}f}"
+    digits = 0 if isinstance(number, int) or number >= 100 else 1
+    return f"{float(f'{number:.3g}'):,.{digits}f}"
 
 
 @dataclass(frozen=True)
