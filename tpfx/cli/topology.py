@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ..plan.measure_topology import measure as measured
 from .arguments import step
+from .measure_topology import measure as measured
 
 topology = typer.Typer(name="topology", help="What collectives and arithmetic cost.", no_args_is_help=True)
 
