@@ -99,3 +99,12 @@ def test_a_recurrent_layer_keeps_its_workspace_without_gradients() -> None:
         )
     assert plain[3] is None and kept[3].numel()
     torch.testing.assert_close(kept[:3], plain[:3])
+
+
+def test_the_module_that_defines_an_op_is_known() -> None:
+    @torch.library.custom_op("tpfx_names::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    assert fx.module_of(torch.ops.tpfx_names.twice.default) == __name__ == twice._init_fn.__module__
+    assert fx.module_of(aten.add.Tensor) is None

@@ -43,6 +43,15 @@ def test_what_is_read_is_what_was_written() -> None:
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
+def test_the_module_that_defines_an_op_is_imported() -> None:
+    pytest.importorskip("transformers.integrations.moe")
+    graph = Graph()
+    op = torch.ops.transformers.grouped_mm_fallback.default
+    graph.output((graph.call_function(op, tuple(graph.placeholder(name) for name in "abc")),))
+    text = graph_text.dumps(GraphModule({}, graph))
+    assert b"transformers.integrations.moe" in text and str(graph_text.loads(text).graph) == str(graph)
+
+
 def of_the_main_program(x: torch.Tensor) -> torch.Tensor:
     return x
 
@@ -66,4 +75,4 @@ def test_an_op_that_the_other_process_lacks_is_named() -> None:
 
 class _Missing:
     def __reduce__(self) -> object:
-        return graph_text._op_named, ("aten::nowhere.default",)
+        return graph_text._op_named, ("aten::nowhere.default", None)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._library.custom_ops
 import torch.fx._lazy_graph_module
 from torch.utils import _pytree
 from torch.utils._pytree import tree_leaves as tree_leaves
@@ -43,6 +44,13 @@ def overload_of(op: Any) -> OpOverload | None:
         names = op.overloads()
         op = getattr(op, names[0]) if len(names) == 1 else None
     return op if isinstance(op, OpOverload) else None
+
+
+def module_of(op: OpOverload) -> str | None:
+    """The module of Python whose import defines an op; None of C++'s, and where that is not known."""
+    packet = op.name().partition(".")[0]
+    defined: Any = torch._library.custom_ops.OPDEFS.get(packet)
+    return None if defined is None else str(defined._init_fn.__module__)
 
 
 def is_leaf(value: Any) -> bool:

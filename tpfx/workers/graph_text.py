@@ -8,6 +8,7 @@ torch's own way of pickling a graph module traces its code anew, which changes t
 
 from __future__ import annotations
 
+import importlib
 import io
 import operator
 import pickle
@@ -19,7 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate, map_arg
 
 from ..errors import ModelError
-from ..torch_internals.fx import HigherOrderOperator, LazyGraphModule, OpOverload
+from ..torch_internals.fx import HigherOrderOperator, LazyGraphModule, OpOverload, module_of
 
 REMEDY = "have workers import it, from a module instead of the main program, or leave out processes=True"
 
@@ -36,14 +37,13 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, OpOverload):
-            return _op_named, (value.name(),)
+            return _op_named, (value.name(), _module_to_import(value))
         if isinstance(value, HigherOrderOperator):
             return _higher_order_named, (value.name(),)
         if isinstance(value, GraphModule):
             return _module_of, _described(value)
         if getattr(value, "__module__", None) == "__main__" and callable(value):
-            name = getattr(value, "__qualname__", value)
-            raise ModelError(f"a graph calls {name} of the main program, which workers do not run: {REMEDY}")
+            raise _refused(str(getattr(value, "__qualname__", value)))
         return NotImplemented
 
 
@@ -102,8 +102,22 @@ def _module_of(constants: dict[str, Any], nodes: Sequence[tuple[Any, ...]]) -> G
     return module
 
 
-def _op_named(name: str) -> OpOverload:
+def _refused(what: str) -> ModelError:
+    return ModelError(f"a graph calls {what} of the main program, which workers do not run: {REMEDY}")
+
+
+def _module_to_import(op: OpOverload) -> str | None:
+    """What has to be imported for an op to be there, if that is known to be anything."""
+    module = module_of(op)
+    if module == "__main__":
+        raise _refused(op.name())
+    return module
+
+
+def _op_named(name: str, module: str | None) -> OpOverload:
     """An op by its name, `aten::add.Tensor`."""
+    if module is not None:
+        importlib.import_module(module)
     namespace, _, rest = name.partition("::")
     packet, _, overload = rest.partition(".")
     found: OpOverload = getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")

@@ -47,10 +47,15 @@ class Worker:
             "run": self._run,
             "settle": lambda token: ("settled", token),
         }
-        self._channel.send("ready")
+        self._answer("ready")
         while (said := self._channel.receive()) is not None:
             kind, *rest = said
-            self._channel.send(*kinds[kind](*rest))
+            self._answer(*kinds[kind](*rest))
+
+    def _answer(self, *parts: Any) -> None:
+        """Say something to the caller, if he has not ended."""
+        with contextlib.suppress(BrokenPipeError):
+            self._channel.send(*parts)
 
     def _program(self, number: int, compiler: str, text: bytes) -> tuple[Any, ...]:
         """Have a program, by a number."""
