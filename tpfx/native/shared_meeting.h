@@ -224,6 +224,8 @@ class SharedMeeting : public Meeting {
       if (char* found = shown(rank)) return found;
       if (at < spins_) {
         pause_briefly();
+      } else if (is_gone(rank)) {  // where other processes have the processors, each yield takes long
+        break;
       } else {
         std::this_thread::yield();
       }
@@ -237,7 +239,7 @@ class SharedMeeting : public Meeting {
     auto pause = std::chrono::microseconds(20);
     auto next = begun + std::chrono::milliseconds(50);
     while (true) {
-      const bool gone = board().left.load() || has_failed(rank) || has_failed(seat_);
+      const bool gone = is_gone(rank);
       if (char* found = shown(rank)) return found;
       if (gone) throw Left(Left::aborted);
       const auto time = Clock::now();
@@ -252,6 +254,8 @@ class SharedMeeting : public Meeting {
     }
   }
 
+  // Whether a rank will show nothing more to this one.
+  bool is_gone(int64_t rank) const { return board().left.load() || has_failed(rank) || has_failed(seat_); }
   bool has_failed(int64_t rank) const { return place(rank).failed.load() == generation_; }
 
   bool lives(int64_t rank) const {
