@@ -1,6 +1,6 @@
 """Plan on GPUs that are not there, in a process of its own: torch built with CUDA, and `fake_cuda.cpp`.
 
-python -m tests.support.fake_cuda flash causal:llama seq2seq:t5     # a JSON line for each model and phase
+python -m tests.support.fake_cuda flash generate,train causal:llama seq2seq:t5     # a JSON line for each
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,25 @@ KERNELS = ("flash", "mem_efficient", "cudnn")
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
 
-def planned(kernels: str, models: list[str], library: Path, capability: int = 90) -> list[dict[str, Any]]:
-    """What was planned of models, "task:architecture", each for inference and training, on two GPUs."""
-    env = os.environ | {"LD_PRELOAD": str(library), "FAKE_GPUS": "2", "FAKE_SM": str(capability)}
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name, kernels, *models], env=env, capture_output=True, text=True
-    )
+def planned(
+    kernels: str, models: list[str], library: Path, phases: str = "generate,train"
+) -> list[dict[str, Any]]:
+    """What was planned of models, "task:architecture", on two H100.
+
+    Args:
+        kernels: those of attention that are allowed, one of `KERNELS`.
+        models: which.
+        library: what `build` made.
+        phases: of each, "generate" for what that runs, or one call where nothing is generated; "train";
+            "dropout" for training that drops values, in attention too.
+
+    Returns:
+        For each the kernels of attention; how many are divided and how many not of attention, of that with a
+        bias or mask, and of dropout; findings; fingerprints.
+    """
+    env = os.environ | {"LD_PRELOAD": str(library), "FAKE_GPUS": "2", "FAKE_SM": "90"}
+    command = [sys.executable, "-m", __spec__.name, kernels, phases, *models]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -55,35 +69,77 @@ def build(folder: Path) -> Path:
 def _plan(task: str, arch: str, phase: Any) -> dict[str, Any]:
     from tests.support.architectures import tiny
     from tpfx.capture.capture import capture
-    from tpfx.ir.annotations import choice_of
-    from tpfx.ir.layout import Split
     from tpfx.passes.lower import lower
+    from tpfx.plan.generation import capture_generation
     from tpfx.plan.offline import plan_graphs
     from tpfx.runtime.mesh import Mesh
+    from tpfx.torch_internals.fake import FakeTensorMode
     from tpfx.verify.findings import Findings
     from tpfx.verify.static_checks import check_graphs
 
     gpu = torch.device("cuda", 0)
     model, given = tiny(arch, task)
-    captured = capture(model.to(torch.bfloat16), given, phase=phase, device=gpu)
+    model.to(torch.bfloat16)
+    if phase == "dropout":
+        _let_drop(model)
+    given = {name: one.bfloat16() if one.is_floating_point() else one for name, one in given.items()}
+    if phase != "generate":
+        captured = capture(model, given, phase="train", device=gpu)
+    else:
+        captured = capture_generation(model, given, device=gpu)
+    names, found, ways = [], [], {"attention": [0, 0], "bias": [0, 0], "dropout": [0, 0]}
     plans = plan_graphs(captured, 2)
-    names, split, found = [], 0, []
     for one in plans:
         root = one.graph.owning_module
         assert root is not None
         findings = Findings(one)
-        check_graphs(one, lower(one.graph, Mesh((gpu, gpu)), root), findings)
+        with FakeTensorMode(
+            allow_non_fake_inputs=True
+        ):  # constants of a graph are brought to its ranks' GPUs
+            ranks = lower(one.graph, Mesh((gpu, gpu)), root)
+        check_graphs(one, ranks, findings)
         found += [str(finding) for finding in findings.listed()]
         for node in one.graph.nodes:
+            for kind in _kinds(node):
+                ways[kind][not _is_divided(node)] += 1
             if "attention" in str(node.target):
-                choice = choice_of(node)
                 names.append(node.target.name().removeprefix("aten::_scaled_dot_product_"))
-                split += choice is not None and isinstance(choice.results[0], Split)
     kernels = {name: names.count(name) for name in sorted(set(names))}
-    return {"model": arch, "phase": phase, "attention": kernels, "split": split, "found": found}
+    prints = [one.fingerprint for one in plans]
+    return {"model": arch, "phase": phase, "kernels": kernels, **ways, "found": found, "prints": prints}
 
 
-def main(kernels: str, *models: str) -> None:
+def _let_drop(model: torch.nn.Module) -> None:
+    """Have a model drop values in training, in attention too; it is made so as to drop none."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+        for name, value in vars(module).items():
+            if "drop" in name and "layer" not in name and isinstance(value, float):
+                setattr(module, name, 0.1)
+
+
+def _kinds(node: Any) -> Iterator[str]:
+    """What of interest a node is: attention, also with a bias or mask that is added to scores; dropout."""
+    name = str(node.target)
+    if "attention" in name:
+        yield "attention"
+        named = dict(zip((one.name for one in node.target._schema.arguments), node.args, strict=False))
+        if (named | node.kwargs).get("attn_bias") is not None:
+            yield "bias"
+    elif name == "aten.native_dropout.default":
+        yield "dropout"
+
+
+def _is_divided(node: Any) -> bool:
+    from tpfx.ir.annotations import choice_of
+    from tpfx.ir.layout import Split
+
+    choice = choice_of(node)
+    return choice is not None and any(isinstance(one, Split) for one in choice.results)
+
+
+def main(kernels: str, phases: str, *models: str) -> None:
     """Plan models with one of the attention kernels allowed, beside the one for all cases."""
     from torch.fx.experimental import proxy_tensor
 
@@ -92,7 +148,7 @@ def main(kernels: str, *models: str) -> None:
     for name in KERNELS:
         getattr(torch.backends.cuda, f"enable_{name}_sdp")(name == kernels)
     for model in models:
-        for phase in ("prefill", "train"):
+        for phase in phases.split(","):
             print(json.dumps(_plan(*model.split(":"), phase)), flush=True)
 
 
