@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from tpfx.native.build import load
+from tpfx.workers.value_text import read_value, write_value
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the memory is Linux's")
 
@@ -33,12 +33,12 @@ class Pair:
         self.desk = self.native.Desk(self.rank)
 
     def send(self, row: tuple[Any, ...], shared: tuple[Any, ...] | None = None) -> tuple[Any, Any]:
-        sent = self.native.Sent(self.caller, [row], shared or (None,) * len(row), pickle.dumps)
-        return sent, self.desk.unpack(*sent.places()[0], pickle.loads)
+        sent = self.native.Sent(self.caller, [row], shared or (None,) * len(row), write_value)
+        return sent, self.desk.unpack(*sent.places()[0], read_value)
 
     def answer(self, sent: Any, results: list[Any]) -> list[Any]:
-        place = self.desk.pack(results, self.lent, pickle.dumps)
-        found: list[Any] = sent.unpack(0, *place, self.leases, pickle.loads)
+        place = self.desk.pack(results, self.lent, write_value)
+        found: list[Any] = sent.unpack(0, *place, self.leases, read_value)
         return found
 
 
@@ -59,7 +59,7 @@ def test_values_arrive_as_they_are(pair: Pair) -> None:
         torch.eye(3).to_sparse(),
         *(7, 1 << 80, 2.5, True, None, "x"),
     )
-    expected = pickle.loads(pickle.dumps(row))
+    expected = [read_value(write_value(value)) for value in row]
     _, found = pair.send(row)
     for mine, theirs in zip(found, expected, strict=True):
         if isinstance(theirs, torch.Tensor):
@@ -93,7 +93,7 @@ def test_results_share_memory_as_the_ranks_do(pair: Pair) -> None:
     given, common = torch.zeros(4), torch.arange(3.0)
     sent, (argument, whole) = pair.send((given, common), (None, common))
     made = torch.arange(6.0)
-    pair.native.Sent(pair.rank, [(made,)], (None,), pickle.dumps)  # moves it into the rank's region
+    pair.native.Sent(pair.rank, [(made,)], (None,), write_value)  # moves it into the rank's region
     results = [argument.view(2, 2)[1], whole[1:], made, made.view(2, 3).t(), torch.empty(0, 2), 5, None]
     found = pair.answer(sent, results)
     for mine, theirs in zip(found[:5], results[:5], strict=True):

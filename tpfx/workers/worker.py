@@ -27,6 +27,7 @@ from .channel import Channel
 from .graph_text import loads
 from .groups import SharedGroups
 from .shared_file import SharedFile
+from .value_text import read_value, write_value
 
 TICK = 0.5  # seconds between looks at whether the caller lives
 
@@ -86,10 +87,10 @@ class Worker:
         self._meeting.native.begin(generation)
         forward, desk = self._forwards[number]
         try:
-            args = desk.unpack(*place, pickle.loads)
+            args = desk.unpack(*place, read_value)
             with _in_modes(*modes):
                 results = forward(*args)
-            return "done", desk.pack(results, self._lent, pickle.dumps)
+            return "done", desk.pack(results, self._lent, write_value)
         except Exception as error:
             self._meeting.native.fail()
             return _failure(error)

@@ -33,6 +33,7 @@ from ..torch_internals.distributed import settings
 from .graph_text import dumps
 from .groups import SharedGroups
 from .shared_file import SharedFile
+from .value_text import read_value, write_value
 from .worker_process import WorkerProcess
 
 REMEDY = "the model keeps its weights: tpfx.unshard(model) makes it whole, and it may be compiled again"
@@ -136,11 +137,11 @@ class WorkerRuntime:
         with self._turn(remote):
             own, *others = rows
             rows.clear()
-            sent = load().Sent(self._arena, others, own, pickle.dumps)
+            sent = load().Sent(self._arena, others, own, write_value)
             self._begin(remote, sent.places())
             results = [self._run_first(first, own)]
             given = enumerate(zip(self._answers(remote), self._leases, strict=True))
-            return results + [sent.unpack(at, *place, known, pickle.loads) for at, (place, known) in given]
+            return results + [sent.unpack(at, *place, known, read_value) for at, (place, known) in given]
 
     @contextmanager
     def _turn(self, remote: Sequence[RemoteProgram]) -> Iterator[None]:
