@@ -15,6 +15,7 @@ from tests.support import (  # noqa: F401  (register their samples)
     rule_samples_gradients,
     rule_samples_images,
     rule_samples_indexing,
+    rule_samples_matrices,
     rule_samples_pointwise,
     rule_samples_shapes,
 )
@@ -37,6 +38,8 @@ UNSPLIT = {
     aten.histc.default,
     aten.max.default,
     aten.min.default,
+    aten.median.default,
+    aten.nanmedian.default,
     aten.prod.default,
     aten.masked_scatter.default,
     aten.take.default,
@@ -49,8 +52,7 @@ UNSPLIT = {
     aten.triu_indices.default,
     aten.empty_strided.default,
     aten.new_empty_strided.default,
-    aten._cdist_backward.default,
-    aten.grid_sampler_2d_backward.default,
+    aten.as_strided_scatter.default,
     aten.masked_scatter_backward.default,
 }
 CUDA_ONLY = {

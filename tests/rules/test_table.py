@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
-from tpfx.rules import pointwise, table
+from tpfx.rules import images, pointwise, table
 from tpfx.rules.lowering_names import Lowering
 from tpfx.rules.rule import Rule, parse
 
@@ -18,8 +18,10 @@ aten = torch.ops.aten
 
 def test_an_op_has_one_row() -> None:
     """A dict keeps the last of two rows without a word."""
-    tree = ast.parse(inspect.getsource(table))
-    written = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    trees = [ast.parse(inspect.getsource(module)) for module in (table, images)]
+    written = [
+        ast.unparse(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+    ]
     ops = Counter(name for name in written if name.startswith("aten.") and name.count(".") == 2)
     assert not {name: count for name, count in ops.items() if count > 1}
     assert set(ops) == {str(op) for op in table.TABLE}

@@ -136,11 +136,6 @@ def _solve(s: Sampler) -> Case:
     return Case((_square(s, *lead).tril(), sides), {"upper": False, "left": left})
 
 
-@samples(aten.linalg_inv_ex.default, aten.linalg_cholesky_ex.default)
-def _inverse(s: Sampler) -> Case:
-    return Case((_square(s, *s.shape(1, 2)),))
-
-
 @samples(aten._scaled_dot_product_flash_attention_for_cpu.default)
 def _attention(s: Sampler) -> Case:
     b, kv, rep, q, e = (
@@ -233,7 +228,7 @@ def _argmax(s: Sampler) -> Case:
     return Case((s.floats(*shape), s.one_of(None, s.dim(len(shape))), s.flag()))
 
 
-@samples(aten.max.default, aten.min.default, aten.prod.default)
+@samples(aten.max.default, aten.min.default, aten.prod.default, aten.median.default, aten.nanmedian.default)
 def _of_all(s: Sampler) -> Case:
     return Case((s.floats(*s.shape()),))
 
@@ -244,7 +239,7 @@ def _some_dims(s: Sampler) -> Case:
     return Case((s.bools(*shape), s.one_of(s.dims(len(shape)), None), s.flag()))
 
 
-@samples(aten.max.dim, aten.min.dim, aten.median.dim)
+@samples(aten.max.dim, aten.min.dim, aten.median.dim, aten.nanmedian.dim, aten.mode.default)
 def _with_indices(s: Sampler) -> Case:
     shape = s.shape()
     return Case((s.floats(*shape), s.dim(len(shape)), s.flag()))
@@ -275,7 +270,7 @@ def _count(s: Sampler) -> Case:
     return Case((s.ints(*shape, high=2), s.dims(len(shape))))
 
 
-@samples(aten.var.correction, aten.std.correction, aten.var_mean.correction)
+@samples(aten.var.correction, aten.std.correction, aten.var_mean.correction, aten.std_mean.correction)
 def _var(s: Sampler) -> Case:
     shape = s.shape(2, 3)
     dims = s.one_of([s.dim(len(shape))], s.dims(len(shape)), None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import zip_longest
+from typing import Any
+
 import torch
 
 from tests.support.rule_samples import SAMPLES, SIZES, Case, Sampler, samples
-from tests.support.rule_samples_images import _image
 
 aten = torch.ops.aten
 
@@ -64,7 +67,7 @@ def _embedding_backward(s: Sampler) -> Case:
     return Case((s.floats(*ids, s.one_of(*SIZES)), s.ints(*ids, high=rows), rows, s.one_of(-1, 0), False))
 
 
-@samples(aten.silu_backward.default)
+@samples(aten.silu_backward.default, aten.mish_backward.default)
 def _silu_backward(s: Sampler) -> Case:
     shape = s.shape()
     return Case((s.floats(*shape), s.floats(*shape)))
@@ -76,31 +79,82 @@ def _cdist_backward(s: Sampler) -> Case:
     return Case((s.floats(2, 4, 6), x, y, 2.0, torch.cdist(x, y)))
 
 
-@samples(aten.avg_pool2d_backward.default)
-def _avg_pool_backward(s: Sampler) -> Case:
-    x, kernel, stride = SAMPLES[aten.avg_pool2d.default](s).args
-    out = aten.avg_pool2d(x, kernel, stride)
-    return Case((_like(s, out), x, kernel, stride, [0, 0], False, True, None))
+def _gradients_of(*forward: Any) -> None:
+    """Register calls of the backward of ops, whose arguments are those of the op, and what it made."""
+    for op in forward:
+        backward = getattr(aten, f"{op._schema.name.removeprefix('aten::')}_backward").default
+        SAMPLES[backward] = partial(_backward, op, backward)
 
 
-@samples(aten._adaptive_avg_pool2d_backward.default)
-def _adaptive_backward(s: Sampler) -> Case:
-    x = _image(s, 5, 4)
-    return Case((_like(s, aten._adaptive_avg_pool2d(x, [2, 2])), x))
+def _backward(forward: Any, backward: Any, s: Sampler) -> Case:
+    call = SAMPLES[forward](s)
+    arguments = zip_longest(forward._schema.arguments, call.args)
+    known = {at.name: at.default_value if given is None else given for at, given in arguments}
+    made = forward(*call.args)
+    made = [made] if isinstance(made, torch.Tensor) else made
+    known |= {"grad_output": _like(s, made[0]), "indices": made[-1], "input_size": list(call.args[0].shape)}
+    known["output_mask"] = s.one_of([True, True], [True, False], [False, True])
+    return Case(tuple(known[argument.name] for argument in backward._schema.arguments))
 
 
-@samples(aten.max_pool2d_with_indices_backward.default)
-def _max_pool_backward(s: Sampler) -> Case:
-    x, kernel, stride = SAMPLES[aten.max_pool2d_with_indices.default](s).args
-    out, indices = aten.max_pool2d_with_indices(x, kernel, stride)
-    return Case((_like(s, out), x, kernel, stride, [0, 0], [1, 1], False, indices))
+_gradients_of(
+    aten.avg_pool2d.default,
+    aten.avg_pool3d.default,
+    aten._adaptive_avg_pool2d.default,
+    aten._adaptive_avg_pool3d.default,
+    aten.max_pool2d_with_indices.default,
+    aten.max_pool3d_with_indices.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+    aten.fractional_max_pool2d.default,
+    aten.fractional_max_pool3d.default,
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
+    aten._upsample_bilinear2d_aa.default,
+    aten._upsample_bicubic2d_aa.default,
+    aten.grid_sampler_2d.default,
+    aten.grid_sampler_3d.default,
+)
 
 
-@samples(aten.grid_sampler_2d_backward.default)
-def _grid_backward(s: Sampler) -> Case:
-    x, grid, *settings = SAMPLES[aten.grid_sampler_2d.default](s).args
-    out = aten.grid_sampler_2d(x, grid, *settings)
-    return Case((_like(s, out), x, grid, *settings, [True, True]))
+@samples(aten._embedding_bag_backward.default)
+def _bags_backward(s: Sampler) -> Case:
+    weight, ids, offsets, by_frequency, mode, sparse, weights, _, padding = SAMPLES[
+        aten._embedding_bag.default
+    ](s).args
+    made, *kept = aten._embedding_bag(
+        weight, ids, offsets, by_frequency, mode, sparse, weights, False, padding
+    )
+    given = (
+        _like(s, made),
+        ids,
+        offsets,
+        *kept,
+        weight.shape[0],
+        by_frequency,
+        mode,
+        sparse,
+        weights,
+        padding,
+    )
+    return Case(given)
+
+
+@samples(aten._embedding_bag_per_sample_weights_backward.default)
+def _bag_weights_backward(s: Sampler) -> Case:
+    weight, ids, offsets, *_ = SAMPLES[aten._embedding_bag.default](s).args
+    made, bags, *_ = aten._embedding_bag(weight, ids, offsets, False, 1)
+    return Case((_like(s, made), weight, ids, offsets, bags, 0))
+
+
+@samples(aten.diagonal_backward.default)
+def _diagonal_backward(s: Sampler) -> Case:
+    x, *where = SAMPLES[aten.diagonal.default](s).args
+    return Case((s.floats(*aten.diagonal(x, *where).shape), list(x.shape), *where))
 
 
 @samples(aten.masked_scatter_backward.default)

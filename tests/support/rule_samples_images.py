@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.support.rule_samples import Case, Sampler, samples
+from tests.support.rule_samples import SAMPLES, Case, Sampler, samples
 
 aten = torch.ops.aten
 
@@ -49,6 +49,12 @@ def _batch_norm(s: Sampler) -> Case:
     return Case((x, *vectors, s.floats(channels), s.floats(channels).abs() + 0.1, 0.1, 1e-5))
 
 
+@samples(aten._native_batch_norm_legit.no_stats)
+def _batch_norm_of_the_batch(s: Sampler) -> Case:
+    x, weight, bias, _, _, *settings = SAMPLES[aten._native_batch_norm_legit_functional.default](s).args
+    return Case((x, weight, bias, *settings))
+
+
 @samples(aten._native_batch_norm_legit_functional.default)
 def _batch_norm_training(s: Sampler) -> Case:
     x = _image(s, *s.one_of([3], [3, 2]))
@@ -72,7 +78,7 @@ def _adaptive(s: Sampler) -> Case:
     return Case((_image(s, 5, 4), [s.one_of(2, 3), 2]))
 
 
-@samples(aten._adaptive_avg_pool3d.default)
+@samples(aten._adaptive_avg_pool3d.default, aten.adaptive_max_pool3d.default)
 def _adaptive3d(s: Sampler) -> Case:
     return Case((_image(s, 4, 5, 4), [2, 3, 2]))
 
@@ -108,10 +114,10 @@ def _grid(s: Sampler) -> Case:
     return Case((x, s.floats(x.shape[0], 2, 5, 2).clamp(-1, 1), 0, s.one_of(0, 1), s.flag()))
 
 
-@samples(aten.pixel_shuffle.default)
-def _shuffle(s: Sampler) -> Case:
-    factor = s.one_of(1, 2)
-    return Case((s.floats(s.one_of(1, 2), s.one_of(2, 4, 3) * factor**2, 3, 2), factor))
+@samples(aten.grid_sampler_3d.default)
+def _grid3d(s: Sampler) -> Case:
+    x = _image(s, 3, 4, 2)
+    return Case((x, s.floats(x.shape[0], 2, 5, 3, 3).clamp(-1, 1), 0, s.one_of(0, 1), s.flag()))
 
 
 @samples(aten.im2col.default)
@@ -124,6 +130,30 @@ def _col2im(s: Sampler) -> Case:
     return Case((s.floats(s.one_of(2, 4, 6), 8, 6), [3, 4], [2, 2], [1, 1], [0, 0], [1, 1]))
 
 
+@samples(aten.max_unpool2d.default)
+def _unpool(s: Sampler) -> Case:
+    made, places = aten.max_pool2d_with_indices(_image(s, 5, 4), [2, 2])
+    return Case((made, places, [5, 4]))
+
+
+@samples(aten.max_unpool3d.default)
+def _unpool3d(s: Sampler) -> Case:
+    made, places = aten.max_pool3d_with_indices(_image(s, 4, 5, 4), [2, 2, 2])
+    return Case((made, places, [4, 5, 4], [2, 2, 2], [0, 0, 0]))
+
+
+@samples(aten.fractional_max_pool2d.default)
+def _fractional(s: Sampler) -> Case:
+    x = _image(s, 6, 5)
+    return Case((x, [2, 2], [3, s.one_of(2, 3)], s.floats(*x.shape[:2], 2).sigmoid()))
+
+
+@samples(aten.fractional_max_pool3d.default)
+def _fractional3d(s: Sampler) -> Case:
+    x = _image(s, 4, 6, 5)
+    return Case((x, [2, 2, 2], [2, 3, s.one_of(2, 3)], s.floats(*x.shape[:2], 3).sigmoid()))
+
+
 @samples(aten.reflection_pad1d.default, aten.replication_pad1d.default)
 def _pad1d(s: Sampler) -> Case:
     return Case((_image(s, 4), [s.one_of(0, 1), 2]))
@@ -132,6 +162,11 @@ def _pad1d(s: Sampler) -> Case:
 @samples(aten.reflection_pad2d.default, aten.replication_pad2d.default)
 def _pad2d(s: Sampler) -> Case:
     return Case((_image(s, 4, 3), [s.one_of(0, 1), 2, 1, 0]))
+
+
+@samples(aten.reflection_pad3d.default, aten.replication_pad3d.default)
+def _pad3d(s: Sampler) -> Case:
+    return Case((_image(s, 4, 3, 3), [s.one_of(0, 1), 2, 1, 0, 1, 1]))
 
 
 @samples(aten._fft_c2c.default)

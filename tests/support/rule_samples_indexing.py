@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.support.rule_samples import SIZES, Case, Sampler, samples
+from tests.support.rule_samples import SAMPLES, SIZES, Case, Sampler, samples
 
 aten = torch.ops.aten
 
@@ -14,6 +14,15 @@ def _embedding(s: Sampler) -> Case:
     v, d = s.one_of(1, 4, 6, 12), s.one_of(*SIZES)
     padding = s.one_of((), (0,), (-1,))
     return Case((s.floats(v, d), s.ints(*s.shape(0, 2), high=v), *padding))
+
+
+@samples(aten._embedding_bag.default)
+def _embedding_bag(s: Sampler) -> Case:
+    rows, mode = s.one_of(4, 6), s.one_of(0, 1, 2)
+    offsets = torch.tensor(s.one_of([0], [0, 2], [0, 0, 3]))
+    weights = s.floats(5) if mode == 0 and s.flag() else None
+    given = s.floats(rows, s.one_of(*SIZES)), s.ints(5, high=rows), offsets
+    return Case((*given, False, mode, False, weights, False, s.one_of(-1, 1)))
 
 
 @samples(aten.index_select.default)
@@ -58,7 +67,7 @@ def _mask(s: Sampler, shape: list[int]) -> list[torch.Tensor | None]:
     return [*[None] * start, s.bools(*shape[start : s.number(start + 1, len(shape))])]
 
 
-@samples(aten.index_put.default)
+@samples(aten.index_put.default, aten._unsafe_index_put.default)
 def _index_put(s: Sampler) -> Case:
     shape = s.shape(2, 4)
     target = s.floats(*shape)
@@ -89,6 +98,18 @@ def _index_add(s: Sampler) -> Case:
     return Case(case.args, s.one_of({}, {"alpha": 2}))
 
 
+@samples(aten.index_reduce.default)
+def _index_reduce(s: Sampler) -> Case:
+    case = _index_copy(s)
+    return Case((*case.args, s.one_of("amax", "prod", "mean")), {"include_self": s.flag()})
+
+
+@samples(aten.index_fill.int_Tensor)
+def _index_fill_tensor(s: Sampler) -> Case:
+    *given, _ = _index_fill(s).args
+    return Case((*given, s.floats()))
+
+
 @samples(aten.index_fill.int_Scalar)
 def _index_fill(s: Sampler) -> Case:
     shape = s.shape()
@@ -112,6 +133,17 @@ def _select_scatter(s: Sampler) -> Case:
     at, target = s.dim(len(shape)), s.floats(*shape)
     index = s.number(-shape[at], shape[at] - 1)
     return Case((target, s.floats(*target.select(at, index).shape), at, index))
+
+
+@samples(aten.diagonal_scatter.default)
+def _diagonal_scatter(s: Sampler) -> Case:
+    target, *where = SAMPLES[aten.diagonal.default](s).args
+    return Case((target, s.floats(*aten.diagonal(target, *where).shape).to(target.dtype), *where))
+
+
+@samples(aten.as_strided_scatter.default)
+def _as_strided_scatter(s: Sampler) -> Case:
+    return Case((s.floats(4, 6), s.floats(2, 3), [2, 3], [6, 1], 1))
 
 
 def _scattered(s: Sampler) -> tuple[torch.Tensor, int, torch.Tensor]:

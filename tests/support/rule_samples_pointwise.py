@@ -64,6 +64,11 @@ samples(aten.clone.default, aten.alias.default, aten.detach.default, aten.contig
 samples(aten.lift_fresh_copy.default, aten.zeros_like.default, aten.ones_like.default, aten.neg.default)(_one)
 
 
+@samples(aten.hardswish.default)
+def _floats(s: Sampler) -> Case:
+    return Case((s.floats(*s.shape()),))
+
+
 @samples(aten.empty_like.default)
 def _empty_like(s: Sampler) -> Case:
     return Case((s.floats(*s.shape()),), values=False)

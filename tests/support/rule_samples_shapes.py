@@ -49,7 +49,7 @@ def _triangle(s: Sampler) -> Case:
     return Case((s.numbers(*s.shape(2, 4)), s.number(-2, 2)))
 
 
-@samples(aten.diagonal.default)
+@samples(aten.diagonal.default, aten.diagonal_copy.default)
 def _diagonal(s: Sampler) -> Case:
     shape = s.shape(2, 4)
     first, second = s.draw(st.permutations(range(len(shape))))[:2]
@@ -241,14 +241,14 @@ def _select(s: Sampler) -> Case:
     return Case((s.numbers(*shape), at, s.number(-shape[at], shape[at] - 1)))
 
 
-@samples(aten.split.Tensor)
+@samples(aten.split.Tensor, aten.unsafe_split.Tensor)
 def _split(s: Sampler) -> Case:
     shape = s.shape()
     at = s.dim(len(shape))
     return Case((s.numbers(*shape), s.number(1, shape[at] + 1), at))
 
 
-@samples(aten.split_with_sizes.default)
+@samples(aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default)
 def _split_with_sizes(s: Sampler) -> Case:
     shape = s.shape()
     at = s.dim(len(shape))

@@ -37,6 +37,9 @@ _SIMPLER = [
     aten.binary_cross_entropy_backward,
     aten.soft_margin_loss,
     aten.soft_margin_loss_backward,
+    aten.binary_cross_entropy_with_logits,
+    aten.multi_margin_loss,
+    aten.multilabel_margin_loss_forward,
     # activations
     aten.elu_backward,
     aten.glu_backward,
@@ -49,12 +52,72 @@ _SIMPLER = [
     aten.softplus_backward,
     aten.silu_backward,
     aten._prelu_kernel_backward,
+    # products and sums
+    aten.addmv,
+    aten.addr,
+    aten.vdot,
+    aten.nansum,
     # norms and views
     aten.native_group_norm_backward,
     aten.native_batch_norm_backward,
     aten.select_backward,
     aten.unfold_backward,
+    aten.pixel_shuffle,
+    aten.pixel_unshuffle,
+    aten.channel_shuffle,
 ]
+
+
+# Of weights, whichever side of them is divided.
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """`aten._weight_norm_interface`: `g * v / |v|`, of the shape of `v`, and the norms over all but `dim`."""
+    norms = _products(v, v, dim).sqrt()
+    return (v * (g / norms)).to(v.dtype), norms
+
+
+def weight_norm_backward(
+    grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    """`aten._weight_norm_interface_backward`: the gradients of `v` and of `g`."""
+    along = _products(grad, v, dim) / norms
+    grad_v = (grad - v * (along / norms)) * (g / norms)
+    return grad_v.to(v.dtype), along.to(g.dtype)
+
+
+def _products(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    """The products of elements, summed over all dimensions but one; of half precision in single."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    others = [at for at in range(x.dim()) if at != dim % x.dim()]
+    return (x.to(wide) * y.to(wide)).sum(others, keepdim=True)
+
+
+def trilinear(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    expand_x: list[int],
+    expand_y: list[int],
+    expand_z: list[int],
+    sums: list[int],
+    unroll_dim: int = 1,
+) -> Tensor:
+    """`aten._trilinear`: the products of three tensors, each spread over some dimensions, summed over others.
+
+    As products of matrices: `[b, i]` and `[o, i, j]` make `[b, o, j]`, that and `[b, j]` make `[b, o]`.
+    """
+    rank = x.dim() + len(expand_x)
+    given = [[at for at in range(rank) if at not in expanded] for expanded in (expand_x, expand_y, expand_z)]
+    kept = [at for at in range(rank) if at not in sums]
+    return torch.einsum(x, given[0], y, given[1], z, given[2], kept)
+
+
+WRITTEN: dict[Any, Callable[..., Any]] = {
+    aten._weight_norm_interface.default: weight_norm,
+    aten._weight_norm_interface_backward.default: weight_norm_backward,
+    aten._trilinear.default: trilinear,
+}
 
 
 # The ops of torch's encoder layers in inference, written as those that the layers compute in training: their
@@ -150,4 +213,4 @@ FAST_PATH_EFFECTS = (
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """What AOTAutograd writes ops as: overload to function."""
     found: dict[Any, Callable[..., Any]] = get_decompositions(_SIMPLER)
-    return {**found, **FAST_PATHS}
+    return {**found, **WRITTEN, **FAST_PATHS}

@@ -12,6 +12,7 @@ from typing import Any
 from ..ir.axes import Dim, find, slice_of
 from ..ir.nodes import is_tensor, size_of
 from ..ir.op_dims import Bound, Call, Dims
+from .indexing import largest
 from .rule import Rule
 from .views import bounds
 from .whole_dims import checked, unknown
@@ -105,4 +106,21 @@ def embedding_backward(call: Call) -> Bound:
     bound.linear = ((0,),)
     if call["scale_grad_by_freq"]:  # by how often a row occurs, which a part of the lookups does not tell
         bound.whole += [rows, *lead]
+    return bound
+
+
+def embedding_bag_backward(call: Call) -> Bound:
+    """The gradient of a table, each column by itself."""
+    return Rule(f"b! d, n!, o!, m!, s!, {largest(call['maximum_indices'])} -> v! d").bind(call)
+
+
+def diagonal_backward(call: Call) -> Bound:
+    """A diagonal in its place, zeros elsewhere."""
+    sizes = call.result_sizes()
+    pair = {call.dim(call[name], len(sizes)) for name in ("dim1", "dim2")}
+    free = iter(call.dims[0][:-1])
+    bound = Bound(call.dims, [], whole=[call.dims[0][-1]])
+    bound.results = [
+        [unknown(bound, [size])[0] if at in pair else next(free) for at, size in enumerate(sizes)]
+    ]
     return bound

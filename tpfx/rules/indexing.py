@@ -12,6 +12,17 @@ from .rule import Rule
 from .whole_dims import checked, unknown, unsplit
 
 
+def embedding_bag(call: Call) -> Bound:
+    """Sums, means or maxima of rows of a table, each column by itself; what lies in which bag is whole."""
+    return Rule(f"v! d, n!, o!, w! -> b! d, i!, s!, {largest(call.results[3])}").bind(call)
+
+
+def largest(rows: Node | torch.Tensor) -> str:
+    """The rows that bags have their maxima of, one for each column; of sums and means, a number a bag."""
+    value = rows.meta["val"] if isinstance(rows, Node) else rows
+    return "b! d" if value.dim() == 2 else "m!"
+
+
 def index_select(call: Call) -> Bound:
     """Indices along one dimension, which must be whole."""
     bound = Bound(call.dims, [])
@@ -135,6 +146,18 @@ def slice_scatter(call: Call) -> Bound:
         bound.whole.append(source[at])
         source = [dim for position, dim in enumerate(source) if position != at]
     for left, right in zip(others, source, strict=True):
+        bound.match(left, right)
+    bound.linear = ((0, 1),)
+    return bound
+
+
+def diagonal_scatter(call: Call) -> Bound:
+    """A tensor with a diagonal replaced: its two dimensions are whole, and the last of what is written."""
+    target, source = call.dims
+    bound = Bound(call.dims, [list(target)])
+    pair = {call.dim(call[name]) for name in ("dim1", "dim2")}
+    bound.whole += [*(target[at] for at in pair), source[-1]]
+    for left, right in zip((dim for at, dim in enumerate(target) if at not in pair), source, strict=False):
         bound.match(left, right)
     bound.linear = ((0, 1),)
     return bound

@@ -6,7 +6,7 @@ from ..ir.axes import Dim, find, has_intervals, product, quotient
 from ..ir.op_dims import Bound, Call, Dims
 from .pointwise import floating
 from .rule import Rule
-from .whole_dims import checked, unsplit
+from .whole_dims import checked, unknown, unsplit
 
 
 def linear(call: Call) -> Bound:
@@ -26,6 +26,31 @@ def solve(call: Call) -> Bound:
     """A system of equations for each right side, which are columns or, from the right, rows."""
     sides = "... m! n" if call["left"] else "... n m!"
     return Rule(f"... m! k!, {sides} -> {sides}", linear=((1,),)).bind(call)
+
+
+def matrices(call: Call) -> Bound:
+    """Whole matrices, the last two dimensions of the first operand, and what is made of them, one by one."""
+    matrix = call.dims[0][-2:]
+    lead = call.dims[0][:-2]
+    bound = Bound(call.dims, [], whole=list(matrix))
+    for dims in call.dims[1:]:
+        # A vector for each matrix, or its pivots; what else has less dimensions is broadcast.
+        if len(dims) - len(lead) not in (1, 2) or not _of_matrices(dims, call.dims[0]):
+            return unsplit(call)
+        for left, right in zip(lead, dims, strict=False):
+            bound.match(left, right)
+        bound.whole += dims[len(lead) :]
+    for index in range(len(call.results)):
+        sizes = call.result_sizes(index)
+        made = [] if sizes == [0] else lead  # what is not asked for is empty
+        bound.results.append(checked(bound, call, [*made, *unknown(bound, sizes[len(made) :])], index))
+    return bound
+
+
+def _of_matrices(dims: Dims, matrices: Dims) -> bool:
+    """Whether an operand has one matrix for each of the first operand, or one vector as long as a side."""
+    sizes, others = ([find(dim).size for dim in given] for given in (dims, matrices))
+    return sizes[: len(others) - 2] == others[:-2] and (len(sizes) == len(others) or sizes[-1] in others[-2:])
 
 
 def attention(call: Call) -> Bound:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..torch_internals.fx import OpOverload
-from . import backward, convolutions, indexing, pointwise, reductions, views, whole_dims
+from . import backward, images, indexing, pointwise, reductions, views, whole_dims
 from .lowering_names import Lowering
 from .rule import Rule
 
@@ -33,14 +33,37 @@ _MATRIX_PRODUCTS = {
     aten.mv.default: Rule("m k, k -> m", BOTH),
     aten.dot.default: Rule("k, k ->", BOTH),
     aten.baddbmm.default: Rule(reductions.baddbmm),
-    aten.convolution.default: Rule(
-        convolutions.convolution, lower=Lowering.CONVOLUTION, pad_empty_shards=True
-    ),
     aten._cdist_forward.default: Rule("... m k!, ... n k! -> ... m n"),
+    aten._cdist_backward.default: Rule(
+        "... m n, ... m k, ... n k, ... m n -> ... m k", pad_empty_shards=True
+    ),
     aten.linalg_solve_triangular.default: Rule(reductions.solve, pad_empty_shards=True),
-    aten.linalg_inv_ex.default: Rule("... m! n! -> ... m n, ...", pad_empty_shards=True),
-    aten.linalg_cholesky_ex.default: Rule("... m! n! -> ... m n, ...", pad_empty_shards=True),
 }
+
+# Matrices whole, batches of them divided.
+_MATRICES = family(
+    Rule(reductions.matrices, contiguous=True),
+    aten.linalg_inv_ex.default,
+    aten.linalg_cholesky_ex.default,
+    aten.cholesky_inverse.default,
+    aten.cholesky_solve.default,
+    aten.linalg_lu_factor_ex.default,
+    aten.linalg_lu.default,
+    aten.linalg_lu_solve.default,
+    aten.lu_unpack.default,
+    aten.linalg_ldl_factor_ex.default,
+    aten.linalg_ldl_solve.default,
+    aten.linalg_qr.default,
+    aten.linalg_householder_product.default,
+    aten.linalg_matrix_exp.default,
+    aten.linalg_eig.default,
+    aten._linalg_eigh.default,
+    aten._linalg_eigvals.default,
+    aten._linalg_svd.default,
+    aten._linalg_det.default,
+    aten._linalg_slogdet.default,
+    aten._linalg_solve_ex.default,
+)
 
 _ATTENTION = family(
     Rule(reductions.attention, pad_empty_shards=True),
@@ -53,13 +76,17 @@ _ATTENTION = family(
 # Lookups, and writes by index.
 _INDEXING = {
     aten.embedding.default: Rule("v d, ... -> ... d", FIRST, lower=Lowering.EMBEDDING),
+    aten._embedding_bag.default: Rule(indexing.embedding_bag, pad_empty_shards=True),
     aten.index_select.default: Rule(indexing.index_select, FIRST),
     aten.gather.default: Rule(indexing.gather, FIRST, lower=Lowering.GATHER),
     aten.index.Tensor: Rule(indexing.index, FIRST),
     aten.index_put.default: Rule(indexing.index_put),
+    aten._unsafe_index_put.default: Rule(indexing.index_put),
     aten.index_copy.default: Rule(indexing.index_copy),
+    aten.index_reduce.default: Rule(indexing.index_copy),
     aten.index_add.default: Rule(indexing.index_add),
     aten.index_fill.int_Scalar: Rule(indexing.index_fill),
+    aten.index_fill.int_Tensor: Rule(indexing.index_fill),
     aten.slice_scatter.default: Rule(indexing.slice_scatter),
     aten.select_scatter.default: Rule(indexing.slice_scatter),
     aten.scatter.src: Rule(indexing.scatter_to_shards, lower=Lowering.SCATTER),
@@ -83,18 +110,22 @@ _NORMALISATION = {
         reductions.group_norm, lower=Lowering.GROUP_NORM, pad_empty_shards=True, contiguous=True
     ),
     aten._native_batch_norm_legit_no_training.default: Rule(reductions.batch_norm, pad_empty_shards=True),
+    aten._native_batch_norm_legit.no_stats: Rule(reductions.batch_norm, pad_empty_shards=True),
     aten._native_batch_norm_legit_functional.default: Rule(reductions.batch_norm, pad_empty_shards=True),
 }
 
 _GRADIENTS = {
-    aten.convolution_backward.default: Rule(
-        convolutions.convolution_backward, lower=Lowering.CONVOLUTION, pad_empty_shards=True
-    ),
     aten.slice_backward.default: Rule(backward.slice_backward, lower=Lowering.SLICE_BACKWARD),
     aten.embedding_dense_backward.default: Rule(
         backward.embedding_backward, lower=Lowering.EMBEDDING_BACKWARD
     ),
+    aten._embedding_bag_backward.default: Rule(backward.embedding_bag_backward, FIRST, pad_empty_shards=True),
+    aten._embedding_bag_per_sample_weights_backward.default: Rule(
+        "b! d, v! d, n!, o!, s! -> n", BOTH, pad_empty_shards=True
+    ),
+    aten.diagonal_backward.default: Rule(backward.diagonal_backward, FIRST, shape="input_sizes"),
     aten.silu_backward.default: Rule(pointwise.pointwise, FIRST),
+    aten.mish_backward.default: Rule(pointwise.pointwise, FIRST),
     aten._softmax_backward_data.default: Rule(backward.softmax_backward),
     **family(
         Rule(backward.norm_backward, pad_empty_shards=True, contiguous=True),
@@ -114,50 +145,14 @@ _GRADIENTS = {
         contiguous=True,
         memory_order=(("out", (0, 2, 1, 3)),),
     ),
-    **family(
-        Rule("... y! x!, ... h! w! -> ... h! w!", pad_empty_shards=True),
-        aten.avg_pool2d_backward.default,
-        aten._adaptive_avg_pool2d_backward.default,
-    ),
-    aten.max_pool2d_with_indices_backward.default: Rule(
-        "... y! x!, ... h! w!, ... y! x! -> ... h! w!", pad_empty_shards=True
-    ),
 }
 
-# Images and signals: channels and batches are free, what slides is whole.
-_IMAGES = {
-    aten.avg_pool2d.default: Rule("... h! w! -> ... y! x!", pad_empty_shards=True),
-    aten.avg_pool3d.default: Rule("... d! h! w! -> ... z! y! x!", pad_empty_shards=True),
-    aten._adaptive_avg_pool2d.default: Rule("... h! w! -> ... y! x!", pad_empty_shards=True),
-    aten._adaptive_avg_pool3d.default: Rule("... d! h! w! -> ... z! y! x!", pad_empty_shards=True),
-    aten.adaptive_max_pool2d.default: Rule("... h! w! -> ... y! x!, ... y! x!", pad_empty_shards=True),
-    aten.max_pool2d_with_indices.default: Rule("... h! w! -> ... y! x!, ... y! x!", pad_empty_shards=True),
-    aten.max_pool3d_with_indices.default: Rule(
-        "... d! h! w! -> ... z! y! x!, ... z! y! x!", pad_empty_shards=True
-    ),
-    aten.upsample_nearest1d.default: Rule("n c w! -> n c x!", pad_empty_shards=True),
-    aten.upsample_linear1d.default: Rule("n c w! -> n c x!", pad_empty_shards=True),
-    **family(
-        Rule("n c h! w! -> n c y! x!", pad_empty_shards=True),
-        aten.upsample_nearest2d.default,
-        aten._upsample_nearest_exact2d.default,
-        aten.upsample_bilinear2d.default,
-        aten._upsample_bilinear2d_aa.default,
-        aten.upsample_bicubic2d.default,
-        aten._upsample_bicubic2d_aa.default,
-    ),
-    aten.grid_sampler_2d.default: Rule("n c h! w!, n y! x! p! -> n c y x", pad_empty_shards=True),
-    aten.pixel_shuffle.default: Rule(views.shuffle, FIRST, pad_empty_shards=True),
-    aten.im2col.default: Rule("n c! h! w! -> n k! l!", pad_empty_shards=True),
-    aten.col2im.default: Rule("n k! l! -> n c! y! x!", pad_empty_shards=True),
-    aten.reflection_pad1d.default: Rule("... w! -> ... x!", pad_empty_shards=True),
-    aten.reflection_pad2d.default: Rule("... h! w! -> ... y! x!", pad_empty_shards=True),
-    aten.replication_pad1d.default: Rule("... w! -> ... x!", pad_empty_shards=True),
-    aten.replication_pad2d.default: Rule("... h! w! -> ... y! x!", pad_empty_shards=True),
-    aten._fft_c2c.default: Rule(reductions.along, pad_empty_shards=True),
-    aten._fft_r2c.default: Rule(reductions.along, pad_empty_shards=True),
-    aten._fft_c2r.default: Rule(reductions.along, pad_empty_shards=True),
-}
+_SPECTRA = family(
+    Rule(reductions.along, pad_empty_shards=True),
+    aten._fft_c2c.default,
+    aten._fft_r2c.default,
+    aten._fft_c2r.default,
+)
 
 _REDUCTIONS = {
     aten.sum.dim_IntList: Rule(reductions.reduction),
@@ -180,7 +175,11 @@ _REDUCTIONS = {
         aten.min.dim,
         aten.argmax.default,
         aten.argmin.default,
+        aten.median.default,
         aten.median.dim,
+        aten.nanmedian.default,
+        aten.nanmedian.dim,
+        aten.mode.default,
         aten.kthvalue.default,
         aten.logsumexp.default,
         aten.prod.default,
@@ -188,6 +187,7 @@ _REDUCTIONS = {
         aten.var.correction,
         aten.var_mean.correction,
         aten.std.correction,
+        aten.std_mean.correction,
         aten.norm.ScalarOpt_dim,
         aten.linalg_vector_norm.default,
         aten.count_nonzero.dim_IntList,
@@ -231,8 +231,12 @@ _VIEWS = {
     aten.select.int: Rule(views.select, FIRST, lower=Lowering.SELECT),
     aten.split.Tensor: Rule(views.split, FIRST, lower=Lowering.SPLIT),
     aten.split_with_sizes.default: Rule(views.split, FIRST, lower=Lowering.SPLIT),
+    aten.unsafe_split.Tensor: Rule(views.split, FIRST, lower=Lowering.SPLIT),
+    aten.unsafe_split_with_sizes.default: Rule(views.split, FIRST, lower=Lowering.SPLIT),
     aten.unbind.int: Rule(views.unbind, FIRST),
     aten.diagonal.default: Rule(views.diagonal, FIRST),
+    aten.diagonal_copy.default: Rule(views.diagonal, FIRST),
+    aten.diagonal_scatter.default: Rule(indexing.diagonal_scatter),
     aten.diag_embed.default: Rule(views.diag_embed, FIRST),
     aten.unfold.default: Rule(views.windows, FIRST),
     aten.view_as_real.default: Rule("... -> ... p!"),
@@ -278,6 +282,7 @@ _POINTWISE = {
         aten.copy.default,
         aten.copy_.default,
         aten.floor_divide.default,
+        aten.hardswish.default,
         aten.zeros_like.default,
         aten.ones_like.default,
         aten.full_like.default,
@@ -307,8 +312,6 @@ _UNSPLIT = family(
     aten._unique2.default,
     aten.unique_consecutive.default,
     aten.unique_dim.default,
-    aten._cdist_backward.default,
-    aten.grid_sampler_2d_backward.default,
     # recurrent nets: every state depends on the whole of the last
     aten.mkldnn_rnn_layer.default,
     aten.mkldnn_rnn_layer_backward.default,
@@ -325,6 +328,7 @@ _UNSPLIT = family(
     aten.empty_strided.default,
     aten.new_empty_strided.default,
     aten.as_strided.default,
+    aten.as_strided_scatter.default,
     # read by Python: numbers, and checks
     aten.sym_numel.default,
     aten.sym_stride.int,
@@ -337,11 +341,13 @@ _UNSPLIT = family(
 
 TABLE: dict[Any, Rule] = {
     **_MATRIX_PRODUCTS,
+    **_MATRICES,
     **_ATTENTION,
     **_INDEXING,
     **_NORMALISATION,
     **_GRADIENTS,
-    **_IMAGES,
+    **images.IMAGES,
+    **_SPECTRA,
     **_REDUCTIONS,
     **_ALONG_A_DIMENSION,
     **_VIEWS,

@@ -288,15 +288,3 @@ def windows(call: Call) -> Bound:
     made = unknown(bound, [sizes[at], sizes[-1]])
     bound.results = [[*call.dims[0][:at], made[0], *call.dims[0][at + 1 :], made[1]]]
     return bound
-
-
-def shuffle(call: Call) -> Bound:
-    """Channels `(c r s)` spread over rows and columns, `(h r)` and `(w s)`."""
-    bound = Bound(call.dims, [])
-    *lead, channels, rows, columns = call.dims[0]
-    sizes, factor = call.result_sizes(), call["upscale_factor"]
-    kept, inside = Dim(sizes[-3]), [Dim(factor), Dim(factor)]
-    bound.match(channels, product([kept, *inside]))
-    bound.whole += [*inside, rows, columns]
-    bound.results = [[*lead, kept, *unknown(bound, sizes[-2:])]]
-    return bound
