@@ -20,7 +20,7 @@ from .whole_dims import unsplit
 aten = torch.ops.aten
 
 
-def windows(text: str, *ops: Any, shape: str | None = None) -> dict[Any, Rule]:
+def windows(text: str, *ops: Any, shape: str | None = None, contiguous: bool = False) -> dict[Any, Rule]:
     """Rows of ops that slide over as many of the last dimensions as their names tell, `2d` of two.
 
     >>> windows("s -> t", aten.avg_pool2d.default)      # ... s0! s1! -> ... t0! t1!
@@ -29,7 +29,7 @@ def windows(text: str, *ops: Any, shape: str | None = None) -> dict[Any, Rule]:
     for op in ops:
         count = int(re.findall(r"(\d)d", str(op))[-1])
         pattern = re.sub(r"\w", lambda letter: _last(letter[0], count), text)  # noqa: B023
-        rows[op] = Rule(pattern, shape=shape, pad_empty_shards=shape is None)
+        rows[op] = Rule(pattern, shape=shape, pad_empty_shards=shape is None, contiguous=contiguous)
     return rows
 
 
@@ -164,9 +164,13 @@ IMAGES: dict[Any, Rule] = {
         aten.max_pool2d_with_indices_backward.default,
         aten.max_pool3d_with_indices_backward.default,
         aten.adaptive_max_pool2d_backward.default,
+    ),
+    **windows(  # some kernels read places as if they lay one after the other
+        "t, s, t -> s",
         aten.adaptive_max_pool3d_backward.default,
         aten.fractional_max_pool2d_backward.default,
         aten.fractional_max_pool3d_backward.default,
+        contiguous=True,
     ),
     **windows("s, s -> t", aten.max_unpool2d.default, aten.max_unpool3d.default),
 }
