@@ -353,3 +353,45 @@ def test_an_lstm_trains(settings: dict[str, Any], devices: int) -> None:
 @pytest.mark.parametrize("kind", [nn.GRU, pytest.param(nn.LSTM, marks=SLOW)])
 def test_a_packed_sequence_trains(kind: type[nn.RNNBase]) -> None:
     agree(lambda: Packed(kind), train_packed)
+
+
+class Counting(nn.Module):
+    """A buffer that a call changes, and gradients that are computed with what it was then."""
+
+    def __init__(self, factor: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.body, self.factor = mlp(), factor
+        self.register_buffer("count", torch.arange(1.0, 9.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x) * self.factor(self.count)
+
+
+def counted(count: torch.Tensor) -> torch.Tensor:
+    count += 1
+    return count.exp().sqrt()
+
+
+def counted_after(count: torch.Tensor) -> torch.Tensor:
+    factor = count.clone()
+    count.mul_(3)
+    return factor
+
+
+def counted_between(count: torch.Tensor) -> torch.Tensor:
+    factor = count[:4].repeat(2) * 2
+    count[2:].add_(count[0])
+    return factor * count
+
+
+@pytest.mark.parametrize("factor", [counted, counted_after, counted_between])
+def test_gradients_are_computed_with_what_a_buffer_was(factor: Callable[..., Any]) -> None:
+    """Not with what the call has made of it: torch's partitioner would compute anew from that."""
+    x = torch.randn(4, 8)
+
+    def use(model: nn.Module, call: Callable[..., Any]) -> Values:
+        for _ in range(2):
+            call(x).sum().backward()
+        return gradients(model)
+
+    agree(lambda: Counting(factor), use, 2, "compile")

@@ -10,19 +10,20 @@ parted in two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.utils.checkpoint import CheckpointPolicy
 
 from ..ir.annotations import Source, set_gradients
-from ..ir.nodes import copy_graph, is_check, is_tensor
+from ..ir.nodes import copy_graph, is_check, is_tensor, is_view
 from ..ir.parallel_graph import ParallelGraph
 from ..torch_internals.aot import keeping_repetitions, min_cut_rematerialization_partition
 from ..torch_internals.batch_guards import serves_any_batch
-from .random_state import hidden, pin_draws
+from .random_state import hidden, pin_draws, with_items
 from .recurrent import keep_for_backward
 from .sources import is_tangent
 
@@ -52,6 +53,7 @@ class Joint:
         Where the graph has been planned, `parallel` is told which nodes are in the backward part alone.
         """
         pin_draws(module.graph)
+        _pin_reads(module.graph)
         inputs = module.graph.find_nodes(op="placeholder")
         mode = next(node.meta["val"].fake_mode for node in inputs if is_tensor(node))
         with mode, hidden(module) as bring_back, keeping_repetitions():
@@ -144,3 +146,23 @@ def _keep_checks(joint: Graph, forward: Graph) -> None:
     for node in joint.nodes:
         if is_check(node):
             copied(node)
+
+
+def _pin_reads(joint: Graph) -> None:
+    """Have what a joint graph computes of an input that it writes into saved, if its backward part needs it.
+
+    By then the input is another: computed again, it would be another too.
+    """
+    for write in joint.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+        for read in _computed_of(write.args[0], write):
+            for saved in with_items(read):
+                saved.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+
+
+def _computed_of(value: Any, write: Node) -> Iterator[Node]:
+    """What reads a value, or a view of it: a view that is saved is another by then as well."""
+    for read in value.users:
+        if is_view(read):
+            yield from _computed_of(read, write)
+        elif read is not write:
+            yield read

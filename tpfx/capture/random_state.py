@@ -44,7 +44,7 @@ def pin_draws(joint: Graph) -> None:
             node.meta["partitioner_tag"] = "must_be_in_backward"
         elif not (is_random(node) and is_recomputed(node)):
             node.meta["partitioner_tag"] = "must_be_in_forward"
-            for saved in _with_items(node):
+            for saved in with_items(node):
                 saved.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
 
@@ -82,11 +82,12 @@ def is_recomputed(node: Node) -> bool:
     return node.meta.get("recompute") in _RECOMPUTED
 
 
-def _with_items(node: Node) -> Iterator[Node]:
+def with_items(node: Node) -> Iterator[Node]:
+    """A node and what is taken out of its result, if that is several."""
     yield node
     for user in node.users:
         if is_getitem(user):
-            yield from _with_items(user)
+            yield from with_items(user)
 
 
 def stays(module: torch.nn.Module) -> set[object]:
