@@ -89,7 +89,7 @@ def test_products_of_three() -> None:
         torch.testing.assert_close(trilinear(*given, *dims), aten._trilinear(*given, *dims))
 
 
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_layers_of_ops_without_rows_are_divided(devices: int) -> None:
     """Normalised weights, shuffled channels and pixels, pads, upsampling, bilinear layers, bags."""
 
