@@ -83,13 +83,25 @@ def test_one_model_generates_trains_is_saved_fails_is_interrupted_and_loses_a_pr
 
 
 def _interrupt(run: Any) -> None:
-    """Ctrl-C in the midst of something that is done again and again."""
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    """Ctrl-C in the midst of something that is done again and again; once more, if Python was just then in a
+    callback of which it lets no exception out."""
+    over = threading.Event()
+
+    def interrupt() -> None:
+        until_next = 0.2
+        while not over.wait(until_next):
+            os.kill(os.getpid(), signal.SIGINT)
+            until_next = 5.0
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
-        while True:
-            run()
-    timer.join()
+        try:
+            while True:
+                run()
+        finally:
+            over.set()
+    thread.join()
 
 
 @pytest.mark.parametrize(
