@@ -83,7 +83,7 @@ def test_one_model_generates_trains_is_saved_fails_is_interrupted_and_loses_a_pr
 
 
 def _interrupt(run: Any) -> None:
-    """Ctrl-C in the midst of something that is done again and again; once more, if none was seen for a while."""
+    """Ctrl-C in the midst of something that is done again and again; a second one, if none was seen."""
     over = threading.Event()
 
     def interrupt() -> None:
