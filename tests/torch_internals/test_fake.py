@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
+from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tpfx.torch_internals import fake
+from tpfx.torch_internals.effects import replace_method
 
 
 def test_fakes_say_so_where_they_do_not_know() -> None:
@@ -73,16 +75,29 @@ def closed_fake(mode: fake.FakeTensorMode, real: Tensor) -> Tensor:
     return mode.from_tensor(real, symbolic_context=context)
 
 
-@pytest.mark.usefixtures("quick")
-def test_sizes_are_worked_out_once() -> None:
+@pytest.fixture
+def counted() -> Iterator[list[Any]]:
+    """The products of sizes that torch works out."""
+    seen: list[Any] = []
+
+    def counting(work_out: Any) -> Any:
+        return lambda *sizes: seen.append(sizes) or work_out(*sizes)
+
+    undo = replace_method(SymNode, "_mul", counting)
+    yield seen
+    assert undo()
+
+
+def test_sizes_are_worked_out_once(counted: list[Any], quick: None) -> None:
     """The same of the same two sizes, until one of them is known to be another."""
     env = ShapeEnv()
     mode = fake.FakeTensorMode(shape_env=env)
     (one, four), (other, _) = open_fake(mode, 6, 4).shape, open_fake(mode, 5, 4).shape
     assert isinstance(one, torch.SymInt) and isinstance(other, torch.SymInt)
-    twice, again = (one.node.mul(one.node.wrap_int(four)) for _ in range(2))
-    assert twice is not again and twice._expr is again._expr and again.hint == 24
-    assert str(twice.expr) == str(again.expr) == f"4*{one}"
+    counted.clear()
+    twice, again = (one.node.mul(one.node.wrap_int(7)) for _ in range(2))
+    assert len(counted) == 1 and twice is not again and again.hint == 42
+    assert str(twice.expr) == str(again.expr) == f"7*{one}"
     assert one.node.add(one.node.wrap_int(four)).hint == 10
     guards = len(env.guards)
     same = one.node.eq(other.node)
