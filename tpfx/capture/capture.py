@@ -13,7 +13,7 @@ inference; "decode", the call after it, of one token, with what the first has ke
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import MethodType
 from typing import Any
@@ -24,7 +24,7 @@ from ..errors import InputError, ModelError, TpfxError
 from ..ir.annotations import Source
 from ..torch_internals.batch_guards import BATCH_EFFECTS, CAN_OPEN_BATCHES, open_batches
 from ..torch_internals.dynamo import NOT_CAPTURED, Settings, fresh, twin
-from ..torch_internals.dynamo_cache import capturing_for
+from ..torch_internals.dynamo_cache import capturing_for, compile_with
 from ..torch_internals.fake import QUICK_SIZES, FakeTensor, FakeTensorMode
 from ..torch_internals.fx import tree_leaves, tree_map_only
 from ..torch_internals.parameter_slots import slots_of, with_hooks
@@ -149,7 +149,9 @@ class Compiled:
         self._recorder, forward = recorder, fresh(forward)
         dynamic = None if recorder.symbolic else False
         self._compiled = torch.compile(forward, backend=recorder.backend, dynamic=dynamic)
-        self._step = torch.compile(twin(forward), backend=recorder.backend, fullgraph=True)
+        self._step = compile_with(
+            twin(forward), recorder.backend, True, lambda entries: [True for _ in entries]
+        )
 
     def call(self, is_step: bool, any_batch: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the forward returns."""
@@ -161,6 +163,10 @@ class Compiled:
                 pass  # it is captured for this batch, or says what is wrong
         with open_batches() if any_batch and CAN_OPEN_BATCHES else nullcontext():
             return self._compiled(*args, **kwargs)
+
+
+def _all_guards(entries: Sequence[Any]) -> list[bool]:
+    return [True] * len(entries)
 
 
 @contextmanager
