@@ -3,6 +3,9 @@
 >>> model = tpfx.compile(model, ["cuda:0", "cuda:1"])
 """
 
+from .console import interrupts as _interrupts  # noqa: F401  (before torch, which takes seconds)
+
+# isort: split
 from .api import compile, load, report, unshard
 from .errors import (
     AlreadyCompiledError,
@@ -10,6 +13,7 @@ from .errors import (
     CollectiveTimeout,
     DeviceCompilerError,
     DeviceError,
+    FileError,
     InputError,
     ModelError,
     PlanError,
@@ -36,6 +40,7 @@ __all__ = [
     "CollectiveTimeout",
     "DeviceCompilerError",
     "DeviceError",
+    "FileError",
     "InputError",
     "ModelError",
     "Plan",

@@ -9,6 +9,7 @@ __all__ = [
     "CollectiveTimeout",
     "DeviceCompilerError",
     "DeviceError",
+    "FileError",
     "InputError",
     "ModelError",
     "PlanError",
@@ -39,6 +40,10 @@ class ModelError(TpfxError):
 
 class InputError(TpfxError, ValueError, RuntimeError):
     """The inputs of a call do not fit the compiled model; what torch raises for such is a RuntimeError."""
+
+
+class FileError(TpfxError, OSError):
+    """A file cannot be written."""
 
 
 class PlanError(InputError):

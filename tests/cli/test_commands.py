@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import transformers
 from typer.testing import CliRunner
 
 import tpfx
-from tpfx.cli import app, main
+from tpfx.cli import app, main, plan
+from tpfx.cli.topology import measure
 from tpfx.dump.text import dump_text
 from tpfx.plan.offline import plan_offline
 from tpfx.plan.plan import Plan
@@ -121,13 +123,13 @@ def test_a_broken_config_is_one_line_and_status_2(run, tmp_path, content):
     assert len(err.splitlines()) == 1
 
 
-def test_a_model_that_cannot_be_captured_is_status_1(run, monkeypatch):
+def test_a_model_that_cannot_be_captured_is_status_3(run, monkeypatch):
     def forward(self, input_ids):
         raise RuntimeError("no such thing\nas this")
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", forward)
     status, out, err = run("dump", "llama", "-n", 2, *SETTINGS)
-    assert status == 1
+    assert status == 3
     assert out == ""
     assert err.splitlines()[-1].startswith("tpfx: LlamaForCausalLM cannot be captured:")
     assert "Traceback" not in err
@@ -138,14 +140,94 @@ def test_bad_usage_is_status_2(run):
         status, out, err = run(*args)
         assert status == 2
         assert out == ""
-        assert "Error: " in err
+        assert err.startswith("tpfx: ") and err.endswith(" --help says what there is\n")
+        assert err.count("\n") == 1
 
 
-def test_help_teaches_by_example(run):
-    status, out, _ = run("dump", "--help")
+COMMANDS = ("plan", "dump", "explain", "diff", "verify", "export", "cache", "topology", "topology measure")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_by_example(run, command):
+    status, out, _ = run(*command.split(), "--help")
     assert status == 0
-    assert "tpfx dump llama --devices 2 --set num_hidden_layers=2" in out
-    assert "dump" in run("--help")[1]
+    assert re.search(rf"^ +tpfx {command}", out, re.MULTILINE)
+    assert re.search(rf"^  {command.split()[0]} ", run("--help")[1], re.MULTILINE)
+
+
+def test_a_typo_is_answered_with_what_was_meant(run):
+    assert "--devices" in run("plan", "llama", "--devcies", 2)[2]
+    assert "Did you mean 'plan'?" in run("plna", "llama")[2]
+
+
+def test_without_a_command_there_is_help(run):
+    status, out, err = run()
+    assert (status, out) == (2, "") and err.startswith("Usage: tpfx ")
+
+
+def test_a_folder_that_is_called_like_a_model_type_is_meant_by_its_path(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama").mkdir()
+    words = ("dump", "-n", 2, *SETTINGS, "--stage", "axes", "--no-symbolic")
+    status, out, err = run(*words, "llama")
+    assert status == 0 and "embed_tokens" in out
+    assert "llama is taken as the model type; the folder is ./llama" in err
+    status, _, err = run(*words, "./llama")
+    assert status == 2 and "./llama has no config.json" in err
+
+
+def test_a_name_of_the_hub_is_answered_with_how_to_get_its_config(run):
+    err = run("plan", "meta-llama/Llama-3.1-8B", "-n", 2)[2]
+    assert "hf download meta-llama/Llama-3.1-8B config.json --local-dir Llama-3.1-8B" in err
+
+
+@pytest.mark.parametrize("command", ["plan llama -n 2 -o", "topology measure cpu cpu -o"])
+def test_what_cannot_be_written_is_said_at_once(run, monkeypatch, tmp_path, command):
+    """Before anything is done for it."""
+    for name in ("build", "capture_generation"):
+        monkeypatch.setitem(plan.__globals__, name, lambda *_, **__: pytest.fail("it has begun"))
+    monkeypatch.setitem(measure.__globals__, "measured", lambda *_: pytest.fail("it has begun"))
+    status, out, err = run(*command.split(), tmp_path / "none" / "plan.json")
+    assert (status, out) == (3, "")
+    assert err.startswith(
+        f"tpfx: cannot write {tmp_path}/none/plan.json: No such file or directory; make the "
+    )
+
+
+@pytest.mark.parametrize("raised", [None, RuntimeError("of C++, that had it")])
+def test_ctrl_c_is_quiet(run, monkeypatch, raised):
+    """Also where what was called makes another error of it."""
+
+    def built(*_, **__):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if raised is None:
+                raise
+        raise raised
+
+    monkeypatch.setitem(plan.__globals__, "build", built)
+    handler = signal.getsignal(signal.SIGINT)
+    assert run("plan", "llama", "-n", 2) == (130, "", "")
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_fault_of_tpfx_is_no_answer(run, monkeypatch):
+    monkeypatch.setitem(plan.__globals__, "build", lambda *_, **__: {}["it"])
+    status, out, err = run("plan", "llama", "-n", 2)
+    assert (status, out) == (3, "")
+    assert "KeyError: 'it'" in err and "please report it" in err.splitlines()[-1]
+
+
+def test_a_full_disk_is_a_sentence():
+    """Which standard output may be on, too."""
+    command = [sys.executable, "-m", "tpfx", "--version"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert done.stderr == (
+        "tpfx: standard output: No space left on device; make room there, or name another place\n"
+    )
 
 
 # Plans, explanations, verification, export.

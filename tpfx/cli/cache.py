@@ -19,8 +19,9 @@ def cache(
     """What is kept between processes: plans, and executors that were built.
 
     \b
-    TPFX_CACHE_DIR  the folder; tpfx in the user's cache folder if not set
-    TPFX_CACHE=0    no plan is kept or looked up
+      tpfx cache
+      tpfx cache --clear
+      TPFX_CACHE_DIR=/elsewhere tpfx cache
     """
     plans = KeptPlans(cache_dir() / "plans").files()
     executors = sorted(cache_dir().glob(f"{NAME}-*/"))

@@ -12,6 +12,7 @@ from torch.fx import Graph
 
 from ..capture.capture import capture
 from ..capture.graph import Captured
+from ..console.streams import document
 from ..draw.dot import dot
 from ..draw.model_explorer import model_explorer
 from ..draw.page import page
@@ -134,7 +135,7 @@ def dump(
         with step(f"planning for {devices} devices"):
             plans, texts = _planned(captured, devices, stage, unfold)
         if format in _DRAWN:
-            print(_DRAWN[format](describe(built.model, captured, plans, Topology()), plans))
+            print(document(_DRAWN[format](describe(built.model, captured, plans, Topology()), plans)))
         elif format == "json" and stage == "parallel":
             print(json.dumps([dump_json(plan) for plan in plans], indent=1))
         else:

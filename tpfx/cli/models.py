@@ -12,7 +12,7 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 
 from ..capture.inputs import Inputs
 from ..errors import InputError
+from .arguments import console
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def read_config(model: str, settings: Mapping[str, Any]) -> Any:
             f"{model} is read with transformers, which cannot be imported ({missing}): "
             "pip install 'tpfx[transformers]'; a function, as package.module:function, needs none"
         ) from missing
-    fields = _fields(model)
+    fields = _fields(model, CONFIG_MAPPING)
     kind = fields.pop("model_type", None)
     if kind not in CONFIG_MAPPING:
         raise InputError(
@@ -128,13 +129,18 @@ def read_config(model: str, settings: Mapping[str, Any]) -> Any:
         return cls(**{**fields, **renamed})
 
 
-def _fields(model: str) -> dict[str, Any]:
-    """What config.json says, or only the model type."""
+def _fields(model: str, known: Collection[str]) -> dict[str, Any]:
+    """What config.json says, or only the model type: a folder that is called like one is meant by a path."""
     path = Path(model)
+    if model in known:
+        if path.is_dir():
+            console.print(f"{model} is taken as the model type; the folder is ./{model}")
+        return {"model_type": model}
     if not path.is_dir():
         if path.exists() or "/" in model:
             raise InputError(
                 f"{model} is not a directory; name one with a config.json, or a model type such as llama"
+                f"{_of_hub(model)}"
             )
         return {"model_type": model}
     file = path / "config.json"
@@ -145,8 +151,19 @@ def _fields(model: str) -> dict[str, Any]:
     with explained(f"cannot read {file}"):
         fields = json.loads(file.read_text())
     if not isinstance(fields, dict) or "model_type" not in fields:
-        raise InputError(f"{file} names no model_type: it is not the config of a transformers model")
+        raise InputError(
+            f"{file} names no model_type, so it is not the config of a transformers model; name a directory "
+            "with one, or package.module:function"
+        )
     return fields
+
+
+def _of_hub(model: str) -> str:
+    """How to get the config of what is called like a model of the hub."""
+    owner, _, name = model.partition("/")
+    if "/" in name or not owner.strip(".") or not name:
+        return ""
+    return f"; of a model of the hub: hf download {model} config.json --local-dir {name}"
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:

@@ -11,12 +11,14 @@ import typer
 
 from ..capture.capture import capture
 from ..capture.graph import Captured, Phase
+from ..console.files import require_writable
+from ..console.streams import folded, width
 from ..errors import InputError
 from ..formatting import bytes_text
 from ..plan.generation import capture_generation
 from ..plan.make import capture_device, plan_of
 from ..plan.plan import Plan
-from ..plan.tables import comparison
+from ..plan.tables import comparison, summary
 from ..plan.verdict import Call, Need, Verdict
 from ..planning import Hardware, hardware_of
 from ..torch_internals.fx import tree_leaves
@@ -88,6 +90,8 @@ def plan(
     """
     counts = _counts(devices, compare)
     hardware, device = hardware_of(topology, memory), capture_device(device_type)
+    if output is not None:
+        require_writable(output)
     with step("building the model, without weights"):
         built = build(model, settings or [], batch, length, labels=phase == PhaseName.train)
     open_sizes = leaves_open(symbolic, built.model)
@@ -105,10 +109,10 @@ def plan(
         print(plans[0].to_json())
         return
     if compare is not None:
-        print(comparison(plans, _answers(plans, hardware)))
+        print(comparison(plans, _answers(plans, hardware), width()))
         return
     verdict = Verdict(plans[0], hardware, _call(built, batch, length), _fewest(planned, hardware, counts[0]))
-    print(f"{verdict}\n\n{plans[0]}")
+    print(f"{folded(str(verdict))}\n\n{summary(plans[0], width())}")
     if output is not None:
         console.print(f"wrote {output}")
     if verdict.fits is False:

@@ -9,15 +9,20 @@ from typing import Annotated
 
 import typer
 
+from ..console.files import require_writable
 from .arguments import step
 from .measure_topology import measure as measured
 
-topology = typer.Typer(name="topology", help="What collectives and arithmetic cost.", no_args_is_help=True)
+topology = typer.Typer(name="topology", no_args_is_help=True)
 
 
 @topology.callback()
 def _group() -> None:
-    """What collectives and arithmetic cost."""
+    """What collectives and arithmetic cost.
+
+    \b
+      tpfx topology measure -o here.json
+    """
 
 
 @topology.command()
@@ -36,6 +41,8 @@ def measure(
       tpfx topology measure -o here.json
       tpfx topology measure cpu cpu
     """
+    if output is not None:
+        require_writable(output)
     with step("measuring"):
         found = measured(devices or None)
     if output is None:

@@ -34,6 +34,7 @@ from typing import Any
 import torch
 
 from ..capture.graph import Phase
+from ..console.files import write
 from ..errors import PlanError
 from ..ir.parallel_graph import Collective, Solution
 from ..ir.shards import Shards, even_layout
@@ -157,8 +158,12 @@ class Plan:
         return sum(weight.bytes for weight in self.weights.values())
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(self.to_json())
+        """Write the plan as JSON.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        write(path, self.to_json())
 
     def to_json(self) -> str:
         """The plan as JSON, one line for each weight and each op; the same for equal plans."""

@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from .plan import GraphPlan, Plan
 
 
-def summary(plan: Plan) -> str:
-    """A plan's memory, collectives and time."""
-    return rendered(_memory_table(plan), _run_table(plan))
+def summary(plan: Plan, width: int | None = None) -> str:
+    """A plan's memory, collectives and time; `width` as `rendered` takes it."""
+    return rendered(_memory_table(plan), _run_table(plan), width=width)
 
 
-def comparison(plans: Sequence[Plan], answers: Mapping[str, Sequence[str]]) -> str:
+def comparison(plans: Sequence[Plan], answers: Mapping[str, Sequence[str]], width: int | None = None) -> str:
     """Plans for different numbers of devices, a column each: where does it stop paying?
 
     Args:
         plans: of one model.
         answers: rows to begin with, a word for each plan.
+        width: as `rendered` takes it.
     """
     table = Table(title=f"{plans[0].model} on more devices", title_justify="left")
     table.add_column("")
@@ -48,12 +49,12 @@ def comparison(plans: Sequence[Plan], answers: Mapping[str, Sequence[str]]) -> s
         table.add_row("of it in collectives", *(f"{_share(run):.0%}" for run in runs))
         spent = [run.estimate.seconds * plan.devices for run, plan in zip(runs, plans, strict=True)]
         table.add_row("time × devices, over the first", *(f"{each / spent[0]:.2f}" for each in spent))
-    return rendered(table)
+    return rendered(table, width=width)
 
 
-def rendered(*parts: RenderableType) -> str:
-    """Tables as plain text, the same on every terminal."""
-    console = Console(width=110, force_terminal=False, force_jupyter=False, color_system=None)
+def rendered(*parts: RenderableType, width: int | None = None) -> str:
+    """Tables as plain text, of so many columns at most; None for the same everywhere."""
+    console = Console(width=width or 110, force_terminal=False, force_jupyter=False, color_system=None)
     with console.capture() as capture:
         for part in parts:
             console.print(part)

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from ..console.files import write
 from ..errors import InputError
 
 
@@ -45,8 +46,12 @@ class Topology:
         return max(flops / self.flops, size / self.memory)
 
     def save(self, path: str | Path) -> None:
-        """Write the numbers as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        """Write the numbers as JSON.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        write(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @staticmethod
     def load(path: str | Path) -> Topology:

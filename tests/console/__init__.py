@@ -1,0 +1,1 @@
+"""What tpfx says beside its answers, and how a process takes it."""
