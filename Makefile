@@ -21,7 +21,7 @@ ARGS ?=
 # Releases of torch and transformers that `make matrix` takes together, each pair in an environment of its own.
 MATRIX ?= 2.11-5.17 2.12-5.20 2.13-5.23 2.14-5.24
 
-.PHONY: help venv test zoo fuzz matrix package lint format demo clean
+.PHONY: help venv test examples notebooks zoo fuzz matrix package newcomer lint format demo clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +30,12 @@ venv: $(VENV)/.test ## make .venv, with what tests and lint need
 
 test: $(VENV)/.test ## run the tests (WORKERS=2 processes; ARGS="-m slow": the slow ones)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+examples: $(VENV)/.examples ## run every example, as a script and as a notebook (ARGS="-k lora")
+	$(BIN)/python -m pytest tests/examples -m "slow or not slow" --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+notebooks: $(VENV)/.examples ## write examples/*.ipynb from examples/*.py (ARGS=--run: with what they show)
+	$(BIN)/python examples/notebooks.py $(ARGS)
 
 zoo: $(VENV)/.test ## split 120 architectures over 2 and 3 devices and compare (long)
 	$(BIN)/python -m benchmarks.zoo $(ARGS)
@@ -45,7 +51,10 @@ matrix: $(MATRIX:%=.venv-%/.test) ## run the tests with each supported release o
 	done; [ -z "$$failed" ] || { echo "failed with torch-transformers$$failed"; exit 1; }
 
 package: ## install from the sdist, the wheel and the directory, outside the repository, and use it
-	$(PYTHON) .ci/package.py
+	$(PYTHON) .ci/package.py $(ARGS)
+
+newcomer: ## time the first five commands of somebody who has never used tpfx
+	$(PYTHON) .ci/newcomer.py
 
 lint: $(VENV)/.test ## check style and types, change nothing
 	$(BIN)/ruff check
@@ -72,6 +81,10 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing tpfx and its test tools into $(VENV); the first time takes a minute or two."
 	$(PIP) torch
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.examples: $(VENV)/.test
+	$(PIP) --editable '.[test,examples]'
 	@touch $@
 
 .venv-%/.test: pyproject.toml constraints.txt

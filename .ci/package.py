@@ -1,16 +1,19 @@
 """Uses tpfx as those do who install it: into an environment that has nothing else, outside the repository.
 
     make package
+    make package ARGS="--keep dist"     # and keep the sdist and the wheel, if all is well
 
 The sdist and the wheel that is made of it have every file of the package. What the wheel declares is enough
-to import it; with its extra `transformers` the README's example and the command line run. The sdist, and the
-directory as it is, can be installed as well.
+to import it, and is little; with its extra `transformers` the README's example and the command line run, and
+mypy sees its types. The sdist, and the directory as it is, can be installed as well.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -37,6 +40,9 @@ transformers.OPTForCausalLM(config).save_pretrained(NAME)
 
 def main() -> None:
     """Build, compare what is inside, install and use."""
+    parser = argparse.ArgumentParser(description="Build tpfx, install it elsewhere, and use it.")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="for the sdist and the wheel")
+    keep = parser.parse_args().keep
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         pip = environment(folder / "build")
@@ -47,6 +53,8 @@ def main() -> None:
             require_all(sdist, (name.partition("/")[2] for name in packed.getnames()))
             require_all(wheel, zipped.namelist())
         use(folder, wheel, sdist)
+        if keep is not None:
+            shutil.copytree(folder / "dist", keep, dirs_exist_ok=True)
     print("tpfx can be installed from the sdist, from the wheel, and from its directory")
 
 
@@ -55,7 +63,10 @@ def use(folder: Path, wheel: Path, sdist: Path) -> None:
     pip, tpfx = environment(folder / "env"), folder / "env/bin/tpfx"
     settings = ("--quiet", "--constraint", ROOT / "constraints.txt")
     run(pip, "install", *settings, "torch")  # first and alone: constraints.txt says why
+    with_torch = packages(pip)
     run(pip, "install", *settings, wheel)
+    brought = sorted(packages(pip) - with_torch - {"tpfx"})
+    print(f"beside torch and what that needs, tpfx brings {len(brought)} packages: {', '.join(brought)}")
     run(tpfx, "--version", cwd=folder)
     run(pip, "install", *settings, f"{wheel}[transformers]")
     python, (name, example) = folder / "env/bin/python", readme_example()
@@ -64,6 +75,9 @@ def use(folder: Path, wheel: Path, sdist: Path) -> None:
     if run(python, "-c", example, cwd=folder) != whole:
         raise SystemExit("the README's example does not print what the unsharded model does")
     run(tpfx, "plan", "llama", "-n", "2", cwd=folder)
+    run(pip, "install", *settings, "mypy")
+    shutil.copy(ROOT / "tests/support/user.py", folder)
+    run(python, "-m", "mypy", "--strict", "user.py", cwd=folder)
     for source in (sdist, ROOT):
         run(pip, "install", "--quiet", "--no-deps", "--force-reinstall", source)
         run(tpfx, "--version", cwd=folder)
@@ -73,6 +87,11 @@ def environment(folder: Path) -> Path:
     """A new, empty environment; its pip."""
     venv.create(folder, with_pip=True)
     return folder / "bin/pip"
+
+
+def packages(pip: Path) -> set[str]:
+    """What an environment has."""
+    return {line.partition("=")[0].lower() for line in run(pip, "list", "--format=freeze").split()}
 
 
 def require_all(built: Path, names: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ import warnings
 
 import torch
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 # The default tests were run with each, beside transformers 5.17.0, 5.20.2, 5.23.0 and 5.24.0.
 TRIED = ("2.11.0", "2.12.1", "2.13.0", "2.14.1")
