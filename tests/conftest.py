@@ -10,6 +10,7 @@ from importlib.metadata import version
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TPFX_PROGRESS"] = "0"  # nor shows progress, on a terminal that runs the tests
 os.environ["TPFX_CACHE"] = "0"  # no test finds what another, or the user, has planned
 
 import hypothesis

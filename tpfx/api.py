@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from .capture.inputs import Inputs
 from .checkpoint.safetensors_files import Checkpoint, Stored, reading, weights_in
+from .console import display as _display  # noqa: F401  (it begins to show progress)
 from .errors import AlreadyCompiledError, InputError, ModelError
 from .frontend.compiled_forward import Entry
 from .frontend.methods import lead_through, method_names
@@ -139,7 +139,8 @@ def load(
         devices: as `compile` takes them; likewise `plan`, `topology`, `methods`, `device_compiler`, `mode`,
             `processes`, `timeout` and `group`.
         example_inputs: as `compile` takes them; needed unless the model brings its own.
-        progress: whether a bar on stderr shows the bytes read; None where stderr is a terminal.
+        progress: whether a line on stderr shows the bytes read; None for a terminal or a notebook, after two
+            seconds.
 
     Returns:
         The same model, as `compile` returns it.
@@ -155,8 +156,7 @@ def load(
         raise ModelError(f"tpfx.load takes an nn.Module, got {type(model).__name__}")
     if hasattr(model, "tie_weights"):  # of transformers; made without contents, it may have lost its ties
         model.tie_weights()  # type: ignore[operator]
-    show = sys.stderr.isatty() if progress is None else progress
-    with reading(show) as progressed:
+    with reading(progress) as progressed:
         stored = weights_in(model, Checkpoint(checkpoint, progressed.tell))
         target = Target(devices, topology, device_compiler, timeout, group, mode, processes)
         return _compile(model, example_inputs, plan, target, methods, stored, progressed.expect)

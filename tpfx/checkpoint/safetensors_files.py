@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from safetensors import safe_open
 
+from ..console.progress import working
 from ..errors import ModelError
+from ..formatting import bytes_text
 from ..ir.shards import SplitDims
 from ..kernels.slices import shard_pieces
 from ..torch_internals.parameter_slots import slots_of
@@ -176,23 +176,25 @@ def _missing(
 
 @dataclass
 class Reading:
-    """How much has been read, of how much."""
+    """How much has been read, of how much; `show` is told of it."""
 
-    progress: Progress
-    task: TaskID
+    show: Callable[[str], None]
+    read: int = 0
+    total: int = 0
 
     def tell(self, size: int) -> None:
         """So many bytes more."""
-        self.progress.advance(self.task, size)
+        self.read += size
+        done = f" ({self.read / self.total:.0%})" if self.total else ""
+        self.show(f"{bytes_text(self.read)} of {bytes_text(self.total)}{done}")
 
     def expect(self, size: int) -> None:
         """So many bytes in all."""
-        self.progress.update(self.task, total=size)
+        self.total = size
 
 
 @contextmanager
-def reading(show: bool) -> Iterator[Reading]:
-    """A progress bar on stderr."""
-    columns = (TextColumn("reading weights"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
-        yield Reading(progress, progress.add_task("", total=None))
+def reading(show: bool | None) -> Iterator[Reading]:
+    """Shows what has been read; None: where someone looks, if it takes long."""
+    with working("reading weights", show) as at:
+        yield Reading(at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 import typer
 from rich.console import Console
 
+from ..console.progress import working
 from ..errors import InputError
 from ..planning.hardware import HARDWARE
 
@@ -76,9 +78,10 @@ DeviceTypeOption = Annotated[
 def step(what: str) -> Iterator[None]:
     """Say on standard error what is being done, and how long it took."""
     start = time.perf_counter()
-    with console.status(what):
+    with working(what):
         yield
-    console.print(f"{what}: {time.perf_counter() - start:.1f} s")
+    if os.environ.get("TPFX_PROGRESS") != "0":
+        console.print(f"{what}: {time.perf_counter() - start:.1f} s")
 
 
 def leaves_open(symbolic: bool | None, model: torch.nn.Module) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 VARIABLES = {
+    "TPFX_PROGRESS": "0: no progress on standard error",
     "TPFX_DUMP": "stages of the compiler (tpfx dump --help), or all: graphs on standard error",
     "TPFX_CACHE": "0: no plan is kept for later processes, or looked up",
     "TPFX_CACHE_DIR": "where plans and built executors are kept; tpfx in the user's cache folder if not set",

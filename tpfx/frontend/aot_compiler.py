@@ -19,6 +19,7 @@ from ..capture.aot import Compiled, Part, trace, trace_module
 from ..capture.derivatives import Asked, Autocast, GradientsOf
 from ..capture.gradient_flow import GradientFlow
 from ..capture.graph import Captured, require_any_batch
+from ..console.progress import working
 from ..execution.gradients import Trained
 from ..execution.output_strides import Strides
 from ..execution.program import Program
@@ -82,7 +83,8 @@ class _Lowering:
         parallel = parallelize(lowered, graph.sources, ranks, session.topology, *known)
         require_same(session.mesh, "the graphs or plans", _plan_text(session.mesh, parallel))
         session.note_planned(parallel)
-        self._distribute(parallel)
+        with working("dividing weights"):
+            self._distribute(parallel)
         return parallel
 
     def _distribute(self, parallel: ParallelGraph) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from ..console.progress import working
 from ..errors import DeviceCompilerError, TpfxError
 from ..ir.annotations import shards_of, source_of
 from ..ir.nodes import device_of, hint_of, is_tensor
@@ -71,16 +72,26 @@ def compile_for_devices(
         DeviceCompilerError: Inductor cannot compile one.
     """
     if name == "native":
-        return _native(parallel, modules, mesh.owned, meeting)
+        return _native(parallel, modules, mesh, meeting)
     if name == "eager" or not any(is_tensor(node) for node in parallel.find_nodes(op="placeholder")):
         return [code_of(module) for module in modules]
-    return [_inductor(parallel, module, mesh, rank) for module, rank in zip(modules, mesh.owned, strict=True)]
+    with working("compiling by Inductor") as at:
+        return [_inductor(parallel, *each, mesh) for each in _told(modules, mesh.owned, mesh.size, at)]
+
+
+def _told(
+    modules: Sequence[GraphModule], ranks: Sequence[int], size: int, at: Callable[[str], None]
+) -> Iterator[tuple[GraphModule, int]]:
+    """Each graph and its rank; what shows progress is told which of how many devices it is of."""
+    for module, rank in zip(modules, ranks, strict=True):
+        at(f"device {rank + 1} of {size}")
+        yield module, rank
 
 
 def _native(
     parallel: Graph,
     modules: Sequence[GraphModule],
-    ranks: Sequence[int],
+    mesh: Mesh,
     meeting: Callable[[], Meeting | None],
 ) -> list[Forward]:
     """Programs of the native executor; where it cannot be built, the graphs themselves."""
@@ -89,7 +100,9 @@ def _native(
     split = {at for at, value in enumerate(returned) if is_tensor(value) and shards_of(value)}
     try:
         where = meeting()
-        return [RankProgram(*each, where, split) for each in zip(modules, ranks, strict=True)]
+        with working("compiling") as at:
+            graphs = _told(modules, mesh.owned, mesh.size, at)
+            return [RankProgram(*each, where, split) for each in graphs]
     except NoExecutor as problem:
         _say_once(str(problem))
         return [code_of(module) for module in modules]
@@ -100,7 +113,7 @@ def _say_once(problem: str) -> None:
     log.warning("graphs run op by op from Python, whose lock the ranks share: %s", problem)
 
 
-def _inductor(parallel: Graph, module: GraphModule, mesh: Mesh, rank: int) -> Forward:
+def _inductor(parallel: Graph, module: GraphModule, rank: int, mesh: Mesh) -> Forward:
     placeholders, device = parallel.find_nodes(op="placeholder"), mesh.devices[rank]
     mode = next(node.meta["val"] for node in placeholders if is_tensor(node)).fake_mode
     with mode:

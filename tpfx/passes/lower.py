@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule
 
+from ..console.progress import working
 from ..lowering.nested_graphs import place, rank_copy
 from ..runtime.mesh import Mesh
 from ..torch_internals.fx import LazyGraphModule
@@ -22,9 +23,11 @@ def lower(parallel: Graph, mesh: Mesh, root: torch.nn.Module) -> list[GraphModul
     Raises:
         ShardingError: what must hold of the graphs does not, which is a bug of a pass.
     """
-    graphs = [
-        localize(parallel, rank, mesh.size, mesh.group_name(rank), rank in mesh.firsts) for rank in mesh.owned
-    ]
+    graphs = []
+    with working("writing the graph of each device") as at:
+        for rank in mesh.owned:
+            at(f"{rank + 1} of {mesh.size}")
+            graphs.append(localize(parallel, rank, mesh.size, mesh.group_name(rank), rank in mesh.firsts))
     modules = []
     for rank, graph in zip(mesh.owned, graphs, strict=True):
         place(graph, mesh.devices[rank])

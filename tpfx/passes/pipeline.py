@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch.fx import Graph
 
+from ..console.progress import working
 from ..errors import PlanError
 from ..ir.annotations import Source, bound_of, set_source
 from ..ir.fingerprint import circumstances, fingerprint
@@ -148,8 +149,9 @@ def parallelize(
     """
     forget_erased(graph)
     context = Context(ranks, topology or Topology(), choices or {}, kept)
-    infer_structures(graph, sources, context)
-    run_passes(PASSES[BEFORE_CHOICE:], graph, context)
+    with working(f"planning for {ranks} device{'s' * (ranks != 1)}"):
+        infer_structures(graph, sources, context)
+        run_passes(PASSES[BEFORE_CHOICE:], graph, context)
     _keep(graph, context)
     assert context.solution is not None
     recalled = context.fingerprint in context.choices

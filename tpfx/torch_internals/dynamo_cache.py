@@ -30,6 +30,7 @@ from torch.fx import _symbolic_trace
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.weak import TensorWeakRef
 
+from ..console.progress import working
 from .dynamo import capturing_again, capturing_sizes_of_values, capturing_without
 from .effects import Effect, replace_in
 from .fake import quick_sizes
@@ -99,7 +100,8 @@ def capture_for(
                 with capturing_without(kinds):
                     return capture(*args, **kwargs)
             before = len(guard_failures.get(code, ()))
-            with capturing_again(), collector_waiting(), quick_sizes():
+            what = working(f"capturing {_named(given['locals'])}")
+            with what, capturing_again(), collector_waiting(), quick_sizes():
                 made = capturing_sizes_of_values(lambda: capture(*args, **kwargs))
             for failure in guard_failures.get(code, ())[before : before + 1]:
                 tell(code, given["locals"], failure)
@@ -108,6 +110,12 @@ def capture_for(
         return captured
 
     return Effect("captures by backend", lambda: replace_in(vars(convert_frame), "_compile", change))
+
+
+def _named(variables: Mapping[str, Any]) -> str:
+    """What is captured, by the variables of its code: the class of the module whose it is, if known."""
+    owner = next((value for value in variables.values() if isinstance(value, torch.nn.Module)), None)
+    return "the model" if owner is None else type(owner).__name__
 
 
 def in_place_for_captures(

@@ -65,6 +65,7 @@ class WorkerProcess:
                 [sys.executable, "-P", "-c", PROGRAM, json.dumps(told)],
                 pass_fds=(shared.file, its.fileno()),
                 stdin=subprocess.DEVNULL,
+                env={**os.environ, "TPFX_PROGRESS": "0"},  # the caller shows it
                 process_group=0,  # Ctrl-C is the caller's
             )
         self._channel = Channel(mine, arena)
