@@ -21,7 +21,7 @@ ARGS ?=
 # Releases of torch and transformers that `make matrix` takes together, each pair in an environment of its own.
 MATRIX ?= 2.11-5.17 2.12-5.20 2.13-5.23 2.14-5.24
 
-.PHONY: help venv test examples notebooks zoo fuzz matrix package newcomer lint format demo clean
+.PHONY: help venv test examples notebooks zoo fuzz matrix package newcomer docs lint format demo clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -56,6 +56,9 @@ package: ## install from the sdist, the wheel and the directory, outside the rep
 newcomer: ## time the first five commands of somebody who has never used tpfx
 	$(PYTHON) .ci/newcomer.py
 
+docs: $(VENV)/.docs ## build the documentation into site/, strictly, and check its links
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 lint: $(VENV)/.test ## check style and types, change nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -69,7 +72,7 @@ demo: $(VENV)/.demo ## split a small language model over two CPU devices and com
 	$(BIN)/python examples/demo.py $(ARGS)
 
 clean: ## remove caches and build outputs, but not .venv
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 $(BIN)/python:
@@ -85,6 +88,10 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.examples: $(VENV)/.test
 	$(PIP) --editable '.[test,examples]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.test
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 .venv-%/.test: pyproject.toml constraints.txt

@@ -198,7 +198,7 @@ def problems(tmp_path: Path) -> dict[str, tuple[Any, str]]:
         "nothing": (tmp_path / "nowhere", r"nowhere holds no weights.*no such file.*snapshot_download"),
         "several": (tmp_path, r"several sets of weights, short\.safetensors, without\.safetensors: name one"),
         "pipeline": (pipeline, r"several models, in unet, vae: name one, as .*pipeline/unet"),
-        "a file is gone": (gone, r"lacks files that its index names: model-00002-of-00002\.safetensors"),
+        "a file is gone": (gone, r"lacks 1 files that its index names, model-00002-of-00002\.safetensors"),
     }
 
 

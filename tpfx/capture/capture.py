@@ -217,7 +217,10 @@ def capture_error(model: torch.nn.Module, error: Exception) -> TpfxError:
     if isinstance(cause, TpfxError):
         return cause
     reason = next(iter(str(cause).strip().splitlines()), "")
-    return ModelError(f"{type(model).__name__} cannot be captured: {type(cause).__name__}: {reason}")
+    return ModelError(
+        f"{type(model).__name__} cannot be captured: {type(cause).__name__}: {reason}; see whether it runs "
+        "whole with such inputs"
+    )
 
 
 # Fake tensors in the place of real ones.

@@ -97,7 +97,10 @@ class Dependence:
         placeholders = backward.graph.find_nodes(op="placeholder")
         tangents, count = tangents_of(notes), sum(map(is_tangent, placeholders))
         if count > len(tangents):
-            raise TpfxError(f"the backward part takes {count} gradients, and torch names {len(tangents)}")
+            raise TpfxError(
+                f"the backward part takes {count} gradients, and torch names {len(tangents)}; this is a "
+                "bug of tpfx, not of the model: please report it"
+            )
         taken, written = {str(node.target) for node in placeholders}, written_inputs(notes)
         state = [at for at, position in enumerate(self.inputs) if position in written]
         return GradientFlow(

@@ -84,7 +84,10 @@ def _files(path: Path) -> list[Path]:
     if found and not missing:
         return found
     raise ModelError(
-        f"{path} lacks files that its index names: {', '.join(missing[:5])}" if missing else _unreadable(path)
+        f"{path} lacks {len(missing)} files that its index names, {', '.join(missing[:5])}: fetch them, or "
+        "name a folder that has them all"
+        if missing
+        else _unreadable(path)
     )
 
 
@@ -170,7 +173,7 @@ def _missing(
         )
     return (
         f"{len(missing)} of {len(names)} weights are not in {checkpoint.path}: {', '.join(missing[:5])}; "
-        f"it has {', '.join(sorted(checkpoint.tensors)[:5])}, …"
+        f"it has {', '.join(sorted(checkpoint.tensors)[:5])}, …: name a checkpoint of this model"
     )
 
 

@@ -106,7 +106,8 @@ def _build(path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            raise NoExecutor(f"{compiler} fails: {next(iter(lines), f'exit code {done.returncode}')}")
+            said = next(iter(lines), f"exit code {done.returncode}")
+            raise NoExecutor(f"the C++ compiler {compiler} fails: {said}; name another by CXX")
         made.replace(path)
 
 

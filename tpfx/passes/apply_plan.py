@@ -49,15 +49,22 @@ def apply_choices(graph: Graph, splits: Splits, choices: GraphChoices) -> None:
     for number, sizes in choices.units.items():
         if number >= len(known) or len(sizes) != splits.ranks or not _divisible(known[number], sizes):
             raise PlanError(
-                f"the plan divides split {number} as {list(sizes)}, which this model does not allow"
+                f"the plan divides split {number} as {list(sizes)}, which this model does not allow; "
+                "make it anew with tpfx plan"
             )
     nodes = [node for node in graph.nodes if is_decided(node)]
     if len(nodes) != len(choices.ops):
-        raise PlanError(f"the plan decides {len(choices.ops)} ops of a graph that has {len(nodes)}")
+        raise PlanError(
+            f"the plan decides {len(choices.ops)} ops of a graph that has {len(nodes)}; make it "
+            "anew with tpfx plan"
+        )
     chosen = [_parsed(text, known) for text in choices.ops]
     for node, text, choice in zip(nodes, choices.ops, chosen, strict=True):
         if not _possible(node, choice):
-            raise PlanError(f"the plan has {text!r} for {node.name}, which that op does not allow")
+            raise PlanError(
+                f"the plan has {text!r} for {node.name}, which that op does not allow; make it anew "
+                "with tpfx plan"
+            )
     for number, sizes in choices.units.items():
         if not known[number].rank_intervals:
             known[number].divide(sizes)
@@ -108,7 +115,7 @@ def _parsed(text: str, splits: Sequence[Split]) -> Choice:
     except (ValueError, IndexError):
         arrow = ""
     if not arrow or not kind:
-        raise PlanError(f"the plan has a choice that cannot be read: {text!r}")
+        raise PlanError(f"the plan has a choice that cannot be read: {text!r}; make it anew with tpfx plan")
     return Choice(kind, *sides)
 
 

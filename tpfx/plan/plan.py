@@ -195,14 +195,17 @@ class Plan:
         try:
             found = json.loads(text)
         except json.JSONDecodeError as error:
-            raise PlanError(f"it is not JSON: {error}") from error
+            raise PlanError(f"it is not JSON: {error}; write it anew with tpfx plan") from error
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             schema = found.get("schema") if isinstance(found, dict) else None
             raise PlanError(f"its schema is {schema}, not {SCHEMA}; write it anew with tpfx plan")
         try:
             return _plan_of(found)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"a part of it is missing or wrong: {type(error).__name__}: {error}") from error
+            raise PlanError(
+                f"a part of it is missing or wrong: {type(error).__name__}: {error}; write it anew with "
+                "tpfx plan"
+            ) from error
 
     def require(self, model: torch.nn.Module, devices: int) -> None:
         """See that the plan is for this model, so many devices and this version of tpfx.
@@ -221,11 +224,14 @@ class Plan:
             have, want = mine.get(name), self.weights.get(name)
             if have is None or want is None:
                 where = "the plan" if want is None else type(model).__name__
-                raise PlanError(f"the plan is for another model, {self.model}: {where} has no {name}")
+                raise PlanError(
+                    f"the plan is for another model, {self.model}: {where} has no {name}; make one "
+                    "for this model"
+                )
             if (have.shape, have.dtype) != (want.shape, want.dtype):
                 raise PlanError(
                     f"the plan is for another model, {self.model}: there {name} is {want.dtype} "
-                    f"{want.shape}, here it is {have.dtype} {have.shape}"
+                    f"{want.shape}, here it is {have.dtype} {have.shape}; make one for this model"
                 )
 
     def __str__(self) -> str:

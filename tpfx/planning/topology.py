@@ -66,7 +66,10 @@ class Topology:
             raise InputError(f"cannot read the topology {path}: {error}") from error
         known = [field.name for field in fields(Topology)]
         if not isinstance(found, dict) or set(found) - set(known):
-            raise InputError(f"{path} is no topology: it is an object with {', '.join(known)}")
+            raise InputError(
+                f"{path} is no topology: it is an object with {', '.join(known)}; tpfx topology "
+                "measure writes one"
+            )
         for name, value in found.items():
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
                 raise InputError(f"{path}: {name} is {value!r}; it must be a number above 0")

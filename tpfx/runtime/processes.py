@@ -127,13 +127,18 @@ def _own_device(kind: str | None = None) -> torch.device:
 def _mesh(group: dist.ProcessGroup, own: Sequence[torch.device], replicas: dist.ProcessGroup | None) -> Mesh:
     size, process = dist.get_world_size(group), dist.get_rank(group)
     if process < 0:
-        raise DeviceError(f"process {dist.get_rank()} is not in the group that the model is split over")
+        raise DeviceError(
+            f"process {dist.get_rank()} is not in the group that the model is split over; let the processes "
+            "of the group alone call tpfx"
+        )
     named: list[Any] = [None] * size
     dist.all_gather_object(named, [str(device) for device in own], group)
     devices = tuple(torch.device(name) for names in named for name in names)
     if len({device.type for device in devices}) > 1:
         kinds = sorted({str(device) for device in devices})
-        raise DeviceError(f"the processes of a group must have devices of one kind, not {kinds}")
+        raise DeviceError(
+            f"the processes of a group must have devices of one kind, not {kinds}: only GPUs or only CPUs"
+        )
     shares = tuple(len(names) for names in named)
     first = sum(shares[:process])
     names = (group.group_name,) * size if set(shares) == {1} else ()

@@ -244,7 +244,9 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
 
     def _joined(self, held: Sharded, target: torch.device) -> torch.Tensor:
         if held.placement.unfolding:
-            raise ShardingError(f"{self!r} belongs to a compiled graph, and cannot be gathered")
+            raise ShardingError(
+                f"{self!r} belongs to a compiled graph, and cannot be gathered: use what the model returns"
+            )
         if not held.placement:
             return held.shards[0].to(target)
         shards = held.shards if self.mesh.group else [shard.to(target) for shard in held.shards]
