@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BESIDE_ROOMS = {"end_to_end", "examples", "support", "goldens"}
+BESIDE_ROOMS = {"docs", "end_to_end", "examples", "support", "goldens"}
 
 
 def faults(root: Path) -> list[str]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from mkdocs.exceptions import PluginError
-
 FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
 
 
 def on_post_build(config: Any) -> None:
     """Look at what has been built."""
+    from mkdocs.exceptions import PluginError
+
     found = faults(Path(config["site_dir"]))
     if found:
         raise PluginError("\n".join(["the site is not whole:", *found]))

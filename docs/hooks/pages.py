@@ -23,6 +23,7 @@ PAGES = {
     "benchmarks/README.md": "internals/benchmarks.md",
     "docs/decisions.md": "decisions.md",
 }
+VARIABLES = "<!-- variables -->"
 WIDTH = "100"  # columns of help
 
 
@@ -34,6 +35,16 @@ def on_files(files: Files, config: Any) -> Files:
             files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, "reference/cli.md", content=command_line()))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the table of variables in its place."""
+    if VARIABLES not in markdown:
+        return markdown
+    from tpfx.console.environment import VARIABLES as known
+
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in known.items()]
+    return markdown.replace(VARIABLES, "\n".join(["| Variable | What it does |", "|---|---|", *rows]))
 
 
 def linked(text: str, source: str, page: str) -> str:
@@ -81,6 +92,5 @@ def command_line() -> str:
 INTRODUCTION = """# Command line
 
 What each command says of itself with `--help`. What was asked for is on standard output, progress and errors
-on standard error; an error is one line. The status is 0 when all went well, 1 where a problem was found with the
-model (it does not fit, two plans differ, a node is wrong), and 2 where the command or its input was wrong.
+on standard error; an error is one line.
 """

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tokenizers
+import pytest
 import torch
-import transformers
 
 WORDS = ("<pad>", "</s>", "A", "cat", "sat", "on", "the", "mat", "dog", "ran")
 SIZES = {
@@ -30,6 +29,9 @@ STAND_INS = {
 
 def stand_ins(folder: Path) -> None:
     """Write a model, and a tokenizer of a few words, for each name."""
+    import tokenizers
+    import transformers
+
     words = {word: at for at, word in enumerate(WORDS)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -39,3 +41,11 @@ def stand_ins(folder: Path) -> None:
         config = transformers.AutoConfig.for_model(kind, **sizes)
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
         fast.save_pretrained(folder / name)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the models that pages name."""
+    folder = tmp_path_factory.mktemp("models")
+    stand_ins(folder)
+    return folder

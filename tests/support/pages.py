@@ -12,6 +12,7 @@ What is written for a reader's machine is run on any, by these rules and no othe
 - a block with a title is a file of this name; it is written, and not run.
 - of `make`, `pip` and `python -m` it is seen that there is such a target, extra or module; `tpfx` commands
   are run in this process, and `torchrun` as it is.
+- a block of no language that begins with one of these commands is one of them.
 - a block whose first line is `# not run here: …` says why; the test has a list of these.
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import linecache
 import os
 import re
@@ -77,8 +79,10 @@ def blocks(page: Path) -> list[Block]:
     """The code blocks of a page; those of other languages are text."""
     text = page.read_text()
     found, fences = [], list(FENCE.finditer(text))
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+    for fence, after in itertools.zip_longest(fences, fences[1:]):
         indent, language, info, code = fence.groups()
+        if not language and code.split()[0] in COMMANDS:
+            language = "sh"
         if language not in ("python", "sh"):
             continue
         shown = after is not None and after[2] == "text" and not text[fence.end() : after.start()].strip()
@@ -158,7 +162,10 @@ def _tpfx(words: list[str]) -> None:
         args += [word for key, value in SMALL[model].items() for word in ("--set", f"{key}={value}")]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["tpfx", *args])
-        with contextlib.redirect_stdout(Path(target).open("w")) if target else contextlib.nullcontext():
+        with (
+            open(target or os.devnull, "w") as file,
+            contextlib.redirect_stdout(file if target else sys.stdout),
+        ):
             main()
     assert ended.value.code in (0, None) or (args[0] == "diff" and ended.value.code == 1), words
 

@@ -1,0 +1,38 @@
+"""The reference is complete, and what the site is made of is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import tpfx
+from docs.hooks.links import faults
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    listed = re.findall(r"^::: tpfx\.(\w+)$", (ROOT / "docs/reference/api.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(tpfx.__all__)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert pages <= named
+
+
+def test_nothing_is_fetched_when_the_site_is_read(tmp_path: Path) -> None:
+    """What the check of `make docs` finds: dead links, missing anchors, and what lies elsewhere."""
+    (tmp_path / "index.html").write_text(
+        '<h1 id="a">A</h1><a href="#a">.</a><a href="b.html#there">.</a><a href="https://pytorch.org">.</a>'
+        '<a href="c.html">.</a><a href="b.html#gone">.</a><script src="https://cdn.example/x.js"></script>'
+    )
+    (tmp_path / "b.html").write_text('<p id="there"></p><img src="image.png">')
+    (tmp_path / "style.css").write_text("@import url(https://fonts.example/roboto.css); a { color: red }")
+    assert faults(tmp_path) == [
+        "index.html: no c.html",
+        "index.html: no b.html#gone",
+        "index.html fetches https://cdn.example/x.js",
+        "style.css fetches https://fonts.example/roboto.css",
+    ]
