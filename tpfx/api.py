@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -280,6 +281,8 @@ def _entry(model: torch.nn.Module) -> Entry | None:
 def _install(model: torch.nn.Module, entry: Entry) -> None:
     """Lead what concerns all weights at once through the entry."""
     model.forward = model._tpfx_entry = entry  # type: ignore[assignment]
+    if "extra_repr" not in vars(model):
+        model.extra_repr = partial(entry.extra_repr)  # type: ignore[method-assign]
     entry.prepare_modules()
 
 

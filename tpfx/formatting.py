@@ -15,6 +15,15 @@ def dtype_text(dtype: torch.dtype) -> str:
     return name
 
 
+def counted(number: int, noun: str) -> str:
+    """1 as 1 token, 2,048 as 2,048 tokens
+
+    >>> counted(2048, "token")
+    '2,048 tokens'
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def bytes_text(size: int) -> str:
     """524288 as 512 KiB"""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):

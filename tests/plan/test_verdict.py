@@ -51,7 +51,7 @@ def test_it_fits_or_says_how_many_would_hold_it(plans: dict[int, Plan], call: Ca
     verdict = Verdict(plans[2], of_memory(need - 1), call)
     assert verdict.fits is False and verdict.fewest == 3
     assert str(verdict).startswith("does not fit: 2 × card, ")
-    assert "about 3 devices would hold it, half as many in bfloat16" in str(verdict)
+    assert "about 3 devices would hold it; in bfloat16 it takes half as much" in str(verdict)
     unknown = Verdict(plans[2], replace(of_memory(need), memory=None), call)
     assert unknown.fits is None and str(unknown).startswith("needs ")
 
@@ -99,7 +99,7 @@ def test_where_fewer_do_not_hold_it(plans: dict[int, Plan], call: Call) -> None:
 def test_a_model_of_no_tokens_is_not_told_of_them(model: Any, captured: Any, plans: dict[int, Plan]) -> None:
     prefill = plan_of(model, captured[:1], 2)
     text = str(Verdict(prefill, hardware_of("t4"), Call(8, None)))
-    assert "computes " in text and " inputs a second" in text and "a batch of 8" in text
+    assert "computes " in text and " inputs a second" in text and "8 inputs" in text
     assert "token" not in text
 
 

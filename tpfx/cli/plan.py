@@ -15,6 +15,7 @@ from ..console.files import require_writable
 from ..console.streams import folded, width
 from ..errors import InputError
 from ..formatting import bytes_text
+from ..plan.estimate import is_ids, unit_of
 from ..plan.generation import capture_generation
 from ..plan.make import capture_device, plan_of
 from ..plan.plan import Plan
@@ -122,12 +123,11 @@ def plan(
 def _call(built: Built, batch: int, length: int) -> Call:
     """What the model was planned for: --batch and --length, or what a user's function gives."""
     tensors = [leaf for leaf in tree_leaves(built.inputs) if isinstance(leaf, torch.Tensor) and leaf.dim()]
-    ids = [leaf for leaf in tensors if leaf.dtype == torch.int64 and leaf.dim() == 2]
-    if built.config is not None:
-        return Call(batch, length if ids else None)
-    if ids:
-        return Call(*ids[0].shape)
-    return Call(next((leaf.shape[0] for leaf in tensors), 1), None)
+    ids = next(filter(is_ids, tensors), None)
+    if ids is not None:
+        return Call(batch, length) if built.config is not None else Call(*ids.shape)
+    first = next((leaf for leaf in tensors if leaf.is_floating_point()), torch.zeros(1))
+    return Call(first.shape[0], None, unit_of(first))
 
 
 def _answers(plans: Sequence[Plan], hardware: Hardware) -> dict[str, list[str]]:

@@ -42,6 +42,7 @@ from .call_inputs import (
 from .graphs import UNSEEN, Graphs, ModelState
 from .plain_copy import StandIn, lead_parts
 from .recaptures import note_state
+from .report import said_of
 from .session import Session
 from .undivided import warn_of
 
@@ -280,6 +281,11 @@ class Entry(StandIn):
         for value, dtype in changed:
             value.data = value.detach().to(dtype)
         return module
+
+    def extra_repr(self) -> str:
+        """What `repr(model)` says first; then what its class has it say."""
+        own = type(self.model).extra_repr(self.model)
+        return "\n".join(filter(None, (said_of(self.session), own)))
 
     def close(self) -> None:
         """The model is plain again: whoever has this still calls the model's own forward."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from ..dump.text import dump_text
-from ..formatting import bytes_text
+from ..formatting import bytes_text, counted
 from ..ir.parallel_graph import Collective, ParallelGraph
+from ..plan.estimate import asked
+from ..plan.tables import html, phase_text, rendered
 from ..sharded_tensor import ShardedTensor
 from .undivided import Undivided, undivided_in
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What tpfx did to a model. `str(report)` is a table.
+    """What tpfx did to a model, or will. `str(report)` is tables, also in a notebook.
 
     Attributes:
         devices: the device of each rank.
@@ -101,16 +102,39 @@ class Report:
         return dump_text(self.parallel) if self.parallel else ""
 
     def __str__(self) -> str:
-        console = Console(width=100, force_terminal=False, force_jupyter=False, color_system=None)
-        with console.capture() as capture:
-            console.print(self._bytes_table())
-            console.print(self._collectives_table())
-            if self.undivided:
-                console.print(self._undivided_table())
-        return capture.get().rstrip()
+        return rendered(*self._parts(), width=100)
+
+    def _repr_html_(self) -> str:
+        return html(*self._parts())
+
+    def _parts(self) -> list[Table | str]:
+        """Tables and sentences: before the first call, what is known, and what will be."""
+        parts: list[Table | str] = [self._bytes_table()]
+        if not self.graphs:
+            parts.append(self._before_the_first_call())
+        if self.parallel is None and not self.whole_calls:
+            return parts
+        parts.append(self._collectives_table())
+        return [*parts, self._undivided_table()] if self.undivided else parts
+
+    def _before_the_first_call(self) -> str:
+        if self.whole_calls:
+            return f"no graph has been captured: {counted(self.whole_calls, 'call')} ran whole"
+        devices = counted(len(self.devices), "device")
+        if self.parallel is None:
+            each = bytes_text(self.total_bytes // len(self.devices))
+            return (
+                f"no call yet: the first captures the model, decides how it is divided over {devices}, about "
+                f"{each} of weights on each, and compiles a graph for each; with example_inputs "
+                "tpfx.compile decides at once"
+            )
+        return (
+            f"no call yet: how the model is divided over {devices} is decided, by what an example needs; the "
+            "first call compiles a graph for each"
+        )
 
     def _bytes_table(self) -> Table:
-        table = Table(title=f"weights on {len(self.devices)} devices", title_justify="left")
+        table = Table(title=f"weights on {counted(len(self.devices), 'device')}", title_justify="left")
         for heading in ("rank", "device", "bytes", "of the whole"):
             table.add_column(heading, justify="left" if heading == "device" else "right")
         for rank, (device, size) in enumerate(zip(self.devices, self.bytes_per_device, strict=True)):
@@ -123,7 +147,8 @@ class Report:
         plan = "proven cheapest" if self.optimal else "not proven cheapest"
         plan += {True: ", from the plan", False: ", not in the plan", None: ""}[self.planned]
         plan += "" if self.device_compiler == "native" else f", run by {self.device_compiler}"
-        title = f"collectives of the newest of {self.graphs} graphs ({plan})"
+        of = f"the newest of {counted(self.graphs, 'graph')}" if self.graphs else "what is planned"
+        title = f"collectives of {of} ({plan})"
         table = Table(title=title, title_justify="left", min_width=len(title) + 2)
         for heading in ("kind", "count", "bytes"):
             table.add_column(heading, justify="left" if heading == "kind" else "right")
@@ -132,7 +157,8 @@ class Report:
             size = sum(collective.bytes for collective in self.collectives if collective.kind == kind)
             table.add_row(kind, str(count), bytes_text(size))
         for phase, count in self.followed:
-            table.add_row(f"graphs carried out as the plan's {phase}", str(count), "")
+            called = phase_text(phase, [each for each, _ in self.followed])
+            table.add_row(f"graphs carried out as the plan's {called}", str(count), "")
         for op, count in self.whole_ops.items():
             table.add_row(f"runs whole: {op}", str(count), "")
         for what, count in self.in_python.items():
@@ -143,7 +169,7 @@ class Report:
             table.add_row(f"graphs not recorded: {why}", str(count), "")
         if self.whole_calls:
             table.add_row("calls that ran whole", str(self.whole_calls), "")
-        if self.batch_by_batch:
+        if self.batch_by_batch and self.parallel is not None and asked(self.parallel)[0] == "token":
             table.add_row(f"steps compiled batch by batch: {self.batch_by_batch}", "", "")
         return table
 
@@ -154,6 +180,13 @@ class Report:
         for one in self.undivided:
             table.add_row(one.named, bytes_text(one.bytes), one.reason, one.remedy)
         return table
+
+
+def said_of(session: Session) -> str:
+    """A line on a compiled model, for its `repr`."""
+    devices = [str(device) for device in session.mesh.devices]
+    so_far = "" if session.newest else "; its weights are divided at the first call"
+    return f"split by tpfx over {counted(len(devices), 'device')}: {', '.join(devices)}{so_far}"
 
 
 def _resident(weight: torch.Tensor) -> Sequence[int]:

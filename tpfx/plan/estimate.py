@@ -30,11 +30,12 @@ class Estimate:
     """What one run of a graph takes.
 
     Attributes:
-        tokens: token ids that are put in; samples, where no ids are.
+        tokens: token ids that are put in; images, or other inputs, where no ids are.
         kept: bytes on each rank that a later call takes: keys, values, states.
         activations: bytes on each rank of what is computed, when they are most.
         compute: seconds of arithmetic and memory on the rank that takes longest.
         messages: seconds of collectives.
+        unit: what is counted: "token", "image" or "input".
     """
 
     tokens: int
@@ -42,6 +43,7 @@ class Estimate:
     activations: list[int]
     compute: float
     messages: float
+    unit: str = "token"
 
     @property
     def seconds(self) -> float:
@@ -53,8 +55,10 @@ def estimate(parallel: ParallelGraph, topology: Topology) -> Estimate:
     """What one run of a planned graph takes, on a topology."""
     run = Run(parallel, topology)
     ranks = range(parallel.ranks)
+    unit, count = asked(parallel)
     return Estimate(
-        tokens=_tokens(parallel),
+        unit=unit,
+        tokens=count,
         kept=[run.kept(rank) for rank in ranks],
         activations=[run.peak(rank) for rank in ranks],
         compute=max(sum(run.seconds(node, rank) for node in run.nodes) for rank in ranks),
@@ -140,12 +144,26 @@ def _is_view(node: Node) -> bool:
     return is_view(node) or node.target in _VIEWS
 
 
-def _tokens(parallel: ParallelGraph) -> int:
-    """How many token ids go in; of a model of something else, the first size of its first input."""
+def asked(parallel: ParallelGraph) -> tuple[str, int]:
+    """What a graph is given, by dtype and shape, and how many: token ids, images, or other inputs."""
     inputs = [
         node.meta["val"]
         for node in parallel.graph.find_nodes(op="placeholder")
         if source_of(node).kind == "input" and is_tensor(node) and node.meta["val"].dim()
     ]
-    ids = next((elements(value) for value in inputs if value.dtype == torch.int64 and value.dim() == 2), None)
-    return ids if ids is not None else next((hint_of(value.shape[0]) for value in inputs), 1)
+    ids = next((elements(value) for value in inputs if is_ids(value)), None)
+    if ids is not None:
+        return "token", ids
+    floats = [value for value in inputs if value.is_floating_point()]
+    first = next(iter(floats or inputs), None)
+    return ("input", 1) if first is None else (unit_of(first), hint_of(first.shape[0]))
+
+
+def is_ids(value: torch.Tensor) -> bool:
+    """Whether something may be token ids: integers of two dimensions."""
+    return value.dim() == 2 and value.dtype in (torch.int64, torch.int32)
+
+
+def unit_of(value: torch.Tensor) -> str:
+    """What each of the first dimension of what is no token ids is: an image, or an input of another kind."""
+    return "image" if value.is_floating_point() and value.dim() == 4 else "input"

@@ -44,7 +44,7 @@ from ..torch_internals.parameter_slots import slots_of
 from ..version import __version__
 from .estimate import Estimate
 from .plan_json import plain, written
-from .tables import summary
+from .tables import html_summary, summary
 
 SCHEMA = 1
 
@@ -236,6 +236,9 @@ class Plan:
 
     def __str__(self) -> str:
         return summary(self)
+
+    def _repr_html_(self) -> str:
+        return html_summary(self)
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, WeightPlan]:

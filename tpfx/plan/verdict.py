@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..formatting import bytes_text, seconds_text
+from ..formatting import bytes_text, counted, seconds_text
 from ..planning import Hardware
 from .estimate import Estimate
-from .plan import Plan
+from .plan import Plan, WeightPlan
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,19 @@ class Call:
     """What was planned for.
 
     Attributes:
-        batch: sequences, or images.
+        batch: sequences, images, or other inputs.
         length: tokens in each; None where the inputs are no tokens.
+        unit: what they are then: "image" or "input".
     """
 
     batch: int
     length: int | None
+    unit: str = "input"
 
     def __str__(self) -> str:
         if self.length is None:
-            return f"a batch of {self.batch:,}"
-        return f"{self.batch:,} sequence{'s' * (self.batch != 1)} of {self.length:,} tokens"
+            return counted(self.batch, self.unit)
+        return f"{counted(self.batch, 'sequence')} of {counted(self.length, 'token')}"
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,12 @@ class Verdict:
 
     @property
     def fewest(self) -> int | None:
-        """About how many devices would hold it, if all of it could be divided."""
-        usable = self.hardware.usable
-        return None if usable is None else math.ceil(self.need.total * self.plan.devices / usable)
+        """About how many devices would hold it, what every device has all of left aside; None where none do,
+        or their memory is not known."""
+        usable, whole = self.hardware.usable, self._bytes_of_whole()
+        if usable is None or whole >= usable:
+            return None
+        return math.ceil((self.need.total - whole) * self.plan.devices / (usable - whole))
 
     @property
     def bytes_a_token(self) -> int | None:
@@ -152,7 +157,7 @@ class Verdict:
         parts = {
             "weights": need.weights,
             "AdamW's moments": need.moments,
-            f"{'kept after' if need.moments else 'keys, values and states of'} {self.call}": need.kept,
+            f"{self._kept()} {self.call}": need.kept,
             "activations and gradients" if need.moments else "activations": need.activations,
         }
         told = ", ".join(f"{bytes_text(size)} {what}" for what, size in parts.items() if size)
@@ -164,11 +169,24 @@ class Verdict:
             return f"fits: {devices}, {bytes_text(need.total)} of {usable} on each: {told}"
         return (
             f"does not fit: {devices}, {bytes_text(need.total)} on each, which has {usable}: {told}; "
-            f"about {self.fewest} devices would hold it{self._smaller()}"
+            f"{self._enough()}{self._smaller()}"
         )
 
+    def _enough(self) -> str:
+        if self.fewest is None:
+            return (
+                f"no number of them would hold it: {bytes_text(self._bytes_of_whole())} are on every device"
+            )
+        return f"about {counted(self.fewest, 'device')} would hold it"
+
+    def _kept(self) -> str:
+        """What is kept: only for steps that follow is it more than results that the graph itself uses."""
+        steps = "decode" in _phases(self.plan)
+        return "keys, values and states of" if steps else "results of"
+
     def _smaller(self) -> str:
-        return ", half as many in bfloat16 (--set dtype=bfloat16)" if self._dtype() == "float32" else ""
+        small = self._dtype() != "float32"
+        return "" if small else "; in bfloat16 it takes half as much (--set dtype=bfloat16)"
 
     def _dtype(self) -> str:
         """That of most of the weights' bytes."""
@@ -202,7 +220,7 @@ class Verdict:
         seconds = _seconds(runs)
         if phase == "decode":
             return f"writes {about(self.call.batch / seconds)} tokens a second"
-        what = "tokens" if self.call.length is not None else "inputs"
+        what = "tokens" if self.call.length is not None else f"{self.call.unit}s"
         verb = "trains on" if phase == "train" else "reads" if self.call.length is not None else "computes"
         return f"{verb} {about(max(run.tokens for run in runs) / seconds)} {what} a second"
 
@@ -213,7 +231,7 @@ class Verdict:
             return "; fewer devices do not hold it" if self.fits else ""
         phase = self.plan.graphs[-1].phase
         fewer, now = (_seconds(_phases(plan)[phase]) for plan in (self.fewer, self.plan))
-        devices = f"{self.fewer.devices} device{'s' * (self.fewer.devices != 1)}"
+        devices = counted(self.fewer.devices, "device")
         gain, possible = fewer / now, self.plan.devices / self.fewer.devices
         if gain < 1.05:
             return (
@@ -225,13 +243,22 @@ class Verdict:
         """What of the weights every device holds all of."""
         if self.plan.devices == 1:
             return ""
-        whole = [one for one in self.plan.weights.values() if one.shards is not None and not one.shards.dims]
+        whole = self._undivided()
         size = sum(one.bytes for one in whole)
         if not size:
             return "undivided: nothing"
         share = size / max(1, self.plan.total_bytes)
         of_all = f"{share:.2%}" if share >= 1e-4 else "less than 0.01%"
-        return f"undivided: {len(whole)} weights, {bytes_text(size)}, {of_all} of all, on every device"
+        named = counted(len(whole), "weight")
+        return f"undivided: {named}, {bytes_text(size)}, {of_all} of all, on every device"
+
+    def _undivided(self) -> list[WeightPlan]:
+        return [one for one in self.plan.weights.values() if one.shards is not None and not one.shards.dims]
+
+    def _bytes_of_whole(self) -> int:
+        """Of weights that every device has all of, with their moments."""
+        size = sum(one.bytes for one in self._undivided()) if self.plan.devices > 1 else 0
+        return size * (3 if self.need.moments else 1)
 
     def _assumed(self) -> str:
         costs = self.hardware.topology
