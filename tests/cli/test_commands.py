@@ -60,7 +60,7 @@ def expected():
 def test_a_fresh_process_prints_what_the_library_says(expected, seed):
     """Byte for byte, whatever the order of sets and the addresses of objects."""
     command = [sys.executable, "-m", "tpfx", "dump", "llama", "--devices", "2", *SETTINGS]
-    environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": str(ROOT), "TPFX_PROGRESS": "1"}
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=True)
     assert done.stdout == expected
     assert "planning for 2 devices" in done.stderr
