@@ -23,6 +23,13 @@ def test_a_device_says_where_its_figures_are_from(name: str) -> None:
         assert hardware.memory - 10 * GIB < hardware.usable <= hardware.memory - GIB
 
 
+@pytest.mark.parametrize(("name", "there"), [("t4", 14.56), ("a100-40-nvlink", 39.4), ("rtx-4090", 23.5)])
+def test_no_more_is_counted_on_than_the_driver_leaves(name: str, there: float) -> None:
+    """What torch says such a card has, in GiB, where its memory ran out."""
+    usable = hardware_of(name).usable
+    assert usable is not None and 0.93 * there < usable / GIB < 0.98 * there
+
+
 def test_a_host_of_eight_is_faster_than_two_of_them() -> None:
     size = 2**26
     one, two = (topology_of(f"h100-nvlink{hosts}") for hosts in ("", "-2-hosts"))
