@@ -81,7 +81,7 @@ def step(folder: Path, command: str, look: str, shows: str) -> float:
     took = time.perf_counter() - start
     if shows not in re.sub(r"\s+", " ", said):
         raise SystemExit(f"$ {command}\n{said}\ndoes not show {shows!r}")
-    shown = next(line.strip() for line in said.splitlines() if shows.split()[0] in line)
+    shown = next(line.strip() for line in said.splitlines() if shows[:12] in line)
     print(f"{took:7.1f} s  $ {command}\n           {shown[:100]}", flush=True)
     return took
 

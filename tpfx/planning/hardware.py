@@ -39,7 +39,13 @@ class Hardware:
 
 
 def _made(
-    title: str, link: float, tflops: float, memory: float, gib: float, source: str, micros: tuple[float, float]
+    title: str,
+    link: float,
+    tflops: float,
+    memory: float,
+    gib: float,
+    source: str,
+    micros: tuple[float, float],
 ) -> Hardware:
     """Peak rates of a data sheet times what is usually reached of them: 0.7 of the arithmetic, 0.8 of the
     memory's, 0.8 of one direction of the links.
