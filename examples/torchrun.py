@@ -55,7 +55,7 @@ def main() -> None:
     if saved:
         weights, moments = get_state_dict(model, optimizer)
         state = {"model": weights, "optimizer": moments}
-        dcp.load(state, checkpoint_id=options.folder / f"{saved}", no_dist=not launched)
+        dcp.load(state, checkpoint_id=options.folder / f"{saved}")
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
         if first:
             print(f"goes on after {saved} steps")
@@ -68,7 +68,7 @@ def main() -> None:
             print(f"step {step + 1}: loss {loss.item():.5f}")
     weights, moments = get_state_dict(model, optimizer)
     state = {"model": weights, "optimizer": moments}
-    dcp.save(state, checkpoint_id=options.folder / f"{options.steps}", no_dist=not launched)
+    dcp.save(state, checkpoint_id=options.folder / f"{options.steps}")
     if launched:
         if first:
             print(tpfx.report(model))
