@@ -11,6 +11,7 @@ where a notebook differs.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -72,7 +73,8 @@ def run(notebook: dict[str, Any], folder: Path = HERE) -> dict[str, Any]:
     opened = nbformat.reads(text_of(notebook), as_version=4)
     for cell in opened.cells:
         cell.source = re.sub(r"^%pip .*", "", cell.source)
-    NotebookClient(opened, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    resources, quiet = {"metadata": {"path": str(folder)}}, {**os.environ, "TPFX_PROGRESS": "0"}
+    NotebookClient(opened, timeout=600, resources=resources).execute(env=quiet)
     done = json.loads(nbformat.writes(opened))["cells"]
     shown = [[one for one in cell.get("outputs", []) if one.get("name") != "stderr"] for cell in done]
     for cell, ran, outputs in zip(notebook["cells"], done, shown, strict=True):
