@@ -31,9 +31,11 @@ def test_one_version_everywhere() -> None:
     assert released[:2] == ["Unreleased", version.partition(".dev")[0]]
 
 
-def test_what_the_sdist_takes_is_there() -> None:
-    for name in PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["only-include"]:
-        assert (ROOT / name).exists(), name
+def test_the_sdist_takes_what_is_there() -> None:
+    taken = set(PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["only-include"])
+    assert [name for name in taken if not (ROOT / name).exists()] == []
+    documents = {path.name for path in ROOT.glob("[!.]*") if path.suffix in (".cff", ".md", ".txt", ".yml")}
+    assert documents - {"README.md"} <= taken  # which is in it by itself
 
 
 def test_the_wheel_needs_torch_and_at_most_eight_others() -> None:
