@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,19 @@ PAGES = {
     "benchmarks/README.md": "internals/benchmarks.md",
     "docs/decisions.md": "decisions.md",
 }
+# A page that a command makes: `tpfx dump` of a Llama of two layers.
+DRAWN = "explain/llama.html"
+DUMP = ["dump", "llama", "--devices", "2", "--format", "html"]
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "intermediate_size": 1536,
+    "vocab_size": 4096,
+}
 VARIABLES = "<!-- variables -->"
-WIDTH = "100"  # columns of help
+WIDTH = "88"  # columns of help
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -34,6 +46,8 @@ def on_files(files: Files, config: Any) -> Files:
             text = linked((ROOT / source).read_text(), source, page)
             files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, "reference/cli.md", content=command_line()))
+    settings = [word for key, value in SIZES.items() for word in ("--set", f"{key}={value}")]
+    files.append(File.generated(config, DRAWN, content=printed(*DUMP, *settings)))
     return files
 
 
@@ -65,28 +79,32 @@ def linked(text: str, source: str, page: str) -> str:
     return re.sub(r"\[([^\]\n]*)\]\(([^)\s]+)\)", link, text)
 
 
-def command_line() -> str:
-    """The help of each command, as it prints it."""
+def printed(*words: str) -> str:
+    """What a command of tpfx prints."""
     os.environ |= {"COLUMNS": WIDTH, "TERMINAL_WIDTH": WIDTH, "NO_COLOR": "1"}
-    import typer
     from typer.testing import CliRunner
 
     from tpfx.cli import app
 
-    runner = CliRunner()
+    shown = CliRunner().invoke(app, words, prog_name="tpfx", color=False)
+    if shown.exit_code:
+        raise SystemExit(f"tpfx {' '.join(words)} fails: {shown.output}") from shown.exception
+    return shown.stdout.strip()
 
-    def help_of(*words: str) -> str:
-        shown = runner.invoke(app, [*words, "--help"], prog_name="tpfx", color=False)
-        if shown.exit_code:
-            raise SystemExit(f"tpfx {' '.join(words)} --help fails: {shown.output}")
-        name = " ".join(["tpfx", *words])
-        return f"## {name}\n\n```text\n{shown.output.strip()}\n```\n"
 
-    def helps(command: Any, words: tuple[str, ...]) -> list[str]:
-        inner = getattr(command, "commands", {})
-        return [help_of(*words), *(text for name in inner for text in helps(inner[name], (*words, name)))]
+def command_line() -> str:
+    """The help of each command, as it prints it."""
+    import typer
 
-    return "\n".join([INTRODUCTION, *helps(typer.main.get_command(app), ())])
+    from tpfx.cli import app
+
+    return "\n".join([INTRODUCTION, *_helps(typer.main.get_command(app), ())])
+
+
+def _helps(command: Any, words: tuple[str, ...]) -> Iterator[str]:
+    yield f"## {' '.join(['tpfx', *words])}\n\n```text\n{printed(*words, '--help')}\n```\n"
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _helps(inner, (*words, name))
 
 
 INTRODUCTION = """# Command line
