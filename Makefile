@@ -57,7 +57,7 @@ newcomer: ## time the first five commands of somebody who has never used tpfx
 	$(PYTHON) .ci/newcomer.py
 
 docs: $(VENV)/.docs ## build the documentation into site/, strictly, and check its links
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(VENV)/.test ## check style and types, change nothing
 	$(BIN)/ruff check

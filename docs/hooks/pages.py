@@ -35,7 +35,6 @@ SIZES = {
     "intermediate_size": 1536,
     "vocab_size": 4096,
 }
-VARIABLES = "<!-- variables -->"
 WIDTH = "88"  # columns of help
 
 
@@ -52,13 +51,30 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the table of variables in its place."""
-    if VARIABLES not in markdown:
-        return markdown
-    from tpfx.console.environment import VARIABLES as known
+    """Put what is kept elsewhere in the place of its mark, `<!-- variables -->` say."""
+    for name, text in MARKS.items():
+        mark = f"<!-- {name} -->"
+        markdown = markdown.replace(mark, text()) if mark in markdown else markdown
+    return markdown
 
-    rows = [f"| `{name}` | {meaning} |" for name, meaning in known.items()]
-    return markdown.replace(VARIABLES, "\n".join(["| Variable | What it does |", "|---|---|", *rows]))
+
+def variables() -> str:
+    """The environment variables, as a table."""
+    from tpfx.console.environment import VARIABLES
+
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in VARIABLES.items()]
+    return "\n".join(["| Variable | What it does |", "|---|---|", *rows])
+
+
+def versions() -> str:
+    """What CONTRIBUTING.md says of versions."""
+    _, _, found = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Versions, and what may change\n")
+    if not found:
+        raise SystemExit("CONTRIBUTING.md has no section of versions any more")
+    return found.partition("\n## ")[0]
+
+
+MARKS = {"variables": variables, "versions": versions}
 
 
 def linked(text: str, source: str, page: str) -> str:
