@@ -19,6 +19,7 @@ import torch
 import typer
 
 from ..console import environment, interrupts
+from ..console.logs import heed
 from ..console.streams import take_all_characters
 from ..errors import InputError, TpfxError
 from ..version import __version__
@@ -104,6 +105,7 @@ def main() -> None:
 def _status(interrupted: Callable[[], bool]) -> int:
     """Run the command line; its status."""
     try:
+        heed()
         status = int(app(prog_name="tpfx", standalone_mode=False) or 0)
         sys.stdout.flush()
         return status

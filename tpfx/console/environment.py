@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 VARIABLES = {
     "TPFX_PROGRESS": "0: no progress on standard error",
+    "TPFX_LOGS": "plan, graphs, recompiles, all: what is told on standard error; +plan: at length",
     "TPFX_DUMP": "stages of the compiler (tpfx dump --help), or all: graphs on standard error",
     "TPFX_CACHE": "0: no plan is kept for later processes, or looked up",
     "TPFX_CACHE_DIR": "where plans and built executors are kept; tpfx in the user's cache folder if not set",

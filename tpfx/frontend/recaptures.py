@@ -18,6 +18,10 @@ from typing import Any
 
 import torch
 
+from ..console.logs import log_of
+
+log = log_of("recompiles")
+
 ENOUGH = 8  # captures for one reason
 
 _counts: weakref.WeakKeyDictionary[Any, Counter[str]] = weakref.WeakKeyDictionary()
@@ -37,6 +41,7 @@ def note_capture(code: CodeType, variables: Mapping[str, Any], failure: str) -> 
     name = re.sub(r"_\d+$", "", code.co_name)  # each compiled method has a number
     if model is not None:
         name = f"{type(model).__name__}.{name}"
+    log.info("%s is captured again, since this does not hold: %s", name, " at ".join([condition, *where]))
     if _is_one_too_many(code if model is None else model, re.sub(r"\d[\d.e+-]*", "?", condition)):
         _warn(
             f"{name} has been captured again {ENOUGH} times, and calls may go on so: the graph before "
@@ -48,6 +53,7 @@ def note_capture(code: CodeType, variables: Mapping[str, Any], failure: str) -> 
 
 def note_state(model: torch.nn.Module, method: str) -> None:
     """A model has been changed, so that a method of it gets other graphs."""
+    log.info("%s.%s is captured again: it has other hooks or weights", type(model).__name__, method)
     if _is_one_too_many(model, method):
         _warn(
             f"{type(model).__name__}.{method} has been captured again {ENOUGH} times, each time with other "

@@ -12,6 +12,7 @@ import torch
 from torch.distributed import ProcessGroup
 from torch.fx import Graph
 
+from ..console.logs import heed
 from ..errors import DeviceError, TpfxError
 from ..execution.cuda_graphs import Recorder, recorder_for
 from ..execution.ranks import Recording
@@ -50,7 +51,7 @@ class Target:
         processes: whether the ranks after the first are processes that are started for it.
 
     Raises:
-        TpfxError: the device compiler, or the mode, is unknown.
+        TpfxError: the device compiler, the mode, or a log in TPFX_LOGS is unknown.
     """
 
     devices: Any = None
@@ -62,6 +63,7 @@ class Target:
     processes: bool = False
 
     def __post_init__(self) -> None:
+        heed()
         check_device_compiler(self.device_compiler)
         if self.mode not in MODES:
             raise TpfxError(f"mode={self.mode!r} is unknown; pass {' or '.join(map(repr, MODES))}")

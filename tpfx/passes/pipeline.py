@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch.fx import Graph
 
 from ..console.progress import working
+from ..dump.logs import tell_captured, tell_plan
 from ..errors import PlanError
 from ..ir.annotations import Source, bound_of, set_source
 from ..ir.fingerprint import circumstances, fingerprint
@@ -159,6 +160,7 @@ def parallelize(
         graph, context.solution, ranks, context.considered, context.fingerprint, recalled
     )
     parallel.whole_ops = _whole_ops(graph)
+    tell_plan(parallel)
     forget_erased(graph)
     return parallel
 
@@ -168,6 +170,7 @@ def infer_structures(graph: Graph, sources: Sequence[Source], context: Context) 
     for node, source in zip(graph.find_nodes(op="placeholder"), sources, strict=True):
         set_source(node, source)
     show_stage(CAPTURED, graph, STAGES)
+    tell_captured(graph)
     run_passes(PASSES[:BEFORE_CHOICE], graph, context)
 
 

@@ -11,6 +11,7 @@ import torch
 from ..capture.capture import capture
 from ..capture.graph import Captured, Phase
 from ..capture.inputs import Inputs
+from ..console.logs import heed
 from ..dump.node_names import Names
 from ..errors import InputError
 from ..ir.annotations import dims_of, shards_of, source_of
@@ -67,6 +68,7 @@ def plan(
 
     >>> tpfx.plan(model, 8).save("plan.json")
     """
+    heed()
     device = capture_device(device_type)
     if example_inputs is None:
         captured = capture_generation(model, None, phase=phase, device=device)
