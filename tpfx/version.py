@@ -14,11 +14,16 @@ TRIED = ("2.11.0", "2.12.1", "2.13.0", "2.14.1")
 AT_LEAST, BELOW = (2, 11), (2, 15)
 
 
+def is_tried(version: str) -> bool:
+    """Whether a release of torch is one of those that are supported, or says no numbers."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is None or AT_LEAST <= (int(numbers[1]), int(numbers[2])) < BELOW
+
+
 def warn_of_untried(version: str | None = None) -> None:
     """Warn where torch is newer or older than what has been tried; `version` is torch's own by default."""
     version = version or str(torch.__version__)
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None or AT_LEAST <= (int(numbers[1]), int(numbers[2])) < BELOW:
+    if is_tried(version):
         return
     low, high = (".".join(map(str, bound)) for bound in (AT_LEAST, BELOW))
     warnings.warn(

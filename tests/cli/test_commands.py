@@ -14,6 +14,7 @@ import transformers
 from typer.testing import CliRunner
 
 import tpfx
+from tests.support import fresh_python
 from tpfx.cli import app, main, plan
 from tpfx.cli.topology import measure
 from tpfx.dump.text import dump_text
@@ -144,7 +145,18 @@ def test_bad_usage_is_status_2(run):
         assert err.count("\n") == 1
 
 
-COMMANDS = ("plan", "dump", "explain", "diff", "verify", "export", "cache", "topology", "topology measure")
+COMMANDS = (
+    "plan",
+    "dump",
+    "explain",
+    "diff",
+    "verify",
+    "export",
+    "doctor",
+    "cache",
+    "topology",
+    "topology measure",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -435,6 +447,27 @@ def test_a_topology_is_measured(run, tmp_path):
 
 def test_the_versions_are_printed(run) -> None:
     assert run("--version") == (0, f"tpfx {tpfx.__version__}, torch {torch.__version__}\n", "")
+
+
+def test_own_modules_need_no_transformers():
+    """Nor does the doctor, which says that they are not there."""
+    done = fresh_python.run(
+        "import sys, types, importlib.metadata as metadata\n"
+        "sys.modules['transformers'] = sys.modules['accelerate'] = None\n"
+        "import torch\n"
+        "from tpfx.cli import app, checks\n"
+        "layers = torch.nn.Linear(8, 16), torch.nn.Linear(16, 8)\n"
+        "net = lambda: (torch.nn.Sequential(*layers), (torch.zeros(2, 8),))\n"
+        "sys.modules['mine'] = types.SimpleNamespace(net=net)\n"
+        "def version(name, found=checks.version):\n"
+        "    if name == 'transformers': raise metadata.PackageNotFoundError\n"
+        "    return found(name)\n"
+        "checks.version = version\n"
+        "assert not app(['plan', 'mine:net', '-n', '2'], standalone_mode=False)\n"
+        "assert not app(['doctor', '--no-links'], standalone_mode=False)\n"
+    )
+    assert "fits: 2 × H100" in done and "2 inputs" in done
+    assert "transformers   not installed" in done and "no problem is known" in done
 
 
 def test_without_transformers_the_extra_is_named(run, monkeypatch) -> None:

@@ -24,6 +24,7 @@ from ..console.streams import take_all_characters
 from ..errors import InputError, TpfxError
 from ..version import __version__
 from .cache import cache
+from .doctor import doctor
 from .dump import dump
 from .explain import diff, explain
 from .export import export
@@ -58,6 +59,7 @@ for _command, _purpose in (
     (diff, "In what two plans differ."),
     (verify, "Whether it computes the same when split."),
     (export, "The plan for transformers, or for torch."),
+    (doctor, "What is here, and what of it goes wrong."),
     (cache, "What is kept between processes."),
 ):
     app.command(short_help=_purpose)(_command)
@@ -89,6 +91,7 @@ def tpfx(
     tpfx verify llama --devices 2                a small one, undivided and split, node by node
     tpfx export llama --devices 2 --to hf-tp-plan
     tpfx topology measure -o here.json           what collectives cost here, for --topology here.json
+    tpfx doctor                                  what is here, and what of it is known to go wrong
     tpfx cache                                   what is kept between processes, and --clear
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -23,17 +24,29 @@ def cache(
       tpfx cache --clear
       TPFX_CACHE_DIR=/elsewhere tpfx cache
     """
-    plans = KeptPlans(cache_dir() / "plans").files()
-    executors = sorted(cache_dir().glob(f"{NAME}-*/"))
     print(cache_dir())
-    for name, found in (("plans", plans), ("executors", executors)):
-        print(f"{name:10} {len(found):5} {bytes_text(sum(map(_bytes, found)))}")
+    for name, said in contents():
+        print(f"{name:10} {said}")
     if clear:
-        for path in plans:
+        for path in _plans():
             path.unlink(missing_ok=True)
-        for folder in executors:
+        for folder in _executors():
             shutil.rmtree(folder, ignore_errors=True)
         print("cleared")
+
+
+def contents() -> Iterator[tuple[str, str]]:
+    """Of each kind of what is kept, how many and how much."""
+    for name, found in (("plans", _plans()), ("executors", _executors())):
+        yield name, f"{len(found):5} {bytes_text(sum(map(_bytes, found)))}"
+
+
+def _plans() -> list[Path]:
+    return KeptPlans(cache_dir() / "plans").files()
+
+
+def _executors() -> list[Path]:
+    return sorted(cache_dir().glob(f"{NAME}-*/"))
 
 
 def _bytes(path: Path) -> int:

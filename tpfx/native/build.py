@@ -72,13 +72,22 @@ def load() -> Any:
     return module
 
 
+def executor_file() -> Path:
+    """The file of the extension, whether or not it has been built."""
+    return cache_dir() / f"{NAME}-{_key()}" / f"{NAME}{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+
+
+def compiler() -> str | None:
+    """The C++ compiler that builds it, as a command; None where there is none."""
+    return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+
+
 def _built() -> Path:
     """The file of the extension; processes that want it at once wait for the first to build it."""
-    folder = cache_dir() / f"{NAME}-{_key()}"
-    path = folder / f"{NAME}{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    path = executor_file()
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / "lock"):
             if not path.exists():
                 _build(path)
     return path
@@ -96,18 +105,18 @@ def _key() -> str:
 
 def _build(path: Path) -> None:
     """Compile, next to where it goes, and move it there once it is whole."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if compiler is None:
+    command = compiler()
+    if command is None:
         raise NoExecutor("there is no C++ compiler; install g++ or clang++, or name one by CXX")
     log.warning("building tpfx's executor for torch %s: once, about half a minute", torch.__version__)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder, path.name)
-        command = [*compiler.split(), str(HERE / SOURCES[0]), "-o", str(made), *_flags()]
-        done = subprocess.run(command, capture_output=True, text=True)
+        words = [*command.split(), str(HERE / SOURCES[0]), "-o", str(made), *_flags()]
+        done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
             said = next(iter(lines), f"exit code {done.returncode}")
-            raise NoExecutor(f"the C++ compiler {compiler} fails: {said}; name another by CXX")
+            raise NoExecutor(f"the C++ compiler {command} fails: {said}; name another by CXX")
         made.replace(path)
 
 
