@@ -26,7 +26,7 @@ class Errors(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
         try:
-            print(f"[{record.name}] {record.getMessage()}", file=sys.stderr)
+            sys.stderr.write(f"[{record.name}] {record.getMessage()}\n")
         except Exception:
             self.handleError(record)
 
