@@ -81,8 +81,8 @@ MACHINES: dict[str, tuple[dict[str, Any], dict[str, str], str, str, bool]] = {
     ),
     "cache": (
         {},
-        {"TPFX_CACHE_DIR": "/dev/null/tpfx"},
-        "nothing can be kept in /dev/null/tpfx",
+        {"TPFX_CACHE_DIR": f"{__file__}/tpfx"},
+        f"nothing can be kept in {__file__}/tpfx",
         "another folder by TPFX_CACHE_DIR",
         False,
     ),
