@@ -20,6 +20,7 @@ aten = torch.ops.aten
         (aten.view.default, "m:2 n:12", ([2, 3, 4],), (2, 3, 4), "a:2 (b:3 c:4) -> a:2 b:3 c:4"),
         (aten.reshape.default, "m:2 (h:3 d:4)", ([6, 4],), (6, 4), "a:2 (b:3 c:4) -> (a:2 b:3) c:4"),
         (aten.reshape.default, "m:2 n:3", ([3, 2],), (3, 2), "a:2 b:3 -> c:3 d:2; whole (a:2 b:3) (c:3 d:2)"),
+        (aten.view.dtype, "m:2 n:3", (torch.uint8,), (2, 12), "a:2 b:3 -> a:2 (b:3 c:4); whole c:4"),
         (aten.t.default, "m:2 n:3", (), (3, 2), "a:2 b:3 -> b:3 a:2"),
         (aten.permute.default, "m:2 n:3 p:4", ([2, 0, 1],), (4, 2, 3), "a:2 b:3 c:4 -> c:4 a:2 b:3"),
         (aten.unsqueeze.default, "m:2 n:3", (-1,), (2, 3, 1), "a:2 b:3 -> a:2 b:3 1"),

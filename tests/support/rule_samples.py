@@ -98,6 +98,22 @@ def _mm(s: Sampler) -> Case:
     return Case((s.floats(m, k), s.floats(k, n)))
 
 
+@samples(aten._int_mm.default)
+def _int_mm(s: Sampler) -> Case:
+    m, k, n = s.shape(3, 3)
+    return Case(tuple(s.ints(*sizes, low=-128, high=128).to(torch.int8) for sizes in ((m, k), (k, n))))
+
+
+@samples(aten.view.dtype)
+def _view_dtype(s: Sampler) -> Case:
+    before, after = s.one_of(
+        (torch.uint8, torch.int32), (torch.int64, torch.int16), (torch.int8, torch.uint8)
+    )
+    *lead, last = s.shape(1, 3)
+    times = max(1, after.itemsize // before.itemsize)
+    return Case((s.ints(*lead, last * times).to(before), after))
+
+
 @samples(aten.bmm.default)
 def _bmm(s: Sampler) -> Case:
     b, m, k = s.shape(3, 3)

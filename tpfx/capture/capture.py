@@ -244,19 +244,17 @@ def _without_weights(
 ) -> Iterator[dict[int, Source]]:
     """Fake parameters and buffers, tied ones tied, while this lasts; gives what each is by its id."""
     fakes: dict[int, torch.Tensor] = {}
-    modules = model.modules()
-    tables: list[dict[str, Any]] = [table for one in modules for table in (one._parameters, one._buffers)]
-    before = [dict(table) for table in tables]
+    slots = list(slots_of(model))
+    before = [slot.value for slot in slots]
     try:
-        for slot in slots_of(model):
-            value = slot.value
+        for slot, value in zip(slots, before, strict=True):
             if id(value) not in fakes:
                 fakes[id(value)] = _fake(value, mode, device)
             slot.table[slot.key] = fakes[id(value)]
         yield weight_sources(model)
     finally:
-        for table, values in zip(tables, before, strict=True):
-            table.update(values)
+        for slot, value in zip(slots, before, strict=True):
+            slot.table[slot.key] = value
 
 
 def _fake(value: torch.Tensor, mode: FakeTensorMode, device: torch.device | str) -> torch.Tensor:

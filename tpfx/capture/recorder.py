@@ -16,6 +16,7 @@ from .aot import Compiled, Part, boxed, trace
 from .gradient_flow import GradientFlow
 from .graph import Captured, Phase, require_any_batch
 from .sources import input_sources
+from .subclasses import on_leaves
 
 
 @dataclass
@@ -42,8 +43,11 @@ class GraphRecorder:
 
     def backend(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """What Dynamo calls with a graph."""
-        kept = {at: self.results[id(v)][0] for at, v in enumerate(example_inputs) if id(v) in self.results}
-        return trace(module, input_sources(module, example_inputs, self.sources), _Recording(self, kept))
+        return on_leaves(module, example_inputs, self._compile)
+
+    def _compile(self, module: GraphModule, values: Sequence[Any]) -> Callable[..., Any]:
+        kept = {at: self.results[id(v)][0] for at, v in enumerate(values) if id(v) in self.results}
+        return trace(module, input_sources(module, values, self.sources), _Recording(self, kept))
 
     @contextmanager
     def for_any_batch(self) -> Iterator[None]:

@@ -19,8 +19,7 @@ def weight_sources(model: torch.nn.Module) -> dict[int, Source]:
     """What each parameter and buffer of a model is, by its id; tied ones have their first name."""
     sources: dict[int, Source] = {}
     for slot in slots_of(model):
-        kind = "parameter" if isinstance(slot.value, torch.nn.Parameter) else "buffer"
-        sources.setdefault(id(slot.value), Source(kind, slot.name))
+        sources.setdefault(id(slot.value), Source(slot.kind, slot.name))
     return sources
 
 

@@ -250,8 +250,7 @@ def _source(value: Any, name: str, mesh: Mesh) -> Source:
     """What one of Dynamo's inputs is: a ShardedTensor knows its own name. One of other ranks is gathered."""
     if not isinstance(value, ShardedTensor) or not value.mesh.same_as(mesh):
         return Source("input", name)
-    kind = "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
-    kind = "state" if value.qualified_name is None else kind
+    kind = "state" if value.qualified_name is None else value.weight_kind
     return Source(kind, value.qualified_name or name, value.pinned)
 
 

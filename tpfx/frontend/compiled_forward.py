@@ -21,7 +21,7 @@ from ..execution.results import gather_tree
 from ..runtime.data_parallel import average_gradients
 from ..runtime.processes import bytes_of_tensors, require_same
 from ..sharded_tensor.even_storage import store_evenly
-from ..sharded_tensor.model_weights import adopt_weights, load_into_place
+from ..sharded_tensor.model_weights import adopt_weights, convert_weight, load_into_place
 from ..sharded_tensor.state_tensor import give_addresses
 from ..sharded_tensor.storage import CALLS
 from ..sharded_tensor.tensor import ShardedTensor
@@ -262,7 +262,7 @@ class Entry(StandIn):
         Raises:
             ModelError: the weights would leave their devices.
         """
-        changed: list[tuple[torch.Tensor, torch.dtype]] = []
+        changed: list[tuple[torch.Tensor, torch.Tensor]] = []
         for name, value in (
             *module.named_parameters(recurse=recurse),
             *module.named_buffers(recurse=recurse),
@@ -277,9 +277,9 @@ class Entry(StandIn):
                     "tpfx.full_state_dict(model) gives its weights"
                 )
             if after.dtype != value.dtype:
-                changed.append((value, after.dtype))
-        for value, dtype in changed:
-            value.data = value.detach().to(dtype)
+                changed.append((value, after))
+        for value, after in changed:
+            convert_weight(self.model, value, after)
         return module
 
     def extra_repr(self) -> str:

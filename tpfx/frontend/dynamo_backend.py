@@ -15,14 +15,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
+from ..capture.subclasses import on_leaves
 from ..sharded_tensor.even_storage import store_evenly
 from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import adopt, succeed
+from ..torch_internals.dynamo import source_name
 from ..torch_internals.dynamo_cache import guard_on_successors, in_place_for_captures
 from ..torch_internals.parameter_slots import Slot, slots_of
 from .aot_compiler import compile_graph
@@ -47,7 +51,10 @@ def backend(
         TpfxError: an option, or what it names, is unknown.
         DeviceError: the devices do not make a mesh.
     """
-    session = session_for(options or {})
+    return on_leaves(module, example_inputs, partial(_compile, session_for(options or {})))
+
+
+def _compile(session: Session, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     slots, model = _shard(module.graph.find_nodes(op="placeholder"), example_inputs, session)
     note_sizes(session)
     made = {id(original): slot.value for slot, original in slots}
@@ -80,16 +87,16 @@ def _shard(
     made: dict[int, Any] = {}
     slots, parts = [], dict[str, torch.nn.Module]()
     split = {id(value) for value in inputs if getattr(value, "qualified_name", None)}
-    for module, table, key in HOLDERS.places(plain.keys() | split):
+    for module, slot in HOLDERS.places(plain.keys() | split):
         end_with(module, session)
-        if id(table[key]) in split:
+        if id(slot.value) in split:
             continue
-        value, name = plain[id(table[key])]
+        value, name = plain[id(slot.value)]
         if id(value) not in made:
-            made[id(value)] = sharded_weight(value, name, session.mesh)
+            made[id(value)] = sharded_weight(value, name, session.mesh, slot.kind)
             succeed(value, made[id(value)])
-        table[key] = made[id(value)]
-        slots.append((Slot(table, key, name), value))
+        slot.table[slot.key] = made[id(value)]
+        slots.append((replace(slot, name=name), value))
         parts.setdefault(name.rpartition(".")[0], module)
     model = HOLDERS.with_all(parts) if parts else None
     slots += [] if model is None else _shard_the_rest(model, made, session)
@@ -105,30 +112,30 @@ def _shard_the_rest(
     slots, device = [], session.mesh.devices[session.mesh.owned[0]]
     for prefix, module in model.named_modules():
         for slot in slots_of(module, recurse=False):
-            value, name = slot.value, f"{prefix}.{slot.key}" if prefix else slot.key
+            value, name = slot.value, f"{prefix}.{slot.name}" if prefix else slot.name
             plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
             if not plain or value.device != device or value.is_quantized:
                 continue
             end_with(module, session)
             if id(value) not in made:
-                made[id(value)] = sharded_weight(value, name, session.mesh)
+                made[id(value)] = sharded_weight(value, name, session.mesh, slot.kind)
                 succeed(value, made[id(value)])
             slot.table[slot.key] = made[id(value)]
-            slots.append((Slot(slot.table, slot.key, name), value))
+            slots.append((replace(slot, name=name), value))
     return slots
 
 
 def _may_be_weight(node: Node, value: torch.Tensor) -> bool:
-    """Whether a module may hold an input: a parameter, or what Dynamo found among buffers."""
-    source = getattr(node.meta.get("grapharg"), "source", None)
-    return isinstance(value, torch.nn.Parameter) or "_buffers" in getattr(source, "name", "")
+    """Whether a module may hold an input, or what that is inside of: a parameter, or a buffer to Dynamo."""
+    name = source_name(node)
+    return isinstance(value, torch.nn.Parameter) or "_buffers[" in name or "_parameters[" in name
 
 
 def _name_of(node: Node) -> str:
     """The qualified name of a weight: what it is indexed by, from the model on."""
-    source = getattr(node.meta.get("grapharg"), "source", None)
-    keys = re.findall(r"\['([^']*)'\]", getattr(source, "name", "") or "")
-    return ".".join(keys[1:]) or node.name
+    path, _, inside = source_name(node).rpartition("']")
+    keys = re.findall(r"\['([^']*)'\]", f"{path}']")
+    return ".".join(keys[1:]) + inside or node.name
 
 
 in_place_for_captures(is_own, EFFECTS.held).install()

@@ -13,10 +13,12 @@ import weakref
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from ..capture.subclasses import on_leaves
 from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import succeed
 from ..sharded_tensor.tensor import ShardedTensor
@@ -129,7 +131,7 @@ class Graphs:
         model = self._model()
         places = [] if model is None else [slot for slot in slots_of(model) if id(slot.value) in plain]
         made = {
-            id(slot.value): sharded_weight(slot.value, slot.name, self.session.mesh)
+            id(slot.value): sharded_weight(slot.value, slot.name, self.session.mesh, slot.kind)
             for slot in reversed(places)
         }
         for slot in places:
@@ -198,7 +200,12 @@ class Backend:
         graphs = self.graphs()
         assert graphs is not None, "the compiled forward that is called now has them"
         self.sizes.append(sizes_now())
-        inputs, slots = graphs.adopt(example_inputs)
+        return on_leaves(module, example_inputs, partial(self._compile, graphs))
+
+    def _compile(
+        self, graphs: Graphs, module: torch.fx.GraphModule, values: Sequence[Any]
+    ) -> Callable[..., Any]:
+        inputs, slots = graphs.adopt(values)
         compiler = compile_graph_later if graphs.session.only_plans else self.compiler
         try:
             compiled: Callable[..., Any] = compiler(graphs.session, module, inputs)

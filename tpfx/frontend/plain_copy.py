@@ -22,7 +22,8 @@ from ..torch_internals.aot import in_transform
 from ..torch_internals.backward_pass import saved_by_others
 from ..torch_internals.dynamo import as_code_of
 from ..torch_internals.module_changes import remove_state_hooks
-from ..torch_internals.parameter_slots import CALLED_INSTEAD, slots_of, with_hooks
+from ..torch_internals.parameter_slots import CALLED_INSTEAD, places_of, slots_of, with_hooks
+from ..torch_internals.wrapper_subclass import leaves_of, with_inside
 
 STANDS_IN = "_tpfx_stands_in"  # a function has it that leads through the compiled forward of its module
 _LEADS = "_tpfx_leads"  # a function has it that was put there by `lead_parts`
@@ -100,6 +101,10 @@ def is_split(model: Any) -> bool:
     )
 
 
+def _copied(weight: torch.Tensor) -> torch.Tensor:
+    return plain_weight(weight, None, copy=True) if isinstance(weight, ShardedTensor) else weight.clone()
+
+
 def plain_copy(model: Any) -> Any:
     """A copy with whole weights, where anything is split; of a compiled forward, that of such a copy.
 
@@ -114,9 +119,12 @@ def plain_copy(model: Any) -> Any:
     for module in model.modules():
         for name, _ in stand_ins(module):
             memo[id(vars(module)[name])] = vars(module)[name]
-    for slot in slots_of(model):
-        if isinstance(slot.value, ShardedTensor) and id(slot.value) not in memo:
-            memo[id(slot.value)] = plain_weight(slot.value, None, copy=True)
+    for slot in places_of(model):
+        if (
+            any(isinstance(one, ShardedTensor) for one in leaves_of(slot.value))
+            and id(slot.value) not in memo
+        ):
+            memo[id(slot.value)] = with_inside(slot.value, _copied)
     try:
         made = copy.deepcopy(model, memo)
     except Exception as problem:

@@ -16,6 +16,7 @@ from ..ir.parallel_graph import Collective, ParallelGraph
 from ..plan.estimate import asked
 from ..plan.tables import html, phase_text, rendered
 from ..sharded_tensor import ShardedTensor
+from ..torch_internals.parameter_slots import slots_of
 from .undivided import Undivided, undivided_in
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Report:
     @staticmethod
     def of(model: torch.nn.Module, session: Session) -> Report:
         """Take stock of a model."""
-        held = {id(value): value for value in (*model.parameters(), *model.buffers())}
+        held = {id(slot.value): slot.value for slot in slots_of(model)}
         resident = [0] * session.mesh.size
         for value in held.values():
             for rank, size in enumerate(_resident(value)):

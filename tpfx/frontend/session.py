@@ -30,6 +30,7 @@ from ..runtime.processes import mesh_from
 from ..runtime.thread_runtime import Runtime
 from ..sharded_tensor.state_tensor import give_addresses
 from ..torch_internals.dynamo_cache import forget_graphs, forget_sizes, sizes_now
+from ..torch_internals.parameter_slots import slots_of
 from ..workers.worker_runtime import WorkerRuntime
 from .effects import EFFECTS, is_own
 
@@ -255,7 +256,7 @@ def session_for(options: Mapping[str, Any]) -> Session:
 
 def session_of(model: torch.nn.Module) -> Session | None:
     """The session that has divided a model's weights, if one has."""
-    meshes = {value.mesh for value in model.parameters() if hasattr(value, "mesh")}
+    meshes = {slot.value.mesh for slot in slots_of(model) if hasattr(slot.value, "mesh")}
     sessions = list(_sessions.values())
     like = (one for one in sessions for mesh in meshes if one.mesh.same_as(mesh))  # of a copy of its model
     return next((one for one in sessions if one.mesh in meshes), next(like, None))

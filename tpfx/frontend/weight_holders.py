@@ -1,6 +1,6 @@
 """Which modules and optimizers of this process hold a weight.
 
-HOLDERS.places({id(weight)})      # [(module, its table, key)]
+HOLDERS.places({id(weight)})      # [(module, a slot of its own)]
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
 
 import torch
 
-Place = tuple[torch.nn.Module, dict[str, Any], str]
+from ..torch_internals.parameter_slots import Slot, slots_of
+
+Place = tuple[torch.nn.Module, Slot]
 
 
 class Holders:
@@ -32,7 +33,7 @@ class Holders:
         if not weights:
             return []
         found = self._places(weights)
-        if {id(table[key]) for _, table, key in found} != set(weights):
+        if {id(slot.value) for _, slot in found} != set(weights):
             self.search()
             found = self._places(weights)
         return found
@@ -57,12 +58,12 @@ class Holders:
     def _places(self, weights: Collection[int]) -> list[Place]:
         modules = (known() for known in self._modules)
         return [
-            (module, table, key)
+            (module, slot)
             for module in modules
             if module is not None  # its truth may be its length
-            for table in (vars(module).get("_parameters", {}), vars(module).get("_buffers", {}))
-            for key, value in table.items()
-            if id(value) in weights
+            if vars(module).keys() >= {"_parameters", "_buffers"}  # not one in the making
+            for slot in slots_of(module, recurse=False)
+            if id(slot.value) in weights
         ]
 
     def search(self) -> None:

@@ -249,8 +249,9 @@ def weights_of(model: torch.nn.Module) -> dict[str, WeightPlan]:
         value = slot.value
         if id(value) not in seen:
             seen.add(id(value))
-            kind = "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
-            found[slot.name] = WeightPlan(kind, list(value.shape), str(value.dtype).removeprefix("torch."))
+            found[slot.name] = WeightPlan(
+                slot.kind, list(value.shape), str(value.dtype).removeprefix("torch.")
+            )
     return found
 
 

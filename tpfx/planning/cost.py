@@ -38,6 +38,7 @@ class CostWeights:
         price: holding the smallest weight matrix that matters, whole, costs as much as this many of the
             graph's largest all-reduces. Memory is so priced in seconds a byte, relative to the graph.
         negligible: the smallest matrices that together have this part of the bytes do not set that price.
+        beside: what has less than this part of the largest one beside it (scales) sets no price either.
         small: a weight below this part of the matrix that sets it is small: a norm or a bias, say.
         small_price: a byte of a small weight costs this part of the price: it is not worth a collective.
         grouped: where more ranks than units share an axis (KV heads), holding a unit that others hold too
@@ -53,6 +54,7 @@ class CostWeights:
 
     price: float = 3.0
     negligible: float = 0.005
+    beside: float = 1 / 4
     small: float = 1 / 16
     small_price: float = 0.01
     grouped: float = 1 / 256
@@ -209,10 +211,23 @@ class CostModel:
         """The bytes of the smallest matrix that matters: all smaller ones together are negligible."""
         weights = [node for node in self._nodes if is_weight(node) and is_tensor(node)]
         trained = [node for node in weights if source_of(node).kind == "parameter"]  # buffers are tables
-        values = [node.meta["val"] for node in trained or weights]
-        sizes = sorted(bytes_of(value) for value in values if value.dim() > 1)
-        sizes = sizes or [bytes_of(value) for value in values]
+        matrices = [node for node in trained or weights if node.meta["val"].dim() > 1] or trained or weights
+        largest: dict[str, int] = {}
+        for node in matrices:
+            largest[_owner(node)] = max(_bytes(node), largest.get(_owner(node), 0))
+        sizes = sorted(
+            _bytes(node) for node in matrices if _bytes(node) >= self.weights.beside * largest[_owner(node)]
+        )
         return _first_above(sizes, self.weights.negligible * sum(sizes))
+
+
+def _owner(weight: Node) -> str:
+    """The module, or the weight made of others, of which it is one: `q_proj`, or `q_proj.weight`."""
+    return source_of(weight).name.rpartition(".")[0]
+
+
+def _bytes(weight: Node) -> int:
+    return bytes_of(weight.meta["val"])
 
 
 def _first_above(sizes: Iterable[int], limit: float) -> float:

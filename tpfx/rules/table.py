@@ -29,6 +29,7 @@ def family(rule: Rule, *ops: Any) -> dict[Any, Rule]:
 _MATRIX_PRODUCTS = {
     aten.linear.default: Rule(reductions.linear, lower=Lowering.LINEAR),
     aten.mm.default: Rule("m k, k n -> m n", BOTH),
+    aten._int_mm.default: Rule("m k, k n -> m n"),  # partial sums of its operands would overflow
     aten.bmm.default: Rule("b m k, b k n -> b m n", BOTH),
     aten.mv.default: Rule("m k, k -> m", BOTH),
     aten.dot.default: Rule("k, k ->", BOTH),
@@ -241,6 +242,7 @@ _VIEWS = {
     aten.unfold.default: Rule(views.windows, FIRST),
     aten.view_as_real.default: Rule("... -> ... p!"),
     aten.view_as_complex.default: Rule("... p! -> ...", pad_empty_shards=True, contiguous=True),
+    aten.view.dtype: Rule(views.view_dtype, contiguous=True),
 }
 
 # Made from nothing: each rank makes its shard.

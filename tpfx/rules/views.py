@@ -76,6 +76,23 @@ def _times(sizes: Sequence[Any]) -> Any:
     return total
 
 
+def view_dtype(call: Call) -> Bound:
+    """The same memory as elements of another size: in the last dimension several for one, kept together."""
+    dims = list(call.dims[0])
+    before, after = call.operands[0].meta["val"].dtype.itemsize, call["dtype"].itemsize
+    if before == after:
+        return Bound(call.dims, [dims])
+    together = Dim(max(before, after) // min(before, after))
+    bound = Bound(call.dims, [], whole=[together])
+    if before > after:
+        bound.results = [[*dims[:-1], product([dims[-1], together])]]
+    else:
+        last = Dim(call.result_sizes()[-1])
+        bound.match(dims[-1], product([last, together], find(dims[-1]).size))
+        bound.results = [[*dims[:-1], last]]
+    return bound
+
+
 def permute(call: Call) -> Bound:
     """Dimensions in another order."""
     dims = list(call.dims[0])

@@ -120,7 +120,7 @@ def _by_shards(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: 
         return None
     made = run_bound(func, args, kwargs, owner, bound)
     if func is _TO_COPY:
-        made.qualified_name = owner.qualified_name
+        made.qualified_name, made.weight_kind = owner.qualified_name, owner.weight_kind
         if owner.pinned is None:
             made.last_held = Unsharded(Cell(replace(made.held, chosen=False)))
     return made
@@ -180,7 +180,7 @@ def _undivided_copy(
     assert isinstance(owner.held, Unsharded)
     whole = func(owner.held.whole.detach(), *args[1:], **kwargs)
     made = ShardedTensor.unsharded(owner.mesh, whole)
-    made.qualified_name = owner.qualified_name
+    made.qualified_name, made.weight_kind = owner.qualified_name, owner.weight_kind
     return made
 
 

@@ -7,7 +7,7 @@ restore_weights(slots)                 # the model is what it was
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,15 @@ from torch.utils import swap_tensors
 from ..checkpoint.safetensors_files import Stored
 from ..errors import AlreadyCompiledError, ModelError
 from ..runtime.mesh import Mesh
-from ..torch_internals.parameter_slots import Slot, slots_of
-from ..torch_internals.wrapper_subclass import is_traceable_wrapper_subclass, share_hooks
+from ..torch_internals.module_changes import CHANGES
+from ..torch_internals.parameter_slots import Kind, Slot, places_of, slots_of
+from ..torch_internals.wrapper_subclass import (
+    is_traceable_wrapper_subclass,
+    leaves_of,
+    share_hooks,
+    tensors_inside,
+    with_inside,
+)
 from .optimizers import forget_successor, succeed
 from .storage import Cell, Sharded, Unread, Unsharded
 from .tensor import ShardedTensor
@@ -27,7 +34,7 @@ from .tensor import ShardedTensor
 log = logging.getLogger("tpfx")
 
 # What a ShardedTensor has in its `__dict__`, beside what others note there.
-_OWN = frozenset({"mesh", "qualified_name", "probe", "last_held", "_is_param", "averaging"})
+_OWN = frozenset({"mesh", "qualified_name", "weight_kind", "probe", "last_held", "_is_param", "averaging"})
 
 
 def check_weights(model: torch.nn.Module, stored: Collection[int] = ()) -> None:
@@ -56,8 +63,8 @@ def check_weights(model: torch.nn.Module, stored: Collection[int] = ()) -> None:
             )
         if is_traceable_wrapper_subclass(value):
             raise ModelError(
-                f"{slot.name} is a {type(value).__name__}, not a plain tensor; tpfx cannot divide it: "
-                "compile the model before it is wrapped or quantized"
+                f"{slot.name} is a {type(value).__name__}, which does not keep the tensors that it is made "
+                "of as attributes; tpfx cannot divide it: compile the model before it is wrapped"
             )
 
 
@@ -73,7 +80,7 @@ def shard_weights(
     for slot in slots:
         value = slot.value
         if id(value) not in made:
-            sharded = sharded_weight(value, slot.name, mesh, (stored or {}).get(id(value)))
+            sharded = sharded_weight(value, slot.name, mesh, slot.kind, (stored or {}).get(id(value)))
             made[id(value)] = _take_place(value, sharded)
         slot.table[slot.key] = made[id(value)]
     return slots
@@ -85,10 +92,11 @@ def adopt_weights(model: torch.nn.Module, mesh: Mesh) -> None:
     for slot in slots_of(model):
         value = slot.value
         if isinstance(value, ShardedTensor):
-            value.qualified_name = value.qualified_name or slot.name
+            if value.qualified_name is None:
+                value.qualified_name, value.weight_kind = slot.name, slot.kind
         elif id(value) in made or _divisible(value):
             if id(value) not in made:
-                made[id(value)] = _take_place(value, sharded_weight(value, slot.name, mesh))
+                made[id(value)] = _take_place(value, sharded_weight(value, slot.name, mesh, slot.kind))
             slot.table[slot.key] = made[id(value)]
 
 
@@ -110,10 +118,12 @@ def _take_place(value: torch.Tensor, sharded: ShardedTensor) -> ShardedTensor:
     return value
 
 
-def sharded_weight(value: torch.Tensor, name: str, mesh: Mesh, stored: Stored | None = None) -> ShardedTensor:
-    """What takes the place of a parameter or buffer; undivided until a graph decides."""
+def sharded_weight(
+    value: torch.Tensor, name: str, mesh: Mesh, kind: Kind, stored: Stored | None = None
+) -> ShardedTensor:
+    """What takes the place of a parameter or buffer, or inside of one; undivided until a graph decides."""
     sharded = ShardedTensor.unsharded(mesh, value, stored=stored, requires_grad=value.requires_grad)
-    sharded.qualified_name = name
+    sharded.qualified_name, sharded.weight_kind = name, kind
     _mark_like(sharded, value)
     return sharded
 
@@ -228,6 +238,24 @@ def _original(sharded: ShardedTensor) -> torch.Tensor:
     return plain_weight(sharded, None)
 
 
+def convert_weight(model: torch.nn.Module, value: torch.Tensor, after: torch.Tensor) -> None:
+    """Give a weight of a model another dtype, in place; `after` is what a sample of it became.
+
+    Of one that is made of others, `after` is all of it; the object stays where nothing refers to it weakly.
+    """
+    if not tensors_inside(value):
+        value.data = value.detach().to(after.dtype)
+        return
+    made = torch.nn.Parameter(after, value.requires_grad)
+    try:
+        swap_tensors(value, made)
+    except RuntimeError as problem:
+        log.debug("a weight is replaced: %s", problem)
+        for slot in [slot for slot in places_of(model) if slot.value is value]:
+            slot.table[slot.key] = made
+    CHANGES.note()
+
+
 def full_state_dict(
     model: torch.nn.Module, device: torch.device | str | None = None
 ) -> dict[str, torch.Tensor]:
@@ -244,7 +272,7 @@ def full_state_dict(
 
 def _plain_state(state: Mapping[str, Any], device: torch.device | str | None) -> dict[str, Any]:
     """The same with whole, plain tensors; what shared memory shares it again."""
-    made: dict[int, Any] = {}
+    made: dict[Hashable, Any] = {}
     plain = {}
     for name, value in state.items():
         key = _memory_of(value)
@@ -254,8 +282,10 @@ def _plain_state(state: Mapping[str, Any], device: torch.device | str | None) ->
     return plain
 
 
-def _memory_of(value: Any) -> int:
+def _memory_of(value: Any) -> Hashable:
     """What tells tied weights from others: every alias of a sharded tensor has the same shards."""
+    if tensors_inside(value):
+        return tuple(map(_memory_of, leaves_of(value)))
     match value.held if isinstance(value, ShardedTensor) else None:
         case Sharded(shards):
             return id(shards)
@@ -268,6 +298,8 @@ def _memory_of(value: Any) -> int:
 def _plain(value: Any, device: torch.device | str | None) -> Any:
     if isinstance(value, ShardedTensor):
         return value.full(device)
+    if tensors_inside(value):
+        return with_inside(value, partial(_plain, device=device))
     return value.detach().to(device) if isinstance(value, torch.Tensor) else value
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..torch_internals.fx import tree_map_only
+from ..torch_internals.wrapper_subclass import leaves_of, with_inside
 from .storage import Fake, Sharded, Unsharded, ViewOf, same_memory
 from .tensor import ShardedTensor
 
@@ -122,7 +123,7 @@ def state_of(tensor: ShardedTensor) -> ShardedTensor:
         stride=tensor.stride(),
         storage_offset=tensor.storage_offset(),
     )
-    state.qualified_name = tensor.qualified_name
+    state.qualified_name, state.weight_kind = tensor.qualified_name, tensor.weight_kind
     return state
 
 
@@ -131,5 +132,9 @@ def give_addresses(module: torch.nn.Module, state: dict[str, Any], prefix: str, 
     for table in (module._parameters, module._buffers):
         for key, weight in table.items():
             value = state.get(prefix + key)
-            if isinstance(value, ShardedTensor) and value is not weight:
-                state[prefix + key] = state_of(value)
+            if value is not weight and any(isinstance(one, ShardedTensor) for one in leaves_of(value)):
+                state[prefix + key] = with_inside(value, _state_of_any)
+
+
+def _state_of_any(tensor: torch.Tensor) -> torch.Tensor:
+    return state_of(tensor) if isinstance(tensor, ShardedTensor) else tensor

@@ -25,6 +25,7 @@ from ..kernels.slices import local_shape, take
 from ..runtime.mesh import Mesh
 from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
 from ..torch_internals.module_changes import CHANGES
+from ..torch_internals.parameter_slots import Kind
 from ..torch_internals.wrapper_subclass import (
     OfItsOwn,
     Watched,
@@ -57,12 +58,14 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
     Attributes:
         mesh: the devices that hold the shards; a fake tensor has none.
         qualified_name: the name of a parameter or buffer.
+        weight_kind: what a named one is kept as by a module, or is inside of.
         whole_because: why a graph has left a parameter or buffer whole; None where none has.
         last_held: `held` as it was last looked at, for the hot path; an alias may have sharded it since.
     """
 
     mesh: Mesh
     qualified_name: str | None = None
+    weight_kind: Kind = "buffer"
     whole_because: Any = None
     probe: torch.Tensor
     last_held: Storage
@@ -306,7 +309,7 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
     def _alias(self, stride: Sequence[int], offset: Any) -> ShardedTensor:
         mesh = None if isinstance(self.last_held, Fake) else self.mesh
         made = type(self)(mesh, self.probe, self.shape, held=self.kept, stride=stride, storage_offset=offset)
-        made.qualified_name = self.qualified_name
+        made.qualified_name, made.weight_kind = self.qualified_name, self.weight_kind
         copy_dynamic(self, made)
         return made
 

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import reduce
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._dynamo import external_utils, trace_rules
 from torch._dynamo.exc import BackendCompilerFailed as BackendCompilerFailed
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException, TorchRuntimeError
-from torch.fx import GraphModule
+from torch._dynamo.source import AttrSource
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, PendingUnbackedSymbolNotFound
 
 from .effects import Effect, Undo
@@ -195,12 +197,25 @@ def _with_code(forward: Callable[..., Any], change: Callable[[CodeType], CodeTyp
 
 
 def as_of_dynamo(made: GraphModule, module: GraphModule) -> GraphModule:
-    """A graph with the inputs of one of Dynamo's, in order, which knows of them what Dynamo has noted."""
+    """A graph made of one of Dynamo's, which knows of inputs by the same names what Dynamo has noted."""
     made.meta = module.meta
     if hasattr(module, "_param_name_to_source"):
         made._param_name_to_source = module._param_name_to_source
-    inputs = (one.graph.find_nodes(op="placeholder") for one in (made, module))
-    for own, known in zip(*inputs, strict=True):
-        if hasattr(known, "_dynamo_source"):
-            own._dynamo_source = known._dynamo_source
+    known = {node.target: node for node in module.graph.find_nodes(op="placeholder")}
+    for own in made.graph.find_nodes(op="placeholder"):
+        if hasattr(known.get(own.target), "_dynamo_source"):
+            own._dynamo_source = known[own.target]._dynamo_source
     return made
+
+
+def source_name(node: Node) -> str:
+    """Where Dynamo has found an input of a graph, as code: `L['self']._parameters['weight']`."""
+    source = getattr(node, "_dynamo_source", None) or getattr(node.meta.get("grapharg"), "source", None)
+    return getattr(source, "name", None) or ""
+
+
+def note_source_inside(made: Node, node: Node, path: Iterable[str]) -> None:
+    """An input is a tensor inside of another of Dynamo's inputs, at a path of attributes."""
+    source = getattr(node, "_dynamo_source", None)
+    if source is not None:
+        made._dynamo_source = reduce(AttrSource, path, source)

@@ -23,6 +23,7 @@ from ..capture.gradient_flow import GradientFlow
 from ..capture.graph import Captured
 from ..capture.inputs import Inputs, call_of, leave_sizes_open
 from ..capture.sources import input_sources, is_tangent, weight_sources
+from ..capture.subclasses import on_leaves
 from ..errors import InputError, ModelError
 from ..ir.annotations import Source
 from ..ir.nodes import hint_of
@@ -163,7 +164,10 @@ class _Verifier:
 
     def compile(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Dynamo's backend: verify a graph when it is called."""
-        return trace(module, input_sources(module, example_inputs, self.weights), _Graph(self))
+        return on_leaves(module, example_inputs, self._compile)
+
+    def _compile(self, module: GraphModule, values: Sequence[Any]) -> Callable[..., Any]:
+        return trace(module, input_sources(module, values, self.weights), _Graph(self))
 
 
 @dataclass
