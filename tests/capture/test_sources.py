@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from tpfx.capture.sources import input_sources, settle_sources, weight_sources
-from tpfx.errors import TpfxError
+from tests.support.quantized import Doubled, Int8, quantized
+from tpfx.capture.sources import input_sources, on_leaves, settle_sources, weight_sources
+from tpfx.errors import ModelError, TpfxError
 from tpfx.ir.annotations import Source
 
 aten = torch.ops.aten
@@ -51,3 +55,39 @@ def test_gradients_of_results_come_after_the_inputs() -> None:
 def test_inputs_that_the_model_did_not_give_are_refused() -> None:
     with pytest.raises(TpfxError, match="takes 2 inputs where the model gave 1: it writes to inputs"):
         settle_sources(graph_of("x", "y"), [Source("input", "x")])
+
+
+def test_inputs_that_are_made_of_others_are_taken_apart_and_put_together_before_their_use() -> None:
+    model = quantized(nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)), Doubled)
+    seen: list[tuple[GraphModule, list[torch.Tensor]]] = []
+
+    def compiler(module: GraphModule, values: Sequence[Any]) -> Any:
+        seen.append((module, list(values)))
+        return module
+
+    compiled = torch.compile(model, backend=lambda module, values: on_leaves(module, values, compiler))
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), model(x))
+    ((module, values),) = seen
+    ops = [(node.op, str(node.target)) for node in module.graph.nodes if node.op != "placeholder"]
+    assert [op for op, _ in ops] == ["call_module", "call_function", "call_module", "call_function", "output"]
+    assert ops[0] == ops[2], "alike weights are put together by one module"
+    assert len(module.graph.find_nodes(op="placeholder")) == len(values) == 7
+    assert all(type(value) is torch.Tensor for value in values)
+    with torch.no_grad():
+        model[0].weight.factor.mul_(2)
+        assert torch.equal(compiled(x), model(x)), "the tensors inside are looked up at each call"
+
+
+def test_a_gradient_of_what_is_made_of_others_is_refused() -> None:
+    weight = Int8.of(torch.randn(4, 4)).requires_grad_()
+
+    def backend(module: GraphModule, values: Sequence[Any]) -> Any:
+        with pytest.raises(ModelError, match=r"a gradient of l_weight_ is wanted, a Int8.*requires_grad_"):
+            on_leaves(module, values, lambda module, _: module)
+        return module
+
+    torch.compile(lambda x, weight: nn.functional.linear(x, weight), backend=backend)(
+        torch.randn(2, 4), weight
+    )

@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from tests.support import (  # noqa: F401  (register their samples)
     rule_samples_gradients,
     rule_samples_images,
+    rule_samples_indexing,
+    rule_samples_matrices,
     rule_samples_pointwise,
     rule_samples_shapes,
 )

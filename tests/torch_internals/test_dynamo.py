@@ -365,3 +365,23 @@ def test_a_graph_in_the_place_of_one_of_dynamos_has_what_dynamo_noted() -> None:
     assert made.meta is module.meta
     noted = [[node._dynamo_source for node in one.graph.find_nodes(op="placeholder")] for one in seen]
     assert noted[0] == noted[1] and len(noted[0]) == 3
+
+
+def test_an_input_inside_of_another_has_a_place_of_its_own() -> None:
+    found = []
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Any:
+        (node,) = module.graph.find_nodes(op="placeholder")
+        with module.graph.inserting_before(node):
+            inner = module.graph.placeholder("inner")
+        dynamo.note_source_inside(inner, node, ["a", "b"])
+        found.append((dynamo.source_name(node), dynamo.source_name(inner)))
+        module.graph.erase_node(inner)
+        return module
+
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+    ((outer, inner),) = found
+    assert outer and inner == f"{outer}.a.b"
+    made = torch.fx.Graph().placeholder("x")
+    dynamo.note_source_inside(made, torch.fx.Graph().placeholder("y"), ["a"])
+    assert dynamo.source_name(made) == ""

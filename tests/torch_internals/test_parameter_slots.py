@@ -1,12 +1,25 @@
-"""Where modules keep what is called in their place."""
+"""Where modules keep weights, what those are made of, and what is called in the place of a module."""
 
 from __future__ import annotations
 
 import copy
 
 import torch
+from torch import nn
 
-from tpfx.torch_internals.parameter_slots import CALLED_INSTEAD, with_hooks
+from tests.support.quantized import Doubled, Int8, quantized
+from tpfx.torch_internals.parameter_slots import (
+    CALLED_INSTEAD,
+    is_traceable_wrapper_subclass,
+    leaves_of,
+    places_of,
+    slots_of,
+    tables_of,
+    tensors_inside,
+    with_hooks,
+    with_inside,
+)
+from tpfx.torch_internals.wrapper_subclass import OfItsOwn
 
 
 def test_what_is_called_instead_of_a_module_takes_the_place_of_its_hooks_too() -> None:
@@ -17,3 +30,46 @@ def test_what_is_called_instead_of_a_module_takes_the_place_of_its_hooks_too() -
     with_hooks(layer, torch.ones(2))
     assert seen == ["instead", "hook"]
     assert CALLED_INSTEAD not in vars(copy.deepcopy(layer))
+
+
+def test_what_a_weight_is_made_of_has_places_in_it_once_and_is_of_its_kind() -> None:
+    model = quantized(nn.Sequential(nn.Linear(4, 2), nn.Linear(4, 2), nn.BatchNorm1d(2)), Doubled)
+    model[1].weight = model[0].weight
+    weights = [slot for slot in slots_of(model) if ".weight." in slot.name]
+    assert [(slot.name, slot.kind) for slot in weights] == [
+        ("0.weight.inner.qdata", "parameter"),
+        ("0.weight.inner.scale", "parameter"),
+        ("0.weight.factor", "parameter"),
+    ]
+    assert [slot.name for slot in places_of(model)][:3] == ["0.weight", "0.bias", "1.weight"]
+    weights[0].table[weights[0].key] = torch.ones(2, 4, dtype=torch.int8)
+    assert model[1].weight.inner.qdata.sum() == 8
+    assert {kind for kind, table in tables_of(model[2]) if "running_mean" in table} == {"buffer"}
+
+
+def test_tensors_inside_are_those_that_a_subclass_keeps_as_attributes() -> None:
+    weight = Doubled.of(torch.randn(2, 4))
+    assert is_traceable_wrapper_subclass(weight) and tensors_inside(weight) == ["inner", "factor"]
+    assert not tensors_inside(torch.ones(1)) and not tensors_inside(nn.Parameter(torch.ones(1)))
+    assert [tuple(leaf.shape) for leaf in leaves_of(weight)] == [(2, 4), (2, 1), (1,)]
+    assert list(leaves_of(plain := torch.ones(1))) == [plain]
+
+    class Kept(OfItsOwn, Int8):
+        """One that counts as a tensor by itself."""
+
+    class Hidden(Int8):
+        """One that does not keep its tensors as attributes."""
+
+        NAMES = ("one", "other")
+        one = property(lambda self: self._own[0], lambda self, value: vars(self).update(_own=[value]))
+        other = property(lambda self: self._own[1], lambda self, value: self._own.append(value))
+
+    assert not tensors_inside(Kept.of(torch.randn(2, 4))) and not tensors_inside(Hidden.of(torch.randn(2, 4)))
+
+
+def test_a_tensor_is_made_again_of_what_its_tensors_become() -> None:
+    weight = nn.Parameter(Doubled.of(torch.randn(2, 4)), requires_grad=False)
+    made = with_inside(weight, lambda one: one + 1)
+    assert type(made) is Doubled and isinstance(made, nn.Parameter) and not made.requires_grad
+    assert torch.equal(made.inner.qdata, weight.inner.qdata + 1) and made.factor == 3
+    assert with_inside(torch.ones(1), lambda one: one + 1) == 2

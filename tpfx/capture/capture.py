@@ -244,8 +244,10 @@ def _without_weights(
 ) -> Iterator[dict[int, Source]]:
     """Fake parameters and buffers, tied ones tied, while this lasts; gives what each is by its id."""
     fakes: dict[int, torch.Tensor] = {}
-    slots = list(slots_of(model))
+    slots, modules = list(slots_of(model)), list(model.modules())
     before = [slot.value for slot in slots]
+    tables: list[dict[str, Any]] = [table for one in modules for table in (one._parameters, one._buffers)]
+    unset = [{key for key, value in table.items() if value is None} for table in tables]
     try:
         for slot, value in zip(slots, before, strict=True):
             if id(value) not in fakes:
@@ -255,6 +257,8 @@ def _without_weights(
     finally:
         for slot, value in zip(slots, before, strict=True):
             slot.table[slot.key] = value
+        for table, keys in zip(tables, unset, strict=True):  # what a call has made is fake
+            table.update(dict.fromkeys(keys))
 
 
 def _fake(value: torch.Tensor, mode: FakeTensorMode, device: torch.device | str) -> torch.Tensor:

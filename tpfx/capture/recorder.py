@@ -15,8 +15,7 @@ from ..torch_internals.dynamo import mark_dynamic_sizes
 from .aot import Compiled, Part, boxed, trace
 from .gradient_flow import GradientFlow
 from .graph import Captured, Phase, require_any_batch
-from .sources import input_sources
-from .subclasses import on_leaves
+from .sources import input_sources, on_leaves
 
 
 @dataclass

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..capture.subclasses import on_leaves
+from ..capture.sources import on_leaves
 from ..sharded_tensor.even_storage import store_evenly
 from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import adopt, succeed

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..capture.subclasses import on_leaves
+from ..capture.sources import on_leaves
 from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import succeed
 from ..sharded_tensor.tensor import ShardedTensor

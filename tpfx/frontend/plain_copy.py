@@ -22,8 +22,14 @@ from ..torch_internals.aot import in_transform
 from ..torch_internals.backward_pass import saved_by_others
 from ..torch_internals.dynamo import as_code_of
 from ..torch_internals.module_changes import remove_state_hooks
-from ..torch_internals.parameter_slots import CALLED_INSTEAD, places_of, slots_of, with_hooks
-from ..torch_internals.wrapper_subclass import leaves_of, with_inside
+from ..torch_internals.parameter_slots import (
+    CALLED_INSTEAD,
+    leaves_of,
+    places_of,
+    slots_of,
+    with_hooks,
+    with_inside,
+)
 
 STANDS_IN = "_tpfx_stands_in"  # a function has it that leads through the compiled forward of its module
 _LEADS = "_tpfx_leads"  # a function has it that was put there by `lead_parts`

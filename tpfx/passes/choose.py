@@ -140,7 +140,10 @@ class Problem:
 
     def _available(self, node: Node, choice: Choice, layout: Layout, cost: float) -> Iterator[State]:
         if not self._returnable(node, layout):
-            yield State(choice, layout, True, cost + self.cost.whole(node, layout))
+            everywhere = (
+                self.cost.beyond(node) if isinstance(layout, Partial) and returned_whole(node) else 0.0
+            )
+            yield State(choice, layout, True, cost + self.cost.whole(node, layout) + everywhere)
             return
         is_gathered_for_caller = isinstance(layout, Split) and returned_whole(node)
         joined = self.cost.collective("gather", bytes_of(node.meta["val"])) if is_gathered_for_caller else 0.0

@@ -20,7 +20,7 @@ from torch.fx import Graph, Node
 from ..ir.annotations import Choice, bound_of, dims_of, is_weight, source_of
 from ..ir.axes import Dim, same
 from ..ir.layout import Layout, Partial, Replicate, Split
-from ..ir.nodes import bytes_of, is_tensor, result_tensors, tensor_nodes
+from ..ir.nodes import bytes_of, hint_of, is_tensor, result_tensors, tensor_nodes
 from ..ir.op_dims import Bound
 from .sizes import Sizes
 from .topology import Topology
@@ -39,13 +39,14 @@ class CostWeights:
             graph's largest all-reduces. Memory is so priced in seconds a byte, relative to the graph.
         negligible: the smallest matrices that together have this part of the bytes do not set that price.
         beside: what has less than this part of the largest one beside it (scales) sets no price either.
-        small: a weight below this part of the matrix that sets it is small: a norm or a bias, say.
+        small: a weight with less than this part of the elements of the matrix that sets it is small: a norm
+            or a bias, say.
         small_price: a byte of a small weight costs this part of the price: it is not worth a collective.
         grouped: where more ranks than units share an axis (KV heads), holding a unit that others hold too
             costs this part of the price.
         uneven: what the fullest rank holds beyond the average counts this much.
-        gathered: a byte that every rank holds of a gathered value, beyond its own shard, costs this part of
-            the price.
+        gathered: a byte that every rank holds of a gathered value, or of a sum that the caller alone gets,
+            beyond its own shard, costs this part of the price.
         gathered_weight: gathering a weight at each call costs this many times the collective.
         fused: an op that multiplies nothing costs this part of its seconds: a device compiler fuses it with
             others, and no collective is worth dividing it for.
@@ -171,8 +172,11 @@ class CostModel:
         if isinstance(layout, Partial):
             return self.collective("all_reduce", size)
         dearer = self.weights.gathered_weight if is_weight(node) else 1.0
-        more = size * (1 - 1 / self.ranks)  # what every rank then holds beyond its shard
-        return dearer * self.collective("all_gather", size) + self.weights.gathered * self.price * more
+        return dearer * self.collective("all_gather", size) + self.beyond(node)
+
+    def beyond(self, node: Node) -> float:
+        """What it costs that every rank holds all of a value, beyond the shard that it could have."""
+        return self.weights.gathered * self.price * bytes_of(node.meta["val"]) * (1 - 1 / self.ranks)
 
     # Memory.
 
@@ -181,12 +185,12 @@ class CostModel:
         """Seconds a resident byte: such that whole weight matrices are dearer than collectives."""
         sums = [node for node in self._nodes if (b := bound_of(node)) and b.contracted and is_tensor(node)]
         largest = max((bytes_of(node.meta["val"]) for node in sums), default=0)
-        return self.weights.price * self.collective("all_reduce", largest) / self._small_matrix
+        return self.weights.price * self.collective("all_reduce", largest) / self._small_matrix[0]
 
     def resident(self, weight: Node, layout: Layout) -> float:
         """What a weight costs by the bytes that ranks hold of it on average, in seconds."""
         size = bytes_of(weight.meta["val"])
-        small = size < self.weights.small * self._small_matrix
+        small = _elements(weight) < self.weights.small * self._small_matrix[1]
         return self.price * (self.weights.small_price if small else 1.0) * size * self._held(weight, layout)
 
     def _held(self, weight: Node, layout: Layout) -> float:
@@ -207,8 +211,8 @@ class CostModel:
         return least + self.weights.grouped * max(0.0, share - least)
 
     @cached_property
-    def _small_matrix(self) -> float:
-        """The bytes of the smallest matrix that matters: all smaller ones together are negligible."""
+    def _small_matrix(self) -> tuple[int, int]:
+        """Bytes and elements of the smallest matrix that matters: all below it together are negligible."""
         weights = [node for node in self._nodes if is_weight(node) and is_tensor(node)]
         trained = [node for node in weights if source_of(node).kind == "parameter"]  # buffers are tables
         matrices = [node for node in trained or weights if node.meta["val"].dim() > 1] or trained or weights
@@ -216,9 +220,11 @@ class CostModel:
         for node in matrices:
             largest[_owner(node)] = max(_bytes(node), largest.get(_owner(node), 0))
         sizes = sorted(
-            _bytes(node) for node in matrices if _bytes(node) >= self.weights.beside * largest[_owner(node)]
+            (_bytes(node), _elements(node))
+            for node in matrices
+            if _bytes(node) >= self.weights.beside * largest[_owner(node)]
         )
-        return _first_above(sizes, self.weights.negligible * sum(sizes))
+        return _first_above(sizes, self.weights.negligible * sum(size for size, _ in sizes))
 
 
 def _owner(weight: Node) -> str:
@@ -230,14 +236,18 @@ def _bytes(weight: Node) -> int:
     return bytes_of(weight.meta["val"])
 
 
-def _first_above(sizes: Iterable[int], limit: float) -> float:
-    """The first size with which the sum passes a limit; 1 where none does."""
+def _elements(weight: Node) -> int:
+    return hint_of(weight.meta["val"].numel())
+
+
+def _first_above(sizes: Iterable[tuple[int, int]], limit: float) -> tuple[int, int]:
+    """The first of some bytes and elements with whose bytes the sum passes a limit; 1 where none does."""
     total = 0
-    for size in sizes:
+    for size, elements in sizes:
         total += size
         if total > limit:
-            return float(size)
-    return 1.0
+            return size, elements
+    return 1, 1
 
 
 def _bound(node: Node) -> Bound:

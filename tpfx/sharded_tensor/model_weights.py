@@ -19,14 +19,17 @@ from ..checkpoint.safetensors_files import Stored
 from ..errors import AlreadyCompiledError, ModelError
 from ..runtime.mesh import Mesh
 from ..torch_internals.module_changes import CHANGES
-from ..torch_internals.parameter_slots import Kind, Slot, places_of, slots_of
-from ..torch_internals.wrapper_subclass import (
+from ..torch_internals.parameter_slots import (
+    Kind,
+    Slot,
     is_traceable_wrapper_subclass,
     leaves_of,
-    share_hooks,
+    places_of,
+    slots_of,
     tensors_inside,
     with_inside,
 )
+from ..torch_internals.wrapper_subclass import share_hooks
 from .optimizers import forget_successor, succeed
 from .storage import Cell, Sharded, Unread, Unsharded
 from .tensor import ShardedTensor

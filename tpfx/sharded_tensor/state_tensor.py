@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..torch_internals.fx import tree_map_only
-from ..torch_internals.wrapper_subclass import leaves_of, with_inside
+from ..torch_internals.parameter_slots import leaves_of, with_inside
 from .storage import Fake, Sharded, Unsharded, ViewOf, same_memory
 from .tensor import ShardedTensor
 

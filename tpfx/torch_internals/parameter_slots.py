@@ -1,14 +1,14 @@
-"""The places in a model's modules where parameters and buffers are kept, and what a call of one leads to."""
+"""Where a model's modules keep parameters and buffers, and these the tensors that they are made of; and what
+a call of a module leads to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-
-from .wrapper_subclass import tensors_inside
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
 
 # A module's attribute that is called in the place of its hooks and `forward`, where it is not None.
 CALLED_INSTEAD = "_compiled_call_impl"
@@ -72,3 +72,37 @@ def _inside(slot: Slot, seen: set[int]) -> Iterator[Slot]:
         seen.add(id(value))
         for name in names:
             yield from _inside(Slot(vars(value), name, f"{slot.name}.{name}", slot.kind), seen)
+
+
+# The classes of tensors that have memory themselves, in most models all.
+_PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def tensors_inside(value: Any) -> Sequence[str]:
+    """The attributes that hold the tensors of which a subclass's tensor is made; none of any other.
+
+    What does not hold them in its `__dict__` (a DTensor), or is one of tpfx's own, counts as one tensor.
+    """
+    if type(value) in _PLAIN or hasattr(value, "counts_as_one") or not is_traceable_wrapper_subclass(value):
+        return ()
+    names: Sequence[str] = value.__tensor_flatten__()[0]
+    return names if all(name in vars(value) for name in names) else ()
+
+
+def leaves_of(value: Any) -> Iterator[Any]:
+    """The tensors of which one is made, itself where it is made of no others."""
+    names = tensors_inside(value)
+    if not names:
+        yield value
+    for name in names:
+        yield from leaves_of(getattr(value, name))
+
+
+def with_inside(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A tensor of a subclass like this one, of what `change` makes of each of the tensors inside."""
+    names = tensors_inside(value)
+    if not names:
+        return change(value)
+    inner = {name: with_inside(getattr(value, name), change) for name in names}
+    made = value.__tensor_unflatten__(inner, value.__tensor_flatten__()[1], value.shape, value.stride())
+    return torch.nn.Parameter(made, value.requires_grad) if isinstance(value, torch.nn.Parameter) else made

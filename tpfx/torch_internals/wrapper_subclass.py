@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -11,7 +11,6 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.utils import parametrize
 from torch.optim import optimizer as _optimizer
 from torch.utils import _foreach_utils
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
 
 from .effects import Effect, Undo, replace_in
 from .module_changes import CHANGES
@@ -34,6 +33,7 @@ class OfItsOwn(torch.Tensor):
     """
 
     _base = None
+    counts_as_one = True  # for `tensors_inside`, whatever it is made of
 
     def _is_view(self) -> bool:
         return False
@@ -41,40 +41,6 @@ class OfItsOwn(torch.Tensor):
 
 # C++ that would write to the memory of such a tensor raises a RuntimeError, instead of ending the process.
 unreadable: Callable[[torch.Tensor], None] = torch._C._set_throw_on_mutable_data_ptr
-
-# The classes of tensors that have memory themselves, in most models all.
-_PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-
-
-def tensors_inside(value: Any) -> Sequence[str]:
-    """The attributes that hold the tensors of which a subclass's tensor is made; none of any other.
-
-    What does not hold them in its `__dict__` (a DTensor), or is one of tpfx's own, counts as one tensor.
-    """
-    if type(value) in _PLAIN or isinstance(value, OfItsOwn) or not is_traceable_wrapper_subclass(value):
-        return ()
-    names: Sequence[str] = value.__tensor_flatten__()[0]
-    return names if all(name in vars(value) for name in names) else ()
-
-
-def leaves_of(value: Any) -> Iterator[Any]:
-    """The tensors of which one is made, itself where it is made of no others."""
-    names = tensors_inside(value)
-    if not names:
-        yield value
-    for name in names:
-        yield from leaves_of(getattr(value, name))
-
-
-def with_inside(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A tensor of a subclass like this one, of what `change` makes of each of the tensors inside."""
-    names = tensors_inside(value)
-    if not names:
-        return change(value)
-    inner = {name: with_inside(getattr(value, name), change) for name in names}
-    made = value.__tensor_unflatten__(inner, value.__tensor_flatten__()[1], value.shape, value.stride())
-    return torch.nn.Parameter(made, value.requires_grad) if isinstance(value, torch.nn.Parameter) else made
-
 
 _DATA: Any = vars(torch._C.TensorBase)["data"]
 _BASE: Any = vars(torch._C.TensorBase)["_base"]
@@ -162,9 +128,7 @@ def set_in_place(kind: type[torch.Tensor]) -> Effect:
 
 
 # Whether this torch refuses subclasses that branches and loops take from around them: before 2.13.
-BRANCHES_REFUSE = (
-    is_traceable_wrapper_subclass.__name__ not in _branches._collect_fake_inputs.__code__.co_names
-)
+BRANCHES_REFUSE = "is_traceable_wrapper_subclass" not in _branches._collect_fake_inputs.__code__.co_names
 
 
 def captured_by_branches(kind: type[torch.Tensor]) -> Effect:

@@ -22,8 +22,7 @@ from ..capture.capture import capture_error, training_mode
 from ..capture.gradient_flow import GradientFlow
 from ..capture.graph import Captured
 from ..capture.inputs import Inputs, call_of, leave_sizes_open
-from ..capture.sources import input_sources, is_tangent, weight_sources
-from ..capture.subclasses import on_leaves
+from ..capture.sources import input_sources, is_tangent, on_leaves, weight_sources
 from ..errors import InputError, ModelError
 from ..ir.annotations import Source
 from ..ir.nodes import hint_of
