@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tpfx.sharded_tensor.storage import Fake
-from tpfx.sharded_tensor.tensor import ShardedTensor
 from tpfx.torch_internals import wrapper_subclass
 from tpfx.torch_internals.fake import FakeTensorMode
 from tpfx.torch_internals.module_changes import CHANGES
@@ -75,13 +73,6 @@ def test_set_data_takes_over_the_dtype() -> None:
     one, other = wrapper(dtype=torch.float32), wrapper(dtype=torch.float64)
     wrapper_subclass.set_data(one, other)
     assert one.dtype == torch.float64
-
-
-def test_traceable_wrappers_are_told_by_their_flatten_methods() -> None:
-    assert not wrapper_subclass.is_traceable_wrapper_subclass(torch.ones(1))
-    assert not wrapper_subclass.is_traceable_wrapper_subclass(wrapper(dtype=torch.float32))
-    whole = torch.ones(1)
-    assert wrapper_subclass.is_traceable_wrapper_subclass(ShardedTensor(None, whole, held=Fake()))
 
 
 def test_conversions_of_a_module_go_through_apply() -> None:

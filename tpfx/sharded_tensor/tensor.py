@@ -4,9 +4,8 @@
     weight.shards                          # one tensor for each rank that this process owns
     weight.full()                          # the whole, gathered
 
-Parameters, and keys and values in a cache, are ShardedTensors. Any op on one is right: ops that work on
-every shard by itself do so, anything else gathers and runs whole. Compiled graphs take the shards as they
-are.
+Parameters, and keys and values in a cache, are ShardedTensors. Any op on one is right: ops that work on every
+shard by itself do so, anything else gathers and runs whole. Compiled graphs take the shards as they are.
 """
 
 from __future__ import annotations
