@@ -46,6 +46,19 @@ def test_a_page_is_a_program(page: Path, folder: Path) -> None:
         program.run(block)
 
 
+def _shown_of_large_models() -> list[Any]:
+    found = (block for page in [README, *PAGES] for block in blocks(page))
+    return [
+        pytest.param(one, id=one.where) for one in found if one.output is not None and one.is_of_a_large_model
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", _shown_of_large_models())
+def test_what_is_shown_of_a_large_model_is_so(block: Block, folder: Path) -> None:
+    Program({}, small=False).run(block)
+
+
 def test_blocks_that_are_not_run_are_few_and_say_why() -> None:
     found = {str(page.relative_to(ROOT)): _not_run(page) for page in [README, *PAGES]}
     assert {page: reasons for page, reasons in found.items() if reasons} == NOT_RUN

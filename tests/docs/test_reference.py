@@ -22,6 +22,33 @@ def test_every_page_is_in_the_navigation() -> None:
     assert pages <= named
 
 
+def test_links_of_files_of_the_repository_lead_somewhere() -> None:
+    """Those that are read there; `make docs` looks at the links of the site."""
+    files = [
+        *ROOT.glob("*.md"),
+        ROOT / "benchmarks/README.md",
+        ROOT / "examples/README.md",
+    ]
+    assert len(files) > 6
+    assert [f"{file.name}: {link}" for file in files for link in _links(file) if not _leads(file, link)] == []
+
+
+def _links(file: Path) -> list[str]:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", file.read_text(), flags=re.DOTALL)
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:", link)]
+
+
+def _leads(file: Path, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    there = file.parent / path if path else file
+    return there.exists() and (not anchor or anchor in _anchors(there))
+
+
+def _anchors(file: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
 def test_nothing_is_fetched_when_the_site_is_read(tmp_path: Path) -> None:
     """What the check of `make docs` finds: dead links, missing anchors, and what lies elsewhere."""
     (tmp_path / "index.html").write_text(
