@@ -143,8 +143,9 @@ def on_cpu(code: str) -> str:
 
 
 def _fits(shown: str, printed: str) -> bool:
-    pattern = ".*?".join(map(re.escape, _stripped(shown).split("…")))
-    return re.fullmatch(pattern, _stripped(printed), re.DOTALL) is not None
+    """Whether a page shows what is printed, but for where lines are broken."""
+    pattern = ".*?".join(map(re.escape, " ".join(shown.split()).split("…")))
+    return re.fullmatch(pattern, " ".join(printed.split())) is not None
 
 
 def _update(block: Block, printed: str) -> None:
