@@ -47,6 +47,10 @@ SettingsOption = Annotated[
 ]
 BatchOption = Annotated[int, typer.Option(help="Sequences, or images, in the example input.")]
 LengthOption = Annotated[int, typer.Option(help="Tokens in each sequence.")]
+FullLengthOption = Annotated[
+    int | None,
+    typer.Option(help="Tokens in each sequence; 4,096, or what the model has positions for, if left out."),
+]
 SymbolicOption = Annotated[
     bool | None,
     typer.Option(

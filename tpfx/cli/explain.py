@@ -16,7 +16,7 @@ from ..planning import topology_of
 from .arguments import (
     BatchOption,
     DevicesOption,
-    LengthOption,
+    FullLengthOption,
     ModelArgument,
     PhaseName,
     SettingsOption,
@@ -34,7 +34,7 @@ def explain(
     settings: SettingsOption = None,
     phase: Annotated[PhaseName, typer.Option(help="As for tpfx dump.")] = PhaseName.prefill,
     batch: BatchOption = 1,
-    length: LengthOption = 4096,
+    length: FullLengthOption = None,
     topology: TopologyOption = "h100-nvlink",
 ) -> None:
     """Say why a weight or an op is split as it is, and what every other way would cost.

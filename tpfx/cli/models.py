@@ -24,6 +24,8 @@ from ..capture.inputs import Inputs
 from ..errors import InputError
 from .arguments import console
 
+LENGTH = 4096  # tokens in a sequence, where a model has positions for so many
+
 
 @dataclass(frozen=True)
 class Built:
@@ -41,14 +43,20 @@ class Built:
 
 
 def build(
-    model: str, settings: list[str], batch: int, length: int, *, labels: bool = False, meta: bool = True
+    model: str,
+    settings: list[str],
+    batch: int,
+    length: int | None,
+    *,
+    labels: bool = False,
+    meta: bool = True,
 ) -> Built:
     """The model that MODEL names.
 
     Args:
         model: as the user wrote it.
         settings: fields of a config to change, as KEY=VALUE.
-        batch, length: of the inputs of a transformers model.
+        batch, length: of the inputs of a transformers model; None for the most of up to `LENGTH` tokens.
         labels: whether its inputs have labels, for a loss.
         meta: whether it is made without contents.
 
@@ -56,7 +64,7 @@ def build(
         InputError: there is no such model, or it cannot be built.
     """
     for option, number in (("--batch", batch), ("--length", length)):
-        if number < 1:
+        if number is not None and number < 1:
             raise InputError(f"{option} {number}: it must be at least 1")
     given = parse_settings(settings)
     if ":" in model:
@@ -65,7 +73,17 @@ def build(
         return _made(model, meta)
     config = read_config(model, given)
     built = of_config(config, meta)
-    return Built(built, inputs_of(built, batch, length, labels), config)
+    return Built(built, inputs_of(built, batch, _fitting(config, length), labels), config)
+
+
+def _fitting(config: Any, length: int | None) -> int:
+    """How many tokens a sequence has; where that is more than the model has positions for, it is said."""
+    most = positions_of(config)
+    if length is None:
+        return min(LENGTH, most or LENGTH)
+    if most is not None and length > most:
+        console.print(f"--length {length}: the config has positions for {most:,} tokens")
+    return length
 
 
 def _made(name: str, meta: bool) -> Built:
@@ -180,9 +198,11 @@ def of_config(config: Any, meta: bool = True) -> torch.nn.Module:
     import transformers
 
     named = [getattr(transformers, name, None) for name in getattr(config, "architectures", None) or ()]
+    encodes = bool(getattr(config, "is_encoder_decoder", False))
     tasks = (
-        transformers.AutoModelForCausalLM,
+        *(() if encodes else (transformers.AutoModelForCausalLM,)),  # a decoder alone is another model
         transformers.AutoModelForSeq2SeqLM,
+        transformers.AutoModelForSpeechSeq2Seq,
         transformers.AutoModelForImageClassification,
     )
     task = next((auto for auto in tasks if type(config) in auto._model_mapping), transformers.AutoModel)
@@ -207,6 +227,8 @@ def inputs_of(model: Any, batch: int, length: int, labels: bool) -> dict[str, to
     takes = inspect.signature(model.forward).parameters
     if model.main_input_name == "pixel_values":
         return {"pixel_values": _images(model, batch)}
+    if model.main_input_name == "input_features" and (sound := _sound(model.config, batch)) is not None:
+        return {"input_features": sound, "decoder_input_ids": torch.zeros(batch, length, dtype=torch.int64)}
     if model.main_input_name != "input_ids":
         raise InputError(
             f"{type(model).__name__} takes {model.main_input_name}: of transformers models tpfx knows inputs "
@@ -223,6 +245,20 @@ def _images(model: Any, batch: int) -> torch.Tensor:
     size = getattr(config, "image_size", 224)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     return torch.zeros(batch, getattr(config, "num_channels", 3), height, width)
+
+
+def _sound(config: Any, batch: int) -> torch.Tensor | None:
+    """A spectrogram as long as an encoder's positions, of which each takes two frames; None where its sizes
+    are not in the config."""
+    bins, positions = (getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions"))
+    return None if bins is None or positions is None else torch.zeros(batch, bins, 2 * positions)
+
+
+def positions_of(config: Any) -> int | None:
+    """How many tokens the positions of a model are for, if its config says it."""
+    names = ("max_position_embeddings", "max_target_positions")
+    found = (getattr(config, name, None) for name in names)
+    return next((count for count in found if isinstance(count, int) and count > 0), None)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from ..torch_internals.fx import tree_leaves
 from .arguments import (
     BatchOption,
     DeviceTypeOption,
-    LengthOption,
+    FullLengthOption,
     ModelArgument,
     PhaseName,
     SettingsOption,
@@ -54,7 +54,7 @@ def plan(
         ),
     ] = None,
     batch: BatchOption = 1,
-    length: LengthOption = 4096,
+    length: FullLengthOption = None,
     symbolic: SymbolicOption = None,
     topology: TopologyOption = "h100-nvlink",
     device_type: DeviceTypeOption = None,
@@ -112,7 +112,7 @@ def plan(
     if compare is not None:
         print(comparison(plans, _answers(plans, hardware), width()))
         return
-    verdict = Verdict(plans[0], hardware, _call(built, batch, length), _fewest(planned, hardware, counts[0]))
+    verdict = Verdict(plans[0], hardware, _call(built), _fewest(planned, hardware, counts[0]))
     print(f"{folded(str(verdict))}\n\n{summary(plans[0], width())}")
     if output is not None:
         console.print(f"wrote {output}")
@@ -120,12 +120,12 @@ def plan(
         raise typer.Exit(1)
 
 
-def _call(built: Built, batch: int, length: int) -> Call:
-    """What the model was planned for: --batch and --length, or what a user's function gives."""
+def _call(built: Built) -> Call:
+    """What the model was planned for, by its inputs."""
     tensors = [leaf for leaf in tree_leaves(built.inputs) if isinstance(leaf, torch.Tensor) and leaf.dim()]
     ids = next(filter(is_ids, tensors), None)
     if ids is not None:
-        return Call(batch, length) if built.config is not None else Call(*ids.shape)
+        return Call(*ids.shape)
     first = next((leaf for leaf in tensors if leaf.is_floating_point()), torch.zeros(1))
     return Call(first.shape[0], None, unit_of(first))
 

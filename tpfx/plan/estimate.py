@@ -7,7 +7,9 @@ arithmetic, memory and collectives one after the other, as the topology has them
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -51,9 +53,9 @@ class Estimate:
         return self.compute + self.messages
 
 
-def estimate(parallel: ParallelGraph, topology: Topology) -> Estimate:
-    """What one run of a planned graph takes, on a topology."""
-    run = Run(parallel, topology)
+def estimate(parallel: ParallelGraph, topology: Topology, handed_on: Collection[int] = ()) -> Estimate:
+    """What one run of a planned graph takes, on a topology; later graphs take the results `handed_on`."""
+    run = Run(parallel, topology, handed_on)
     ranks = range(parallel.ranks)
     unit, count = asked(parallel)
     return Estimate(
@@ -69,8 +71,8 @@ def estimate(parallel: ParallelGraph, topology: Topology) -> Estimate:
 class Run:
     """One planned graph, with numbers in the place of sizes that vary."""
 
-    def __init__(self, parallel: ParallelGraph, topology: Topology) -> None:
-        self.parallel = parallel
+    def __init__(self, parallel: ParallelGraph, topology: Topology, handed_on: Collection[int] = ()) -> None:
+        self.parallel, self.handed_on = parallel, handed_on
         self.nodes: list[Node] = list(parallel.graph.nodes)
         self.cost = CostModel(parallel.graph, parallel.ranks, topology)
         self._sizes: dict[tuple[Node, int], int] = {}
@@ -83,13 +85,18 @@ class Run:
         return self._sizes[node, rank]
 
     def kept(self, rank: int) -> int:
-        """Bytes of results that a later call takes: those that the graph itself uses too."""
+        """Bytes of what a later call takes: results that one is known to take, or that the graph itself uses
+        too, and inputs that it writes to."""
         return sum(self.bytes(node, rank) for node in self._kept_nodes())
 
     def _kept_nodes(self) -> list[Node]:
-        own = [node for node in self.parallel.outputs() if is_tensor(node) and node.op != "placeholder"]
-        used = [node for node in own if any(user.op != "output" for user in node.users)]
-        return list(dict.fromkeys(node for node in used if not is_gathered_for_caller(node)))
+        results: Sequence[Any] = self.parallel.graph.output_node().args[0]  # type: ignore[assignment]
+        taken = [results[at] for at in self.handed_on]
+        written = [node for node in self.nodes if node.op == "placeholder" and _is_written_state(node)]
+        used = [node for node in self.parallel.outputs() if any(user.op != "output" for user in node.users)]
+        kept = taken + [node for node in used if not is_gathered_for_caller(node)]
+        own = [node for node in kept if is_tensor(node) and node.op != "placeholder"]
+        return list(dict.fromkeys(written + own))
 
     def peak(self, rank: int) -> int:
         """The most bytes that live at once, weights, inputs and what is kept not counted."""
@@ -138,6 +145,12 @@ class Run:
         if node.target in COLLECTIVES:
             return self.sent(COLLECTIVES[node.target], bytes_of(node.meta["val"]))
         return max(self.seconds(node, rank) for rank in range(self.parallel.ranks))
+
+
+def _is_written_state(node: Node) -> bool:
+    """Whether an input is written to, as a state or a cache of a fixed size is; weights are counted apart."""
+    source = source_of(node)
+    return source.mutated and not source.is_weight and is_tensor(node)
 
 
 def _is_view(node: Node) -> bool:

@@ -22,6 +22,7 @@ import torch
 from ..capture.capture import Calls, calls_on_fakes, capture
 from ..capture.graph import Captured, Phase
 from ..capture.inputs import Inputs, call_of
+from ..errors import InputError
 from ..torch_internals.parameter_slots import CALLED_INSTEAD
 
 log = logging.getLogger("tpfx")
@@ -55,6 +56,11 @@ def capture_generation(
         with calls_on_fakes(model, symbolic=symbolic, train=False, device=device) as calls:
             if _capture(calls, given, phase != "prefill", device):
                 return calls.graphs()
+    if phase is None and _writes(model):  # by a generate of its own
+        try:
+            return capture(model, inputs, symbolic=symbolic, phase="decode", device=device)
+        except InputError as problem:
+            log.debug("%s is planned with one call: %s", type(model).__name__, problem)
     return capture(model, inputs, symbolic=symbolic, phase=phase or "prefill", device=device)
 
 
@@ -126,6 +132,12 @@ def _is_known(model: torch.nn.Module, given: Mapping[str, Any]) -> bool:
     return not fixed and _mode_of(settings) in _ORDINARY and not vars(model).get(CALLED_INSTEAD)
 
 
+def _writes(model: torch.nn.Module) -> bool:
+    """Whether a model says of itself that it generates."""
+    can = getattr(model, "can_generate", bool)
+    return bool(can())
+
+
 def _encodes(model: torch.nn.Module) -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", True))
 
@@ -162,6 +174,8 @@ def _generate(
     if "attention_mask" in inspect.signature(model.forward).parameters:
         named["attention_mask"] = torch.ones_like(given["input_ids"])  # as tokenizers give it
     settings = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    if _encodes(model) and getattr(model.generation_config, "decoder_start_token_id", None) is None:
+        settings["decoder_start_token_id"] = 0  # any will do: nothing runs
     try:
         with _stand_in(model, instead, device_type) as stand_in, _quiet("transformers"):
             stand_in.generate(**named, **settings)  # type: ignore[operator]

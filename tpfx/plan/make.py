@@ -115,8 +115,10 @@ def describe(
         for name, weight in _weight_plans(parallel):
             if weights[name].shards is None:
                 weights[name] = weight
+    taken = [result for one in captured for result in one.kept.values()]  # graph and result
     graphs = [
-        _graph_plan(one.phase, parallel, topology) for one, parallel in zip(captured, parallels, strict=True)
+        _graph_plan(one.phase, parallel, topology, [at for which, at in taken if which == number])
+        for number, (one, parallel) in enumerate(zip(captured, parallels, strict=True))
     ]
     return Plan(type(model).__name__, parallels[0].ranks, weights, graphs, topology, __version__)
 
@@ -148,7 +150,9 @@ def _weight_plans(parallel: ParallelGraph) -> Iterable[tuple[str, WeightPlan]]:
             yield source.name, WeightPlan(source.kind, list(value.shape), dtype, axes, shards_of(node))
 
 
-def _graph_plan(phase: Phase, parallel: ParallelGraph, topology: Topology) -> GraphPlan:
+def _graph_plan(
+    phase: Phase, parallel: ParallelGraph, topology: Topology, handed_on: Sequence[int]
+) -> GraphPlan:
     nodes = list(parallel.graph.nodes)
     names = Names(nodes, str)
     choices, units = encode_choices(parallel.graph, parallel.splits)
@@ -167,5 +171,5 @@ def _graph_plan(phase: Phase, parallel: ParallelGraph, topology: Topology) -> Gr
         units,
         ops,
         collectives,
-        estimate(parallel, topology),
+        estimate(parallel, topology, handed_on),
     )

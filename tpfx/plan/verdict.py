@@ -174,9 +174,8 @@ class Verdict:
 
     def _enough(self) -> str:
         if self.fewest is None:
-            return (
-                f"no number of them would hold it: {bytes_text(self._bytes_of_whole())} are on every device"
-            )
+            whole = bytes_text(self._bytes_of_whole())
+            return f"no number of them would hold it: {whole} of weights are undivided, on every device"
         return f"about {counted(self.fewest, 'device')} would hold it"
 
     def _kept(self) -> str:
@@ -201,10 +200,11 @@ class Verdict:
         if not self.fits or usable is None or each is None or self.call.length is None:
             return ""
         left = usable - self.need.total + self.need.kept
-        if not each:
-            held = self.need.kept // self.call.batch
-            at_once = f"room: {about(left // held)} sequences at once, of any length: states do not grow"
-            return at_once if held else ""
+        held = self.need.kept // self.call.batch
+        if not each and held:
+            return f"room: {about(left // held)} sequences at once, of any length: states do not grow"
+        if each <= 0:
+            return ""
         tokens, length = left // each, self.call.length
         several = f", or {about(tokens // length)} sequences of {length:,}" if tokens >= 2 * length else ""
         return (
