@@ -1,6 +1,6 @@
 """A plan file of an earlier version is read, written, made anew and followed as it was.
 
-Made by `tpfx plan llama -n 2` with the settings below; TPFX_UPDATE_GOLDENS=1 writes it again.
+Made by `tpfx plan llama -n 2 --length 4096` with the settings below; TPFX_UPDATE_GOLDENS=1 writes it again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def test_it_is_read_and_written_byte_for_byte(tmp_path: Path) -> None:
 def test_it_is_planned_anew_byte_for_byte(tmp_path: Path) -> None:
     settings = [word for field, value in SIZES.items() for word in ("--set", f"{field}={value}")]
     made = tmp_path / "plan.json"
-    done = CliRunner().invoke(app, ["plan", "llama", "-n", "2", *settings, "-o", str(made)])
+    done = CliRunner().invoke(
+        app, ["plan", "llama", "-n", "2", "--length", "4096", *settings, "-o", str(made)]
+    )
     assert done.exit_code == 0, done.output
     if os.environ.get("TPFX_UPDATE_GOLDENS"):
         GOLDEN.write_bytes(made.read_bytes())
