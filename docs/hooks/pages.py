@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
 ROOT = Path(__file__).parents[2]
 PAGES = {
     "ARCHITECTURE.md": "internals/architecture.md",
@@ -38,8 +36,10 @@ SIZES = {
 WIDTH = "88"  # columns of help
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: Any, config: Any) -> Any:
     """Add the pages."""
+    from mkdocs.structure.files import File
+
     for source, page in PAGES.items():
         if not source.startswith("docs/"):
             text = linked((ROOT / source).read_text(), source, page)
