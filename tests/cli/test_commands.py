@@ -172,6 +172,19 @@ def test_a_typo_is_answered_with_what_was_meant(run):
     assert "Did you mean 'plan'?" in run("plna", "llama")[2]
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("pl", ["plan"]), ("plan llama --dev", ["--devices", "--device-type"]), ("plan --topology t", ["t4"])],
+)
+def test_the_shell_completes(run, monkeypatch, typed, offered):
+    words = ["tpfx", *typed.split()]
+    monkeypatch.setenv("_TPFX_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    status, out, _ = run()
+    assert status == 0 and out.split() == offered
+
+
 def test_without_a_command_there_is_help(run):
     status, out, err = run()
     assert (status, out) == (2, "") and err.startswith("Usage: tpfx ")
@@ -307,8 +320,11 @@ def test_the_verdict_comes_first_and_is_the_status(run, directory):
     assert status == 0 and first.startswith("fits: 2 × T4, ") and room.startswith("room: ")
     assert "writes " in speed and "1 device would be faster, and hold it" in speed
     assert "LlamaForCausalLM on 2 devices" in out
-    status, out, _ = run("plan", directory, "-n", 2, "--length", 16, "--topology", "t4", "--memory", 1.0001)
+    small = ("plan", directory, "-n", 2, "--length", 16, "--topology", "t4", "--memory", 1.0001)
+    status, out, _ = run(*small)
     assert status == 1 and out.startswith("does not fit: 2 × T4, ")
+    status, out, _ = run(*small, "--json")
+    assert status == 1 and json.loads(out)["devices"] == 2
 
 
 def test_an_explanation_names_the_ways(run, directory):
@@ -423,7 +439,10 @@ WRONG = {
         "it is captured, normalize, simplify, infer_axes, list_splits, fingerprint, match_pinned, choose, "
         "divide, insert, axes, parallel, or rank0 to rank1",
     ),
-    "no plan": (["diff", "none.json", "none.json"], "cannot read the plan none.json"),
+    "no plan": (
+        ["diff", "none.json", "none.json"],
+        "cannot read the plan none.json: No such file or directory; tpfx plan MODEL --devices N --output",
+    ),
     "no weights": (["verify", "llama", "-n", 2, "--real"], "--real takes a directory with weights"),
 }
 

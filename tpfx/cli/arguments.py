@@ -63,6 +63,7 @@ TopologyOption = Annotated[
     str,
     typer.Option(
         metavar="NAME|FILE",
+        autocompletion=lambda incomplete: [name for name in HARDWARE if name.startswith(incomplete)],
         help=f"What collectives and arithmetic cost: {', '.join(HARDWARE)}; or a file that "
         "`tpfx topology measure` wrote.",
     ),

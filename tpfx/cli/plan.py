@@ -108,7 +108,7 @@ def plan(
         plans[0].save(output)
     if as_json:
         print(plans[0].to_json())
-        return
+        raise typer.Exit(1 if Verdict(plans[0], hardware, _call(built)).fits is False else 0)
     if compare is not None:
         print(comparison(plans, _answers(plans, hardware), width()))
         return

@@ -179,7 +179,10 @@ class Plan:
         try:
             text = Path(path).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"cannot read the plan {path}: {error}") from error
+            why = getattr(error, "strerror", None) or error
+            raise PlanError(
+                f"cannot read the plan {path}: {why}; tpfx plan MODEL --devices N --output {path} writes one"
+            ) from error
         try:
             return Plan.of_json(text)
         except PlanError as error:
