@@ -14,7 +14,9 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+import tpfx
 from tpfx.cli import app
+from tpfx.plan.plan import Plan
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -138,7 +140,16 @@ def test_a_recurrent_net_that_no_number_of_devices_holds(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(make=lstm))
     text = verdict("mine:make", "-n", 2, "--topology", "t4", "--memory", 1 + 1e-6)
     assert text.startswith("does not fit: 2 × T4, ")
+    assert "99.45% of all, on every device: " in text and "needs the whole of it, 904 KiB" in text
     assert "no number of them would hold it" in text and "of weights are undivided, on every device" in text
+
+
+def test_why_weights_are_undivided_is_in_the_file() -> None:
+    model, inputs = lstm()
+    plan = tpfx.plan(model, 2, inputs)
+    assert "needs the whole of it" in str(plan.weights["lstm.weight_hh_l0"].why)
+    assert plan.weights["classes.weight"].why is None and plan.to_json().count('"why"') == 8
+    assert Plan.of_json(plan.to_json()) == plan
 
 
 def llama_weights(

@@ -20,6 +20,7 @@ from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import op_name
 from ..passes.apply_plan import encode_choices
 from ..planning import Topology
+from ..planning.whole_weights import why_whole
 from ..runtime.mesh import parse_devices
 from ..version import __version__
 from .estimate import estimate
@@ -147,7 +148,10 @@ def _weight_plans(parallel: ParallelGraph) -> Iterable[tuple[str, WeightPlan]]:
             value = node.meta["val"]
             axes = show(dims_of(node), letters)
             dtype = str(value.dtype).removeprefix("torch.")
-            yield source.name, WeightPlan(source.kind, list(value.shape), dtype, axes, shards_of(node))
+            shards = shards_of(node)
+            reason = None if shards or parallel.ranks == 1 else why_whole(node, parallel.splits)
+            why = reason.text if reason is not None and reason.forced else None
+            yield source.name, WeightPlan(source.kind, list(value.shape), dtype, axes, shards, why)
 
 
 def _graph_plan(

@@ -12,7 +12,8 @@ The file is JSON, of this schema (version 1):
     devices     how many ranks
     topology    what collectives and arithmetic cost, see `Topology`
     weights     name → kind ("parameter" or "buffer"), shape, dtype, axes (as in dumps), and shards: for each
-                dimension that is split, [dimension, for each rank its intervals]; null: no graph uses it
+                dimension that is split, [dimension, for each rank its intervals]; null: no graph uses it; and
+                why: where an op needs the whole of it, which
     graphs      one for each captured graph, in order:
         phase         "prefill", "decode" or "train"
         fingerprint   tells the graph; a graph that has it is carried out as `ops` say
@@ -59,6 +60,7 @@ class WeightPlan:
         dtype: as torch names it, "bfloat16".
         axes: what each dimension is made of, as in a dump: "(a:8 b:128)".
         shards: what each rank holds; None where no graph uses it, and it is divided evenly as storage.
+        why: which op needs the whole of it, if one does.
     """
 
     kind: str
@@ -66,6 +68,7 @@ class WeightPlan:
     dtype: str
     axes: list[str] = field(default_factory=list)
     shards: Shards | None = None
+    why: str | None = None
 
     @property
     def bytes(self) -> int:
@@ -263,7 +266,11 @@ def weights_of(model: torch.nn.Module) -> dict[str, WeightPlan]:
 
 def _json_of(plan: Plan) -> dict[str, Any]:
     weights = {
-        name: {**plain(weight), "shards": None if weight.shards is None else weight.shards.dims}
+        name: {
+            **{field: value for field, value in plain(weight).items() if field != "why"},
+            "shards": None if weight.shards is None else weight.shards.dims,
+            **({} if weight.why is None else {"why": weight.why}),
+        }
         for name, weight in plan.weights.items()
     }
     graphs = [

@@ -250,7 +250,17 @@ class Verdict:
         share = size / max(1, self.plan.total_bytes)
         of_all = f"{share:.2%}" if share >= 1e-4 else "less than 0.01%"
         named = counted(len(whole), "weight")
-        return f"undivided: {named}, {bytes_text(size)}, {of_all} of all, on every device"
+        return f"undivided: {named}, {bytes_text(size)}, {of_all} of all, on every device{self._why_whole()}"
+
+    def _why_whole(self) -> str:
+        """Which ops need the whole of most of them, if any do; what is small says nothing."""
+        needed: Counter[str] = Counter()
+        for one in self._undivided():
+            if one.why is not None:
+                needed[one.why] += one.bytes
+        told = [f"{why}, {bytes_text(size)}" for why, size in needed.most_common(2)]
+        more = f"; and {counted(len(needed) - 2, 'other reason')}" if len(needed) > 2 else ""
+        return f": {'; '.join(told)}{more}" if told else ""
 
     def _undivided(self) -> list[WeightPlan]:
         return [one for one in self.plan.weights.values() if one.shards is not None and not one.shards.dims]
