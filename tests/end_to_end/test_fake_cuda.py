@@ -39,6 +39,15 @@ def test_graphs_are_those_of_another_process(library: Path) -> None:
     assert first == again
 
 
+def test_a_t4_has_one_kernel_and_divides_it(library: Path) -> None:
+    """Whichever are allowed: it has none of flash attention, and computes in float16."""
+    kernels = ",".join(fake_cuda.KERNELS)
+    for one in fake_cuda.planned(kernels, ["causal:qwen2"], library, capability=75):
+        divided, whole = one["attention"]
+        assert one["found"] == [] and divided == sum(one["kernels"].values()) > 0 == whole, one
+        assert all(name.startswith("efficient") for name in one["kernels"]), one
+
+
 @pytest.mark.slow
 def test_dropout_is_planned(library: Path) -> None:
     for kernels, models in FEW.items():

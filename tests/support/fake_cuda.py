@@ -22,22 +22,23 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 def planned(
-    kernels: str, models: list[str], library: Path, phases: str = "generate,train"
+    kernels: str, models: list[str], library: Path, phases: str = "generate,train", capability: int = 90
 ) -> list[dict[str, Any]]:
-    """What was planned of models, "task:architecture", on two H100.
+    """What was planned of models, "task:architecture", on two GPUs, H100s by default.
 
     Args:
-        kernels: those of attention that are allowed, one of `KERNELS`.
+        kernels: those of attention that are allowed, of `KERNELS`.
         models: which.
         library: what `build` made.
         phases: of each, "generate" for what that runs, or one call where nothing is generated; "train";
             "dropout" for training that drops values, in attention too.
+        capability: of the GPUs; before 8.0 they compute in float16 alone.
 
     Returns:
         For each the kernels of attention; how many are divided and how many not of attention, of that with a
         bias or mask, and of dropout; findings; fingerprints.
     """
-    env = os.environ | {"LD_PRELOAD": str(library), "FAKE_GPUS": "2", "FAKE_SM": "90"}
+    env = os.environ | {"LD_PRELOAD": str(library), "FAKE_GPUS": "2", "FAKE_SM": str(capability)}
     command = [sys.executable, "-m", __spec__.name, kernels, phases, *models]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -79,10 +80,11 @@ def _plan(task: str, arch: str, phase: Any) -> dict[str, Any]:
 
     gpu = torch.device("cuda", 0)
     model, given = tiny(arch, task)
-    model.to(torch.bfloat16)
+    half = torch.bfloat16 if int(os.environ["FAKE_SM"]) >= 80 else torch.float16
+    model.to(half)
     if phase == "dropout":
         _let_drop(model)
-    given = {name: one.bfloat16() if one.is_floating_point() else one for name, one in given.items()}
+    given = {name: one.to(half) if one.is_floating_point() else one for name, one in given.items()}
     if phase != "generate":
         captured = capture(model, given, phase="train", device=gpu)
     else:
@@ -140,13 +142,13 @@ def _is_divided(node: Any) -> bool:
 
 
 def main(kernels: str, phases: str, *models: str) -> None:
-    """Plan models with one of the attention kernels allowed, beside the one for all cases."""
+    """Plan models with some of the attention kernels allowed, beside the one for all cases."""
     from torch.fx.experimental import proxy_tensor
 
     torch.cuda.is_available = lambda: False  # nothing is to be read from them
     proxy_tensor.CONSTANT_NUMEL_LIMIT = -1  # or constants would be computed on them
     for name in KERNELS:
-        getattr(torch.backends.cuda, f"enable_{name}_sdp")(name == kernels)
+        getattr(torch.backends.cuda, f"enable_{name}_sdp")(name in kernels.split(","))
     for model in models:
         for phase in phases.split(","):
             print(json.dumps(_plan(*model.split(":"), phase)), flush=True)
