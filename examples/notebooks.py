@@ -1,7 +1,7 @@
 """Makes a notebook of each example that is written in cells.
 
     make notebooks                 # writes what has changed
-    make notebooks ARGS=--run      # runs them too, and keeps what they show
+    make notebooks ARGS=--run      # runs them too, and keeps what they show (ARGS="--run train": one)
 
 In a script, `# %% [markdown]` begins a cell of text, of which each line is a comment, and `# %%` one of code,
 in which a line `# %command` is one that only the notebook has. The scripts are what is edited; a test says
@@ -48,13 +48,15 @@ def notebook_of(script: Path) -> dict[str, Any]:
     """The notebook of a script; cells that are as they were show what they showed."""
     path = script.with_suffix(".ipynb")
     before = json.loads(path.read_text())["cells"] if path.exists() else []
-    shown = {"".join(cell["source"]): cell for cell in before if cell["cell_type"] == "code"}
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for cell in before:
+        shown.setdefault("".join(cell["source"]), []).append(cell)
     made = []
     for number, (kind, text) in enumerate(cells(script.read_text())):
         cell = {"cell_type": kind, "id": f"cell-{number:02}", "metadata": {}}
         cell["source"] = text.splitlines(keepends=True)
         if kind == "code":
-            old = shown.get(text, {})
+            old = shown[text].pop(0) if shown.get(text) else {}
             cell |= {"execution_count": old.get("execution_count"), "outputs": old.get("outputs", [])}
         made.append(cell)
     return {"cells": made, "metadata": PYTHON, "nbformat": 4, "nbformat_minor": 5}
@@ -84,8 +86,11 @@ def run(notebook: dict[str, Any], folder: Path = HERE) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the notebooks that differ from their scripts, or all with `--run`."""
+    """Write the notebooks that differ from their scripts, or with `--run` all, or those that are named."""
+    named = set(sys.argv[1:]) - {"--run"}
     for script in scripts():
+        if named and script.stem not in named:
+            continue
         path, notebook = script.with_suffix(".ipynb"), notebook_of(script)
         text = text_of(run(notebook) if "--run" in sys.argv else notebook)
         if not path.exists() or path.read_text() != text:

@@ -76,14 +76,6 @@ print(f"loss {split[0]:.2f} at the first of {len(split)} steps, {split[-1]:.2f} 
 print(f"largest difference from the unsharded model's losses: {difference:.0e}")
 
 # %% [markdown]
-# ## What it holds
-#
-# Weights, gradients and the optimizer's two moments lie on the devices alike.
-
-# %%
-print(tpfx.report(model))
-
-# %% [markdown]
 # ## Saved for everyone
 #
 # What is saved is an ordinary checkpoint. Plain transformers loads it, without tpfx, and writes the same.
@@ -98,3 +90,12 @@ texts = [
 ]
 print(texts[0])
 print("the loaded model writes the same:", texts[0] == texts[1])
+
+# %% [markdown]
+# ## What was done
+#
+# The bytes of the weights on each device; gradients and the optimizer's two moments lie as they do. The
+# collectives are those of the last call, a step of `generate`.
+
+# %%
+print(tpfx.report(model))

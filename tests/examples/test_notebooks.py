@@ -34,15 +34,16 @@ def test_a_notebook_is_that_of_its_script(name: str) -> None:
     nbformat.validate(nbformat.read(script.with_suffix(".ipynb"), as_version=4))
 
 
-def test_a_cell_that_is_changed_shows_nothing_old(tmp_path: Path) -> None:
+def test_a_cell_that_is_changed_shows_nothing_old_and_alike_ones_what_they_showed(tmp_path: Path) -> None:
     script = tmp_path / "one.py"
-    script.write_text("# %%\nprint(1)\n\n# %%\nprint(2)\n")
+    script.write_text("# %%\nf()\n\n# %%\nx = 1\n\n# %%\nf()\n")
     made = notebook_of(script)
-    for cell in made["cells"]:
-        cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["shown\n"]}]
+    for number, cell in enumerate(made["cells"]):
+        cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": [f"{number}\n"]}]
     script.with_suffix(".ipynb").write_text(text_of(made))
-    script.write_text("# %%\nprint(1)\n\n# %%\nprint(3)\n")
-    assert [len(cell["outputs"]) for cell in notebook_of(script)["cells"]] == [1, 0]
+    script.write_text("# %%\nf()\n\n# %%\nx = 2\n\n# %%\nf()\n")
+    shown = [[output["text"] for output in cell["outputs"]] for cell in notebook_of(script)["cells"]]
+    assert shown == [[["0\n"]], [], [["2\n"]]]
 
 
 @pytest.mark.slow
