@@ -33,17 +33,28 @@ class Message:
 
 
 def messages(package: Path = PACKAGE) -> list[Message]:
-    """All of them, in the order of files and lines; one line may say several."""
+    """All of them, those of C++ first, in the order of files and lines; one line may say several."""
     files = {path: _File(path, ast.parse(path.read_text())) for path in sorted(package.rglob("*.py"))}
     errors = {*_python_errors(), *(name for file in files.values() for name in file.errors)}
     texts = _Texts(list(files.values()))
-    return [
+    found = [
         Message(f"{package.name}/{path.relative_to(package)}:{call.lineno}", text)
         for path, file in files.items()
         for call in file.calls
         if (said := _said(call, errors)) is not None
         for text in sorted(texts.of(said, file, DEEP))
     ]
+    return [*_of_cpp(package), *found]
+
+
+def _of_cpp(package: Path) -> Iterator[Message]:
+    """What C++ code checks: the texts among the arguments of a check, one after the other."""
+    for path in sorted({*package.rglob("*.h"), *package.rglob("*.cpp")}):
+        source = path.read_text()
+        for check in re.finditer(r"TORCH_CHECK(?:_WITH)?\((.*?)\);", source, re.DOTALL):
+            line = source.count("\n", 0, check.start()) + 1
+            text = HOLE.join(re.findall(r'"((?:[^"\\]|\\.)*)"', check[1]))
+            yield Message(f"{package.name}/{path.relative_to(package)}:{line}", text)
 
 
 class _File:
