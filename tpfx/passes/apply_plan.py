@@ -2,6 +2,8 @@
 
 split 0 1 -> 0     an op whose first operand and result are in split 0, its second operand in split 1
 pending + * -> +   partial sums in, partial sums out; *: whole on every rank
+
+A number is that of a split, of which the plan's `units` say how many units of an axis each rank has.
 """
 
 from __future__ import annotations
