@@ -30,5 +30,14 @@ def test_a_plan_is_its_memory_by_rank_and_its_runs(plans: dict[int, Plan]) -> No
         assert bytes_text(inside // 2) in row  # of each of the 2 layers
 
 
+def test_nothing_is_cut_on_a_narrow_terminal(plans: dict[int, Plan]) -> None:
+    """What does not fit side by side has its rows as columns."""
+    plan = plans[2]
+    wide, narrow = (set(summary(plan, width).split()) for width in (140, 64))
+    assert not any("…" in word for word in narrow)
+    assert {word for word in narrow if word.isalpha()} == {word for word in wide if word.isalpha()}
+    assert max(map(len, summary(plan, 64).splitlines())) <= 64
+
+
 def _rows(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("│")]

@@ -39,10 +39,13 @@ class Terminal:
     """A line of standard error. The cursor waits at its start, so that others write over it."""
 
     def __init__(self) -> None:
-        self.stream = sys.stderr
+        self.stream, self._shown = sys.stderr, ""
 
     def show(self, text: str) -> None:
-        """Overwrite the line."""
+        """Overwrite the line, if it is another."""
+        if text == self._shown:
+            return
+        self._shown = text
         self.stream.write(f"\r{text[: shutil.get_terminal_size().columns - 1]}\x1b[K\r")
         self.stream.flush()
 

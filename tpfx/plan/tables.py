@@ -16,10 +16,13 @@ from ..ir.provenance import layer_of
 if TYPE_CHECKING:
     from .plan import GraphPlan, Plan
 
+WIDTH = 110  # columns, where nobody has said how many there are
+
 
 def summary(plan: Plan, width: int | None = None) -> str:
     """A plan's memory, collectives and time; `width` as `rendered` takes it."""
-    return rendered(_memory_table(plan), _run_table(plan), width=width)
+    tables = (_fitting(table, width or WIDTH) for table in (_memory_table(plan), _run_table(plan)))
+    return rendered(*tables, width=width)
 
 
 def html_summary(plan: Plan) -> str:
@@ -86,7 +89,7 @@ def _html_table(table: Table) -> str:
 def rendered(*parts: RenderableType, width: int | None = None) -> str:
     """Tables as plain text, of so many columns at most; None for the same everywhere."""
     console = Console(
-        width=width or 110,
+        width=width or WIDTH,
         force_terminal=False,
         force_jupyter=False,
         color_system=None,
@@ -98,6 +101,21 @@ def rendered(*parts: RenderableType, width: int | None = None) -> str:
         for part in parts:
             console.print(part)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def _fitting(table: Table, width: int) -> Table:
+    """A table; where words would be cut in so many columns, with its rows as columns, if that is narrower."""
+    console = Console(width=width)
+    free = console.options.update(max_width=10_000)
+    turned = Table(title=table.title, title_justify="left")
+    first, *others = table.columns
+    turned.add_column(first.header)
+    for cell in first.cells:
+        turned.add_column(cell, justify="right")
+    for column in others:
+        turned.add_row(column.header, *column.cells)
+    wide, narrow = (console.measure(one, options=free).minimum for one in (table, turned))
+    return turned if narrow < wide > width else table
 
 
 def _memory_table(plan: Plan) -> Table:
