@@ -22,6 +22,7 @@ from .errors import (
     TpfxError,
     WorkerError,
 )
+from .export.named_graph import graph
 from .frontend.report import Report
 from .ir.parallel_graph import Collective
 from .plan.make import plan
@@ -56,6 +57,7 @@ __all__ = [
     "check_rule",
     "compile",
     "full_state_dict",
+    "graph",
     "load",
     "plan",
     "register_rule",

@@ -10,7 +10,13 @@ from tpfx.cli import main
 
 @pytest.mark.parametrize(
     ("format", "start"),
-    [("html", "<!doctype html>"), ("svg", "<svg "), ("dot", "digraph "), ("model-explorer", "{")],
+    [
+        ("html", "<!doctype html>"),
+        ("svg", "<svg "),
+        ("dot", "digraph "),
+        ("graphml", "<graphml "),
+        ("model-explorer", "{"),
+    ],
 )
 def test_the_command_line_writes_them(monkeypatch, capsys, format, start):
     settings = [word for key, value in GPT2.items() for word in ("--set", f"{key}={value}")]

@@ -39,6 +39,12 @@ def reported(model: nn.Module) -> list[str]:
     return [f"{first.kind} of {first.bytes} bytes", *report.whole_ops, str(sum(held)), report.dump()]
 
 
+def asked(model: nn.Module) -> int:
+    """What one weight reaches."""
+    graph = tpfx.graph(model, 2, (torch.randn(2, 4),), phase="prefill", topology=tpfx.Topology())
+    return len(list(graph.successors("weight")))
+
+
 def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
     """Weights, whole."""
     weight = model.get_parameter("weight")

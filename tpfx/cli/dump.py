@@ -19,6 +19,7 @@ from ..draw.page import page
 from ..draw.svg import svg
 from ..dump.text import dump_json, dump_text, structures
 from ..errors import InputError
+from ..export.named_graph import graphml, named
 from ..ir.parallel_graph import ParallelGraph
 from ..passes.context import Context
 from ..passes.lower import lower
@@ -52,6 +53,7 @@ class Format(StrEnum):
     html = "html"
     svg = "svg"
     dot = "dot"
+    graphml = "graphml"
     model_explorer = "model-explorer"
 
 
@@ -59,6 +61,7 @@ _DRAWN: dict[Format, Callable[[Plan, Sequence[ParallelGraph]], str]] = {
     Format.html: page,
     Format.svg: svg,
     Format.dot: dot,
+    Format.graphml: lambda _, parallels: graphml(named(parallels[-1])),
     Format.model_explorer: lambda plan, parallels: json.dumps(model_explorer(plan, parallels), indent=1),
 }
 
@@ -80,8 +83,8 @@ def dump(
         Format,
         typer.Option(
             help="Text; JSON; html: a page to click through, without a server; svg: a picture; dot: the "
-            "same for Graphviz; model-explorer: for Google's Model Explorer. All but text and JSON show the "
-            "stage parallel.",
+            "same for Graphviz; graphml: for networkx, yEd or Gephi, the graph of the last call; "
+            "model-explorer: for Google's Model Explorer. All but text and JSON show the stage parallel."
         ),
     ] = Format.text,
     phase: Annotated[

@@ -71,7 +71,7 @@ class Lines:
             comments += [", ".join(self.structure(node))] if source.kind != "input" else []
             comments += _uneven(layout_of(node), dims_of(node))
         comments += ["state"] if source.kind == "state" else []
-        return Row(self._name(node), self._type(node), "", tuple(filter(None, comments)))
+        return Row(self._name(node), self.type_of(node), "", tuple(filter(None, comments)))
 
     def structure(self, node: Node) -> list[str]:
         """What each dimension is made of; a symbolic one by its size alone."""
@@ -86,16 +86,16 @@ class Lines:
         comments: tuple[str, ...] = ()
         if is_tensor(node) and is_gathered_for_caller(node):
             comments = (f"gathered for the caller, {bytes_text(bytes_of(node.meta['val']))}",)
-        return Row(self._name(node), self._type(node), "", comments)
+        return Row(self._name(node), self.type_of(node), "", comments)
 
     def op(self, node: Node) -> Row:
         """The line of an op."""
         if node.op == "get_attr":
-            return Row(self._name(node), self._type(node), "constant")
+            return Row(self._name(node), self.type_of(node), "constant")
         if is_getitem(node):
-            return Row(self._name(node), self._type(node), self._name(node))
+            return Row(self._name(node), self.type_of(node), self._name(node))
         call = f"{op_name(node)}({', '.join(self._arguments(node))})"
-        return Row(self._name(node), self._type(node), call, tuple(self._comments(node)))
+        return Row(self._name(node), self.type_of(node), call, tuple(self._comments(node)))
 
     def _comments(self, node: Node) -> Iterator[str]:
         choice, bound = choice_of(node), bound_of(node)
@@ -123,7 +123,8 @@ class Lines:
 
     # Types.
 
-    def _type(self, node: Node) -> str:
+    def type_of(self, node: Node) -> str:
+        """A node's dtype and extents, and how they lie: f32[s0, 4096/2]"""
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             return (
