@@ -1,5 +1,6 @@
 """The command line: its text is the library's, its errors are one line, its status says what happened."""
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 import tpfx
 from tests.support import fresh_python
-from tpfx.cli import app, main, plan
+from tpfx.cli import app, diff, main, plan
 from tpfx.cli.topology import measure
 from tpfx.dump.text import dump_text
 from tpfx.plan.offline import plan_offline
@@ -242,6 +243,19 @@ def test_a_fault_of_tpfx_is_no_answer(run, monkeypatch):
     status, out, err = run("plan", "llama", "-n", 2)
     assert (status, out) == (3, "")
     assert "KeyError: 'it'" in err and "please report it" in err.splitlines()[-1]
+
+
+def test_who_reads_no_more_is_no_answer(run, monkeypatch):
+    """As head does: it is quiet, and neither yes nor no."""
+
+    def differences(*_):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setitem(diff.__globals__, "differences", differences)
+    monkeypatch.setattr(Plan, "load", lambda _: None)
+    for name in ("stdout", "stderr"):  # typer puts others in their places
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    assert run("diff", "a.json", "b.json") == (141, "", "")
 
 
 def test_a_full_disk_is_a_sentence():

@@ -32,12 +32,15 @@ from .plan import plan
 from .topology import topology
 from .verify import verify
 
+UNREAD = 141  # as shells have it: 128 and the signal's number
+
 STATUSES = {
     0: "done, and the answer is yes: it fits, nothing differs, all is right",
     1: "done, and the answer is no",
     2: "the command, or what it was given, is wrong",
     3: "it could not be done: the model cannot be captured, a file cannot be written",
     interrupts.STATUS: "interrupted",
+    UNREAD: "nobody reads the output any more",
 }
 
 # What the command line raises where it is used wrongly; its module is another in each release of typer.
@@ -107,6 +110,7 @@ def main() -> None:
 
 def _status(interrupted: Callable[[], bool]) -> int:
     """Run the command line; its status."""
+    output = sys.stdout
     try:
         heed()
         status = int(app(prog_name="tpfx", standalone_mode=False) or 0)
@@ -114,6 +118,8 @@ def _status(interrupted: Callable[[], bool]) -> int:
         return status
     except KeyboardInterrupt:
         return interrupts.STATUS
+    except SystemExit as ended:  # by typer, which puts another output in place where a pipe has broken
+        return int(ended.code or 0) if sys.stdout is output else UNREAD
     except Exception as error:
         return interrupts.STATUS if interrupted() else _told(error)
 
@@ -127,7 +133,7 @@ def _told(error: Exception) -> int:
             return _say(str(error), 2 if isinstance(error, InputError) else 3)
         case BrokenPipeError():
             _drop_output()
-            return 3
+            return UNREAD
         case OSError():
             _drop_output()
             where = error.filename or "standard output"
