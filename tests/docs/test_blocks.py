@@ -17,7 +17,7 @@ from tests.support.pages import ROOT, Block, Program, blocks
 
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-SLOW = {"torchrun.md"}  # of the documentation; of the README the commands, which the pages have too
+SLOW = {"torchrun.md"}  # of the documentation; of the README commands, which pages have too, and processes
 NOT_RUN = {
     "docs/howto/diffusers.md": ["needs diffusers and the weights of Stable Diffusion 3"],
     "docs/howto/generate.md": ["needs a GPU for each process"],
@@ -69,8 +69,8 @@ def _not_run(page: Path) -> list[str]:
 
 
 def _of_readme(block: Block) -> Any:
-    words = block.text.split()
-    slow = [pytest.mark.slow] if words[0] in ("tpfx", "torchrun") else []
+    starts = block.text.split()[0] in ("tpfx", "torchrun") or "processes=True" in block.text
+    slow = [pytest.mark.slow] if starts else []
     return pytest.param(block, marks=slow, id=block.where.partition(":")[2])
 
 
