@@ -81,7 +81,8 @@ def step(folder: Path, command: str, look: str, shows: str) -> float:
     took = time.perf_counter() - start
     if shows not in re.sub(r"\s+", " ", said):
         raise SystemExit(f"$ {command}\n{said}\ndoes not show {shows!r}")
-    shown = next(line.strip() for line in said.splitlines() if shows[:12] in line)
+    lines = [line.strip() for line in said.splitlines()]
+    shown = next(line for part in (shows, shows[:12]) for line in lines if part in line)
     print(f"{took:7.1f} s  $ {command}\n           {shown[:100]}", flush=True)
     return took
 
