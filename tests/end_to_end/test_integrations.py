@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,17 @@ def test_adapters_are_trained_saved_and_merged(name: str, tmp_path: Path) -> Non
         torch.testing.assert_close(
             merged.eval()(**given).logits, loaded.eval()(**given).logits, atol=1e-5, rtol=1e-4
         )
+
+
+def test_data_parallel_of_a_split_model_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Trainer makes it where its process sees several GPUs."""
+    monkeypatch.setattr(
+        import_module("torch.nn.parallel.data_parallel"), "_get_available_device_type", lambda: "cuda"
+    )
+    plain, model = nn.Linear(8, 8), nn.Linear(8, 8)
+    model.load_state_dict(plain.state_dict())
+    wrapped, x = nn.DataParallel(tpfx.compile(model, CPUS)), torch.randn(4, 8)
+    wrapped(x).sum().backward()
+    plain(x).sum().backward()
+    torch.testing.assert_close(wrapped(x), plain(x))
+    torch.testing.assert_close(model.weight.grad.full(), plain.weight.grad)

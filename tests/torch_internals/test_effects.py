@@ -6,6 +6,7 @@ import functools
 import gc
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -114,6 +115,7 @@ CHANGED |= (
     {"data"}
     | {f"functions: {name}" for name in EXPORTS | SCATTERS}
     | {"functions: torch.nn.utils.parametrize._maybe_set"}
+    | {"functions: torch.nn.parallel.data_parallel.DataParallel.__init__"}
 )
 CHANGED |= {"functions: torch.autograd._engine_run_backward", "kernels: aten.linear.default"}
 SIZES = ("add", "sub", "mul", "eq", "ne", "ge", "gt", "le", "lt", "sym_max", "sym_min")
@@ -394,3 +396,21 @@ def test_a_hook_is_not_taken_out_while_torch_walks_over_the_hooks() -> None:
 def test_the_types_of_an_effect() -> None:
     undo: effects.Undo = before_every_step(lambda *_: None).install()
     assert undo()
+
+
+def test_a_split_module_is_called_by_data_parallel_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def devices() -> str:
+        raise AssertionError("DataParallel looks for devices")
+
+    monkeypatch.setattr(
+        import_module("torch.nn.parallel.data_parallel"), "_get_available_device_type", devices
+    )
+    split, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    undo = effects.not_replicated(lambda module: module is split).install()
+    made, x = torch.nn.DataParallel(split), torch.ones(1, 2)
+    assert made.module is split and torch.equal(made(x), split(x))
+    with pytest.raises(AssertionError, match="looks for devices"):
+        torch.nn.DataParallel(other)
+    assert undo()
+    with pytest.raises(AssertionError, match="looks for devices"):
+        torch.nn.DataParallel(split)

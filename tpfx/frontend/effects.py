@@ -22,10 +22,10 @@ from ..torch_internals.backward_pass import note_what_is_asked
 from ..torch_internals.batch_guards import BATCH_EFFECTS
 from ..torch_internals.dynamo import skip_frames
 from ..torch_internals.dynamo_cache import capture_for
-from ..torch_internals.effects import Effect, Undo, before_export
+from ..torch_internals.effects import Effect, Undo, before_export, not_replicated
 from ..torch_internals.fake import QUICK_SIZES
 from ..torch_internals.wrapper_subclass import BRANCHES_REFUSE, captured_by_branches
-from .plain_copy import plain_copy
+from .plain_copy import is_split, plain_copy
 from .recaptures import note_capture
 
 T = TypeVar("T")
@@ -146,6 +146,7 @@ EFFECTS = Effects(
     *QUICK_SIZES,
     *OPTIMIZER_EFFECTS,
     before_export(plain_copy),
+    not_replicated(is_split),
     *BESIDE_OPS,
     note_what_is_asked(),
 )

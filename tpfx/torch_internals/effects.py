@@ -16,6 +16,7 @@ from importlib import import_module
 from types import CodeType
 from typing import Any, Protocol
 
+import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 # What `step` of every optimizer is wrapped in; it walks over the hooks.
@@ -155,6 +156,30 @@ _EXPORTERS = (
     ("torch.jit", "trace_module"),
     ("torch.jit._script", "_script_impl"),
 )
+
+
+def not_replicated(is_split: Callable[[Any], bool]) -> Effect:
+    """`nn.DataParallel` of a module that is split calls it, as without GPUs, instead of copying it to each.
+
+    transformers' Trainer wraps every model so where its process sees several GPUs.
+    """
+
+    def change(original: Callable[..., None]) -> Callable[..., None]:
+        def init(
+            self: Any, module: Any, device_ids: Any = None, output_device: Any = None, dim: int = 0
+        ) -> None:
+            if not is_split(module):
+                original(self, module, device_ids, output_device, dim)
+                return
+            torch.nn.Module.__init__(self)
+            self.module, self.device_ids, self.dim = module, [], dim
+
+        return init
+
+    def install() -> Undo:
+        return replace_method(torch.nn.DataParallel, "__init__", change)
+
+    return Effect("DataParallel of split modules", install)
 
 
 def before_export(plain: Callable[[Any], Any]) -> Effect:
