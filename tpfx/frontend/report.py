@@ -16,6 +16,7 @@ from ..ir.parallel_graph import Collective, ParallelGraph
 from ..plan.estimate import asked
 from ..plan.tables import html, phase_text, rendered
 from ..sharded_tensor import ShardedTensor
+from ..torch_internals.batch_guards import CAN_OPEN_BATCHES
 from ..torch_internals.parameter_slots import slots_of
 from .undivided import Undivided, undivided_in
 
@@ -170,7 +171,9 @@ class Report:
             table.add_row(f"graphs not recorded: {why}", str(count), "")
         if self.whole_calls:
             table.add_row("calls that ran whole", str(self.whole_calls), "")
-        if self.batch_by_batch and self.parallel is not None and asked(self.parallel)[0] == "token":
+        # Where torch can leave a batch open, a step of one token was tried; elsewhere nothing was.
+        steps = CAN_OPEN_BATCHES or (self.parallel is not None and asked(self.parallel)[0] == "token")
+        if self.batch_by_batch and self.parallel is not None and steps:
             table.add_row(f"steps compiled batch by batch: {self.batch_by_batch}", "", "")
         return table
 

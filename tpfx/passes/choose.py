@@ -140,10 +140,9 @@ class Problem:
 
     def _available(self, node: Node, choice: Choice, layout: Layout, cost: float) -> Iterator[State]:
         if not self._returnable(node, layout):
-            everywhere = (
-                self.cost.beyond(node) if isinstance(layout, Partial) and returned_whole(node) else 0.0
-            )
-            yield State(choice, layout, True, cost + self.cost.whole(node, layout) + everywhere)
+            for_caller = isinstance(layout, Partial) and returned_whole(node)
+            dearer = self.cost.weights.for_caller if for_caller else 1.0
+            yield State(choice, layout, True, cost + dearer * self.cost.whole(node, layout))
             return
         is_gathered_for_caller = isinstance(layout, Split) and returned_whole(node)
         joined = self.cost.collective("gather", bytes_of(node.meta["val"])) if is_gathered_for_caller else 0.0

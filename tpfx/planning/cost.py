@@ -39,14 +39,16 @@ class CostWeights:
             graph's largest all-reduces. Memory is so priced in seconds a byte, relative to the graph.
         negligible: the smallest matrices that together have this part of the bytes do not set that price.
         beside: what has less than this part of the largest one beside it (scales) sets no price either.
-        small: a weight with less than this part of the elements of the matrix that sets it is small: a norm
+        small: a weight with at most this part of the elements of the matrix that sets it is small: a norm
             or a bias, say.
         small_price: a byte of a small weight costs this part of the price: it is not worth a collective.
         grouped: where more ranks than units share an axis (KV heads), holding a unit that others hold too
             costs this part of the price.
         uneven: what the fullest rank holds beyond the average counts this much.
-        gathered: a byte that every rank holds of a gathered value, or of a sum that the caller alone gets,
-            beyond its own shard, costs this part of the price.
+        gathered: a byte that every rank holds of a gathered value, beyond its own shard, costs this part of
+            the price.
+        for_caller: an all-reduce of what the caller alone gets costs this many times the collective: a gather
+            would do.
         gathered_weight: gathering a weight at each call costs this many times the collective.
         fused: an op that multiplies nothing costs this part of its seconds: a device compiler fuses it with
             others, and no collective is worth dividing it for.
@@ -61,6 +63,7 @@ class CostWeights:
     grouped: float = 1 / 256
     uneven: float = 1 / 4
     gathered: float = 1.0
+    for_caller: float = 1.1
     gathered_weight: float = 4.0
     fused: float = 1e-3
     carried: float = 1e-8
@@ -172,11 +175,8 @@ class CostModel:
         if isinstance(layout, Partial):
             return self.collective("all_reduce", size)
         dearer = self.weights.gathered_weight if is_weight(node) else 1.0
-        return dearer * self.collective("all_gather", size) + self.beyond(node)
-
-    def beyond(self, node: Node) -> float:
-        """What it costs that every rank holds all of a value, beyond the shard that it could have."""
-        return self.weights.gathered * self.price * bytes_of(node.meta["val"]) * (1 - 1 / self.ranks)
+        more = size * (1 - 1 / self.ranks)  # what every rank then holds beyond its shard
+        return dearer * self.collective("all_gather", size) + self.weights.gathered * self.price * more
 
     # Memory.
 
@@ -190,7 +190,7 @@ class CostModel:
     def resident(self, weight: Node, layout: Layout) -> float:
         """What a weight costs by the bytes that ranks hold of it on average, in seconds."""
         size = bytes_of(weight.meta["val"])
-        small = _elements(weight) < self.weights.small * self._small_matrix[1]
+        small = _elements(weight) <= self.weights.small * self._small_matrix[1]
         return self.price * (self.weights.small_price if small else 1.0) * size * self._held(weight, layout)
 
     def _held(self, weight: Node, layout: Layout) -> float:
