@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import signal
@@ -403,6 +404,7 @@ def test_a_model_is_verified(run, directory):
     status, out, _ = run("verify", directory, "-n", 2, "--set", "num_hidden_layers=1")
     assert status == 0
     assert re.fullmatch(r"on 2 devices: 1 graph, \d+ nodes compared, 4 collectives: right\n", out)
+    assert not logging.root.manager.disable, "what is told later is told"
 
 
 def test_a_function_of_a_module_is_a_model(run, tmp_path, monkeypatch):

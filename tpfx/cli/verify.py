@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +13,7 @@ import torch
 import typer
 
 from ..capture.inputs import Inputs
+from ..console.logs import VARIABLE
 from ..errors import InputError
 from ..verify.model import verify as verified
 from ..verify.shrink_config import shrunk
@@ -45,11 +49,22 @@ def verify(
     torch.manual_seed(seed)
     with step("building the model"):
         built = _built(model, settings or [], batch, length, real)
-    logging.disable(logging.WARNING)  # Dynamo tells at length of ops that refuse fake tensors
-    with step(f"verifying it on {devices} devices"):
+    with _without_warnings(), step(f"verifying it on {devices} devices"):
         found = verified(built.model, devices, built.inputs, train=train)
     print(found)
     raise typer.Exit(0 if found.right else 1)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Dynamo tells at length of ops that refuse fake tensors; who asks for logs of tpfx gets those too."""
+    before = logging.root.manager.disable
+    if not os.environ.get(VARIABLE):
+        logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _built(model: str, settings: list[str], batch: int, length: int, real: bool) -> Built:
