@@ -149,9 +149,7 @@ class Compiled:
         self._recorder, forward = recorder, fresh(forward)
         dynamic = None if recorder.symbolic else False
         self._compiled = torch.compile(forward, backend=recorder.backend, dynamic=dynamic)
-        self._step = compile_with(
-            twin(forward), recorder.backend, True, lambda entries: [True for _ in entries]
-        )
+        self._step = compile_with(twin(forward), recorder.backend, True, _all_guards)
 
     def call(self, is_step: bool, any_batch: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the forward returns."""
