@@ -166,6 +166,28 @@ def test_resident_bytes_are_priced_by_the_largest_all_reduce() -> None:
     assert twice.price == 2 * cost.price
 
 
+@pytest.mark.parametrize(("packed", "least"), [(torch.int8, 16 * 64), (torch.float32, 4 * 16)])
+def test_scales_beside_quantized_numbers_set_no_price(packed: torch.dtype, least: int) -> None:
+    """Others do, such as the lengths beside a normalised weight."""
+    graph = inferred(
+        lambda weights, x: F.linear(x, weights["up.qdata"].float() * weights["up.scale"]),
+        {"up.qdata": torch.zeros(16, 64, dtype=packed), "up.scale": torch.zeros(16, 1)},
+        torch.zeros(TOKENS, 64),
+    )
+    cost = CostModel(graph, RANKS, SLOW)
+    assert cost.price == 3 * cost.collective("all_reduce", 4 * TOKENS * 16) / least
+
+
+def test_what_is_small_has_few_elements_beside_the_smallest_matrix() -> None:
+    graph = inferred(
+        lambda weights, x: F.linear(x * weights["norm"], weights["up.qdata"].float()),
+        {"norm": torch.zeros(64), "up.qdata": torch.zeros(16, 64, dtype=torch.int8)},
+        torch.zeros(TOKENS, 64),
+    )
+    norm, cost = graph.find_nodes(op="placeholder")[0], CostModel(graph, RANKS, SLOW)
+    assert cost.resident(norm, Replicate()) == pytest.approx(0.01 * 4 * 64 * cost.price)
+
+
 def test_a_unit_that_a_group_of_ranks_shares_is_nearly_free_to_hold_again() -> None:
     """2 heads of keys for 8 of queries on 4 ranks: pairs of ranks hold one."""
     values = {"q": torch.zeros(1, 8, 2, 4), "k": torch.zeros(1, 2, 2, 4), "v": torch.zeros(1, 2, 2, 4)}

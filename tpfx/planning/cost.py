@@ -38,7 +38,7 @@ class CostWeights:
         price: holding the smallest weight matrix that matters, whole, costs as much as this many of the
             graph's largest all-reduces. Memory is so priced in seconds a byte, relative to the graph.
         negligible: the smallest matrices that together have this part of the bytes do not set that price.
-        beside: what has less than this part of the largest one beside it (scales) sets no price either.
+        beside: what has less than this part of packed numbers beside it, scales say, sets no price either.
         small: a weight with at most this part of the elements of the matrix that sets it is small: a norm
             or a bias, say.
         small_price: a byte of a small weight costs this part of the price: it is not worth a collective.
@@ -216,13 +216,13 @@ class CostModel:
         weights = [node for node in self._nodes if is_weight(node) and is_tensor(node)]
         trained = [node for node in weights if source_of(node).kind == "parameter"]  # buffers are tables
         matrices = [node for node in trained or weights if node.meta["val"].dim() > 1] or trained or weights
-        largest: dict[str, int] = {}
-        for node in matrices:
-            largest[_owner(node)] = max(_bytes(node), largest.get(_owner(node), 0))
+        packed: dict[str, int] = {}  # by owner, the bytes of the largest weight of packed numbers
+        for node in filter(_is_packed, matrices):
+            packed[_owner(node)] = max(_bytes(node), packed.get(_owner(node), 0))
         sizes = sorted(
             (_bytes(node), _elements(node))
             for node in matrices
-            if _bytes(node) >= self.weights.beside * largest[_owner(node)]
+            if _bytes(node) >= self.weights.beside * packed.get(_owner(node), 0)
         )
         return _first_above(sizes, self.weights.negligible * sum(size for size, _ in sizes))
 
@@ -230,6 +230,12 @@ class CostModel:
 def _owner(weight: Node) -> str:
     """The module, or the weight made of others, of which it is one: `q_proj`, or `q_proj.weight`."""
     return source_of(weight).name.rpartition(".")[0]
+
+
+def _is_packed(weight: Node) -> bool:
+    """Whether a weight's numbers are quantized: integers, or floats of a byte."""
+    dtype = weight.meta["val"].dtype
+    return dtype.itemsize == 1 or not (dtype.is_floating_point or dtype.is_complex)
 
 
 def _bytes(weight: Node) -> int:
