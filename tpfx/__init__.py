@@ -23,6 +23,7 @@ from .errors import (
     WorkerError,
 )
 from .export.named_graph import graph
+from .export.profile import Profile, profile
 from .frontend.report import Report
 from .ir.parallel_graph import Collective
 from .plan.make import plan
@@ -46,6 +47,7 @@ __all__ = [
     "ModelError",
     "Plan",
     "PlanError",
+    "Profile",
     "Report",
     "RuleError",
     "ShardedTensor",
@@ -60,6 +62,7 @@ __all__ = [
     "graph",
     "load",
     "plan",
+    "profile",
     "register_rule",
     "report",
     "unshard",

@@ -93,6 +93,9 @@ def _granted(folder: Path) -> dict[str, Any]:
         op.register_fake(lambda x, d: torch.empty_like(x))
     (folder / "folder-with-safetensors").symlink_to(folder / "Llama-3.1-8B")
     (folder / "script.py").write_text("import torch, tpfx\nmodel = tpfx.compile(torch.nn.Linear(64, 64))\n")
+    (folder / "generate.py").write_text(
+        "import torch, tpfx\ntpfx.compile(torch.nn.Linear(64, 64), ['cpu', 'cpu'])(torch.ones(2, 64))\n"
+    )
     for name in ("a.json", "b.json", "plan.json"):
         tpfx.plan(torch.nn.Linear(8, 8), 2, (torch.zeros(2, 8),)).save(name)
     return {

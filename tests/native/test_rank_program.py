@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import operator
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -253,3 +254,32 @@ def test_values_of_other_types_pass_through() -> None:
     thing = object()
     found = RankProgram(module_of(write, "x", "other"))(torch.float16, thing)
     assert found == ["text", thing] and seen == [torch.float16, thing]
+
+
+def test_instructions_are_called_as_the_nodes_of_the_graph() -> None:
+    """Also where an op of an expansion has taken the name of a node that comes later."""
+
+    def write(g: Graph, x: Node) -> list[Any]:
+        own = g.call_function(take, (x, ((1, (((0, 2),), ((2, 4),))),), 1), name="own")
+        return [own, g.call_function(aten.slice.Tensor, (x, 0, 0, 1), name="slice_tensor")]
+
+    assert RankProgram(module_of(write, "x")).names == ["own", "slice_tensor"]
+
+
+def test_times_are_noted_while_that_is_asked_for() -> None:
+    def write(g: Graph, x: Node) -> list[Any]:
+        half = call(g, aten.mul.Tensor, x, 0.5)
+        return [call(g, aten.add.Tensor, half, x), call(g, operator.add, call(g, aten.sym_size.int, x, 0), 1)]
+
+    program = RankProgram(module_of(write, "x"))
+    program(X)
+    program.time(True)
+    before = time.perf_counter_ns()
+    program(X), program(X)
+    after = time.perf_counter_ns()
+    program.time(False)
+    program(X)
+    names, times = program.take_times()
+    assert names == program.names and times.shape == (2, len(names) + 1)
+    assert (times.flatten().diff() >= 0).all() and before <= times[0, 0] and times[1, -1] <= after
+    assert program.take_times()[1].shape[0] == 0

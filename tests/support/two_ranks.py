@@ -28,7 +28,7 @@ from torch.fx import Graph, GraphModule
 import tpfx
 from tests.support import spmd
 from tests.support.models import inputs, tiny
-from tests.support.nets import TwoTowers
+from tests.support.nets import Mlp, TwoTowers
 from tests.support.random_nets import Drawing, steps
 from tests.support.tape import Tapes
 from tpfx.execution.cuda_graphs import all_have_recorded
@@ -262,6 +262,33 @@ def recorded(_: Path) -> tuple[list[int], list[list[str]], Any]:
     return [tape.replays for tape in made[0].made], [tape.collectives for tape in made[0].made], found
 
 
+@torch.library.custom_op("two_ranks::slow_on_the_first", mutates_args=())
+def slow_on_the_first(x: torch.Tensor) -> torch.Tensor:
+    """Takes longer on rank 0."""
+    time.sleep(0.0 if dist.get_rank() else 0.5)
+    return x.clone()
+
+
+slow_on_the_first.register_fake(torch.empty_like)
+
+
+def profiled(_: Path) -> dict[str, Any]:
+    """Two calls of a model that one rank is slow in."""
+    tpfx.register_rule(torch.ops.two_ranks.slow_on_the_first, "... d -> ... d")
+
+    class Slow(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down(torch.ops.two_ranks.slow_on_the_first(self.up(x)))
+
+    model, x = tpfx.compile(Slow()), torch.ones(2, 64)
+    with torch.no_grad():
+        model(x)
+        with tpfx.profile(model) as profile:
+            model(x)
+            model(x)
+    return profile.to_dict()
+
+
 CHECKS = (
     same_program,
     saved,
@@ -274,6 +301,7 @@ CHECKS = (
     recorded,
     meeting,
     leaving,
+    profiled,
 )
 
 

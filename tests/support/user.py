@@ -39,6 +39,17 @@ def reported(model: nn.Module) -> list[str]:
     return [f"{first.kind} of {first.bytes} bytes", *report.whole_ops, str(sum(held)), report.dump()]
 
 
+def profiled(model: nn.Module) -> list[float]:
+    """Where the time went."""
+    one: tpfx.Profile = tpfx.profile(model, torch.randn(2, 4))
+    with tpfx.profile(model) as profile:
+        model(torch.randn(2, 4)).sum().backward()
+    profile.export_chrome_trace(Path("trace.json"))
+    profile.save("profile.json")
+    waiting = {layer.module: max(layer.waiting) for layer in profile.layers}
+    return [one.seconds, profile.compiling, *(rank.outside for rank in one.ranks), *waiting.values()]
+
+
 def asked(model: nn.Module) -> int:
     """What one weight reaches."""
     graph = tpfx.graph(model, 2, (torch.randn(2, 4),), phase="prefill", topology=tpfx.Topology())

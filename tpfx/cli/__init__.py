@@ -29,6 +29,7 @@ from .dump import dump
 from .explain import diff, explain
 from .export import export
 from .plan import plan
+from .profile import SETTINGS, profile
 from .topology import topology
 from .verify import verify
 
@@ -66,6 +67,7 @@ for _command, _purpose in (
     (cache, "What is kept between processes."),
 ):
     app.command(short_help=_purpose)(_command)
+app.command(short_help="A script, and what its models took.", context_settings=SETTINGS)(profile)
 app.add_typer(topology)
 
 
@@ -83,8 +85,8 @@ def tpfx(
 ) -> None:
     """Split PyTorch models over several devices, and see how before doing so.
 
-    No command here needs devices, and only verify runs a model. MODEL is a folder with a config.json, the
-    name of an architecture, or package.module:function for one of your own.
+    No command needs devices but profile, and none runs a model but that and verify. MODEL is a folder with a
+    config.json, the name of an architecture, or package.module:function for one of your own.
 
     \b
     tpfx plan llama --devices 8 -o plan.json     does it fit, how fast, does it pay? a plan for tpfx.compile
@@ -93,6 +95,7 @@ def tpfx(
     tpfx diff a.json b.json                      in what two plans differ
     tpfx verify llama --devices 2                a small one, undivided and split, node by node
     tpfx export llama --devices 2 --to hf-tp-plan
+    tpfx profile script.py                       a script, and where the time of its models went
     tpfx topology measure -o here.json           what collectives cost here, for --topology here.json
     tpfx doctor                                  what is here, and what of it is known to go wrong
     tpfx cache                                   what is kept between processes, and --clear

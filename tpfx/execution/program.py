@@ -29,6 +29,7 @@ from .arguments import Arguments
 from .output_strides import Strides
 from .ranks import Ranks
 from .replays import Replays
+from .stopwatch import watch_of
 
 
 class Program:
@@ -74,10 +75,11 @@ class Program:
             self.tell()
         written = self.arguments.written(args, columns)
         lie = {at: strides(args) for at, strides in self.exact.items()}
-        state = self.arguments.state(args, columns) if self._replays else {}
+        replays = None if watch_of(self.mesh) else self._replays  # which have no ops to be timed
+        state = self.arguments.state(args, columns) if replays else {}
         args.clear()
         try:
-            results = self._replays(columns, state) if self._replays else self.ranks.run(columns)
+            results = replays(columns, state) if replays else self.ranks.run(columns)
         except Exception as error:
             self._note_place(error)
             raise

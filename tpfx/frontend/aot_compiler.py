@@ -23,7 +23,7 @@ from ..console.progress import working
 from ..execution.gradients import Trained
 from ..execution.output_strides import Strides
 from ..execution.program import Program
-from ..execution.ranks import Ranks
+from ..execution.ranks import Planned, Ranks
 from ..ir.annotations import Source, gradients_in, set_gradients, set_source, shards_of, source_of
 from ..ir.parallel_graph import ParallelGraph
 from ..lowering.device_compiler import compile_for_devices
@@ -118,7 +118,8 @@ class _Lowering:
         kept = self._kept(backward)
         session.graphs += not backward  # forward and backward count as one graph
         recording = session.recording_of(lowered.graph, gradients=part != "whole")
-        ranks = Ranks(session.runtime, modules, forwards, recording)
+        planned = Planned(lowered.graph, "backward" if backward else "forward", session.topology)
+        ranks = Ranks(session.runtime, modules, forwards, recording, planned)
         return Program(lowered.graph, ranks, kept, exact, seen, session.count_run)
 
     def _forwards(self, parallel: Graph, modules: Sequence[GraphModule]) -> list[Any]:

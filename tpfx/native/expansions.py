@@ -22,7 +22,7 @@ c10d = torch.ops._c10d_functional
 
 Emit = Callable[..., Node]
 
-ORIGIN = "expanded_from"  # in the meta of a node: the name of that which it is made of
+ORIGIN = "expanded_from"  # in the meta of a node that is called otherwise: that which it is made of
 
 
 def expanded(graph: Graph, gathers: bool) -> Graph:
@@ -32,9 +32,17 @@ def expanded(graph: Graph, gathers: bool) -> Graph:
     for node in graph.nodes:
         stays = node.target is gather_shards and not gathers
         found = None if stays else _expand(made, node, known)
-        known[node] = made.node_copy(node, known.__getitem__) if found is None else found
+        known[node] = _copied(made, node, known) if found is None else found
         if node.op == "output":
             return made
+    return made
+
+
+def _copied(graph: Graph, node: Node, known: dict[Node, Node]) -> Node:
+    """The same node; if what it is called has been taken by an op of an expansion, it knows its name."""
+    made = graph.node_copy(node, known.__getitem__)
+    if made.name != node.name:
+        made.meta[ORIGIN] = node.name
     return made
 
 

@@ -102,6 +102,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("add_collective", &Program::add_collective)
       .def("finish", &Program::finish)
       .def("run", &Program::run)
+      .def("time", &Program::time, py::arg("on"), py::arg("gpu") = py::none())
+      .def("take_times", &Program::take_times)
       .def("__len__", &Program::size)
       .def_property_readonly("position", &Program::position);
 

@@ -6,8 +6,11 @@
 #pragma once
 
 #include <ATen/record_function.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <ctime>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,6 +32,17 @@ namespace tpfx {
     torch::translate_exception_to_python(thrown);
     throw py::error_already_set();
   }
+}
+
+// Nanoseconds of the clock that Python's time.perf_counter_ns reads, the same in all processes of a host.
+inline int64_t now() {
+#if defined(__APPLE__)
+  return static_cast<int64_t>(clock_gettime_nsec_np(CLOCK_UPTIME_RAW));
+#else
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return int64_t{1000000000} * time.tv_sec + time.tv_nsec;
+#endif
 }
 
 class Program {
@@ -109,6 +123,22 @@ class Program {
   // The instruction that runs, or that failed.
   int64_t position() const { return position_.load(std::memory_order_relaxed); }
 
+  // While this is on, it is noted of each run when each instruction starts, and when the last has ended. On a `gpu`,
+  // which runs behind, each is waited for. Not while it runs.
+  void time(bool on, std::optional<c10::Device> gpu) {
+    timed_ = on;
+    gpu_ = gpu;
+  }
+
+  // What has been noted since it was asked for before, a row for each run: one number more than there are instructions.
+  at::Tensor take_times() {
+    const auto times = std::exchange(times_, {});
+    const auto columns = size() + 1;
+    const auto made = at::empty({static_cast<int64_t>(times.size()) / columns, columns}, at::kLong);
+    std::copy(times.begin(), times.end(), made.data_ptr<int64_t>());
+    return made;
+  }
+
   uint64_t generation() const { return meeting_ ? meeting_->generation() : 0; }
 
   py::list run(const py::tuple& given) {
@@ -146,14 +176,20 @@ class Program {
   std::vector<IValue> carry_out(std::vector<IValue>& registers, uint64_t generation) {
     torch::jit::Stack stack;
     const bool watched = at::hasCallbacks();  // by a profiler
+    std::vector<int64_t> times;
     for (size_t at = 0; at < code_.size(); ++at) {
       position_.store(static_cast<int64_t>(at), std::memory_order_relaxed);
+      if (timed_) note_time(times);
       if (watched) {
         RECORD_USER_SCOPE(names_[at].c_str());
         step(code_[at], registers, stack, generation);
       } else {
         step(code_[at], registers, stack, generation);
       }
+    }
+    if (timed_) {
+      note_time(times);
+      times_.insert(times_.end(), times.begin(), times.end());
     }
     stack.clear();
     std::vector<IValue> results;
@@ -178,6 +214,14 @@ class Program {
       }
       mark_last(arg->items, used);
     }
+  }
+
+  void note_time(std::vector<int64_t>& times) const {
+    if (gpu_) {
+      const c10::impl::VirtualGuardImpl guard(gpu_->type());
+      guard.synchronizeStream(guard.getStream(*gpu_));
+    }
+    times.push_back(now());
   }
 
   void step(const Instruction& one, std::vector<IValue>& registers, torch::jit::Stack& stack, uint64_t generation) {
@@ -286,6 +330,9 @@ class Program {
   std::vector<std::string> names_;
   std::vector<Arg> outputs_;
   std::atomic<int64_t> position_{0};
+  bool timed_ = false;
+  std::optional<c10::Device> gpu_;
+  std::vector<int64_t> times_;
 };
 
 }  // namespace tpfx

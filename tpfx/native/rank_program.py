@@ -17,6 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from ..kernels.stamps import Times
 from ..torch_internals.fx import OpOverload
 from .build import load
 from .collectives import Meeting, collective_of, is_wait
@@ -96,6 +97,14 @@ class RankProgram:
     def program(self) -> Any:
         """The extension's `Program`."""
         return self._program
+
+    def time(self, on: bool, gpu: torch.device | None = None) -> None:
+        """Begin, or end, to note when each instruction starts; each is waited for on a `gpu`."""
+        self._program.time(on, gpu)
+
+    def take_times(self) -> Times:
+        """What has been noted since it was asked for before."""
+        return self.names, self._program.take_times()
 
     def fail(self, error: BaseException) -> NoReturn:
         """Raise what has come of a run of the extension's program, in a frame that `node_at` knows."""

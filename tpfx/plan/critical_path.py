@@ -37,7 +37,7 @@ class CriticalPath:
 def timed(parallel: ParallelGraph, topology: Topology) -> networkx.DiGraph:
     """`digraph` with `seconds`: on a vertex those of its op on the slowest rank, or of its collective; on an
     edge those from the start of the operand's op until the user has its value."""
-    graph, run = digraph(parallel), Run(parallel, topology)
+    graph, run = digraph(parallel), Run(parallel.graph, parallel.ranks, topology)
     for node, found in graph.nodes(data=True):
         found["seconds"] = run.slowest(node)
     for operand, _, found in graph.edges(data=True):

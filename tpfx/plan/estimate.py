@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from ..ir.annotations import bound_of, choice_of, dims_of, is_gathered_for_caller, layout_of, source_of
 from ..ir.nodes import bytes_of, elements, hint_of, is_getitem, is_tensor, is_view, tensor_nodes
@@ -55,7 +55,7 @@ class Estimate:
 
 def estimate(parallel: ParallelGraph, topology: Topology, handed_on: Collection[int] = ()) -> Estimate:
     """What one run of a planned graph takes, on a topology; later graphs take the results `handed_on`."""
-    run = Run(parallel, topology, handed_on)
+    run = Run(parallel.graph, parallel.ranks, topology, handed_on)
     ranks = range(parallel.ranks)
     unit, count = asked(parallel)
     return Estimate(
@@ -69,12 +69,12 @@ def estimate(parallel: ParallelGraph, topology: Topology, handed_on: Collection[
 
 
 class Run:
-    """One planned graph, with numbers in the place of sizes that vary."""
+    """One planned graph, or a part of it, with numbers in the place of sizes that vary."""
 
-    def __init__(self, parallel: ParallelGraph, topology: Topology, handed_on: Collection[int] = ()) -> None:
-        self.parallel, self.handed_on = parallel, handed_on
-        self.nodes: list[Node] = list(parallel.graph.nodes)
-        self.cost = CostModel(parallel.graph, parallel.ranks, topology)
+    def __init__(self, graph: Graph, ranks: int, topology: Topology, handed_on: Collection[int] = ()) -> None:
+        self.ranks, self.handed_on = ranks, handed_on
+        self.nodes: list[Node] = list(graph.nodes)
+        self.cost = CostModel(graph, ranks, topology)
         self._sizes: dict[tuple[Node, int], int] = {}
 
     def bytes(self, node: Node, rank: int) -> int:
@@ -90,10 +90,11 @@ class Run:
         return sum(self.bytes(node, rank) for node in self._kept_nodes())
 
     def _kept_nodes(self) -> list[Node]:
-        results: Sequence[Any] = self.parallel.graph.output_node().args[0]  # type: ignore[assignment]
+        results: Sequence[Any] = self.nodes[-1].args[0]  # type: ignore[assignment]
         taken = [results[at] for at in self.handed_on]
         written = [node for node in self.nodes if node.op == "placeholder" and _is_written_state(node)]
-        used = [node for node in self.parallel.outputs() if any(user.op != "output" for user in node.users)]
+        returned = [node for node in results if isinstance(node, Node)]
+        used = [node for node in returned if any(user.op != "output" for user in node.users)]
         kept = taken + [node for node in used if not is_gathered_for_caller(node)]
         own = [node for node in kept if is_tensor(node) and node.op != "placeholder"]
         return list(dict.fromkeys(written + own))
@@ -132,19 +133,21 @@ class Run:
     def seconds(self, node: Node, rank: int) -> float:
         """Launch, arithmetic and memory of an op on a rank; none of what only looks at another value."""
         choice = choice_of(node)
-        if bound_of(node) is None or choice is None or is_getitem(node) or _is_view(node):
+        if node.op != "call_function" or bound_of(node) is None or choice is None:
+            return 0.0  # a backward part has inputs that know how the forward part has made them
+        if is_getitem(node) or _is_view(node):
             return 0.0
         return self.cost.topology.launch + self.cost.seconds_of(self.cost.work(node, choice, rank))
 
     def sent(self, kind: str, size: int) -> float:
         """Seconds of a collective; one rank alone sends nothing."""
-        return self.cost.collective(kind, size) if self.parallel.ranks > 1 else 0.0
+        return self.cost.collective(kind, size) if self.ranks > 1 else 0.0
 
     def slowest(self, node: Node) -> float:
         """Seconds of an op on the rank that takes longest for it, or of a collective."""
         if node.target in COLLECTIVES:
             return self.sent(COLLECTIVES[node.target], bytes_of(node.meta["val"]))
-        return max(self.seconds(node, rank) for rank in range(self.parallel.ranks))
+        return max(self.seconds(node, rank) for rank in range(self.ranks))
 
 
 def _is_written_state(node: Node) -> bool:

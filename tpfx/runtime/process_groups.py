@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..kernels.stamps import stamp_collective
 from ..native.collectives import Meeting
 from ..torch_internals import distributed
 from .mesh import Mesh
@@ -77,7 +78,9 @@ class ThreadGroup(distributed.ProcessGroup):  # type: ignore[misc]
         return "tpfx"
 
     def _meet(self, call: CollectiveCall) -> Any:
+        stamp_collective()
         self._meeting.meet(self._rank, call)
+        stamp_collective()
         return self._done
 
     def allreduce(self, tensors: list[Tensor], opts: Any) -> Any:

@@ -171,6 +171,25 @@ def _share_random_state(mesh: Mesh) -> None:
         torch.cuda.set_rng_state(states[1])
 
 
+def from_each(mesh: Mesh, own: Any, doing: str) -> list[Any]:
+    """What each process of a group has, in order; `own` is this one's. All must call it.
+
+    Args:
+        mesh: of a group.
+        own: what can be pickled.
+        doing: for what, to be said where that fails or takes long.
+    """
+    found: list[Any] = [None] * len(mesh.shares)
+    try:
+        with outside_traces(), waiting(doing):
+            dist.all_gather_object(found, own, mesh.group)
+    except Exception as error:
+        rank = mesh.owned[0]
+        error.add_note(f"on rank {rank} ({mesh.devices[rank]}), {doing}")
+        raise
+    return found
+
+
 def require_same(mesh: Mesh, what: str, parts: Iterable[bytes]) -> None:
     """Stop all ranks where something differs between processes that must be the same; free in one process.
 
@@ -182,16 +201,7 @@ def require_same(mesh: Mesh, what: str, parts: Iterable[bytes]) -> None:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part)
-    digests: list[Any] = [None] * len(mesh.shares)
-    try:
-        with outside_traces(), waiting(f"comparing {what}"):
-            dist.all_gather_object(digests, digest.hexdigest(), mesh.group)
-    except Exception as error:
-        rank = mesh.owned[0]
-        error.add_note(
-            f"on rank {rank} ({mesh.devices[rank]}), comparing {what} with those of the other ranks"
-        )
-        raise
+    digests = from_each(mesh, digest.hexdigest(), f"comparing {what} with those of the other ranks")
     others = [mesh.firsts[at] for at, found in enumerate(digests) if found != digests[0]]
     if others:
         raise CollectiveError(

@@ -18,6 +18,7 @@ import torch
 
 from ..native.build import load
 from ..native.rank_program import RankProgram
+from ..native.timing import timed, untimed
 from ..runtime.mesh import Mesh
 from ..runtime.shared_memory import SharedMeeting
 from ..runtime.thread_runtime import node_of
@@ -46,6 +47,8 @@ class Worker:
         kinds: dict[str, Callable[..., tuple[Any, ...]]] = {
             "program": self._program,
             "run": self._run,
+            "time": self._time,
+            "times": self._times,
             "settle": lambda token: ("settled", token),
         }
         self._answer("ready")
@@ -67,6 +70,18 @@ class Worker:
             return _failure(error)
         self._forwards[number] = forward, load().Desk(self._arena)
         return "done", None
+
+    def _time(self, number: int) -> tuple[Any, ...]:
+        """Begin to note when the ops of a program start."""
+        forward, desk = self._forwards[number]
+        self._forwards[number] = timed(forward), desk
+        return "done", None
+
+    def _times(self, number: int) -> tuple[Any, ...]:
+        """End that: what has been noted."""
+        forward, desk = self._forwards[number]
+        self._forwards[number] = untimed(forward), desk
+        return "done", forward.take_times()  # type: ignore[attr-defined]
 
     def _run(
         self,

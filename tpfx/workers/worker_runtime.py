@@ -24,6 +24,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..errors import RankAborted, WorkerError
+from ..kernels.stamps import Times
 from ..native.build import load
 from ..native.rank_program import RankProgram
 from ..runtime.mesh import Mesh
@@ -142,6 +143,29 @@ class WorkerRuntime:
             results = [self._run_first(first, own)]
             given = enumerate(zip(self._answers(remote), self._leases, strict=True))
             return results + [sent.unpack(at, *place, known, read_value) for at, (place, known) in given]
+
+    def time(self, programs: Sequence[Any]) -> None:
+        """Have the workers note when the ops of their programs start, from the next run on.
+
+        Raises:
+            WorkerError: a worker has ended.
+        """
+        self._ask("time", programs)
+
+    def times(self, programs: Sequence[Any]) -> list[Times]:
+        """Have them end that: what each has noted.
+
+        Raises:
+            WorkerError: a worker has ended.
+        """
+        return self._ask("times", programs)
+
+    def _ask(self, what: str, programs: Sequence[Any]) -> list[Any]:
+        """Say something of a program to each worker: what they answer."""
+        with self._turn(programs):
+            for worker, program in zip(self._workers, programs, strict=True):
+                worker.tell(what, program.number)
+            return self._answers(programs)
 
     @contextmanager
     def _turn(self, remote: Sequence[RemoteProgram]) -> Iterator[None]:
