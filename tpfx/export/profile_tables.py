@@ -221,7 +221,7 @@ def _of_waiting(ranks: Sequence[RankTimes]) -> str:
             "than cores, or others use them"
         )
     return (
-        f"The others wait for rank {last.rank} ({last.device}): it computes for {seconds_text(last.compute)}, "
-        f"they do for {seconds_text(others)}. Its device is slower, others use it too, or its share is larger, "
-        "as print(tpfx.report(model)) says"
+        f"The others wait for rank {last.rank} ({last.device}): it computes for "
+        f"{seconds_text(last.compute)}, they do for {seconds_text(others)}. Its device is slower, others use "
+        "it too, or its share is larger, as print(tpfx.report(model)) says"
     )
