@@ -71,6 +71,41 @@ CASES = {
         add: a:2, b:6
         mul: a:2, b:6
     """,
+    "a residual around one product: the sides of the weight stay apart": """
+        x: f32[2, 6]
+        w: f32[6, 6] = parameter
+        return add(x, relu(linear(x, w)))
+        ---
+        x: a:2, b:6
+        w: c:6, b:6
+        linear: a:2, c:6
+        relu: a:2, c:6
+        alias: a:2, c:6
+        add: a:2, c:6
+    """,
+    "a recurrence: what the weight is multiplied with is another dimension than what comes out": """
+        x: f32[2, 6]
+        w: f32[6, 6] = parameter
+        y = linear(x, w)
+        return linear(y, w)
+        ---
+        x: a:2, b:6
+        w: c:6, b:6
+        linear: a:2, c:6
+        alias: a:2, b:6
+        linear_1: a:2, c:6
+    """,
+    "a weight and itself, turned": """
+        x: f32[2, 6]
+        w: f32[6, 6] = parameter
+        return linear(x, add(w, transpose.int(w, 0, 1)))
+        ---
+        x: a:2, b:6
+        w: b:6, b:6
+        transpose: b:6, b:6
+        add: b:6, b:6
+        linear: a:2, b:6
+    """,
 }
 
 

@@ -8,6 +8,8 @@ from tests.support.graphs import after, calls, chosen, parts
 from tpfx.passes.localize import localize
 
 # A graph, what rank 1 of 2 runs, and what rank 0 does where that is another thing.
+DENSE = "contiguous_1, contiguous_1, contiguous_1, None, permute_1, contiguous_3, contiguous_4, contiguous_4"
+
 CASES = {
     "column parallel, and results in shards": """
         x: f64[3, 64]                 # input -> *
@@ -102,7 +104,10 @@ CASES = {
         z = y[0]                                      # item -> *
         return z
         ---
-        attention = attention(q, k, v)
+        dense_rows = dense_rows(q)
+        dense_rows_1 = dense_rows(k)
+        dense_rows_2 = dense_rows(v)
+        attention = attention(dense_rows, dense_rows_1, dense_rows_2)
         attention[0]
         return attention[0]
     """,
@@ -119,7 +124,9 @@ CASES = {
         unsqueeze = unsqueeze(k, 1)
         expand = expand(unsqueeze, [2, 2, 2, 2, 4])
         reshape = reshape(expand, [2, 4, 2, 4])
-        attention = attention(q, reshape, reshape)
+        dense_rows = dense_rows(q)
+        dense_rows_1 = dense_rows(reshape)
+        attention = attention(dense_rows, dense_rows_1, dense_rows_1)
         attention[0]
         return attention[0]
     """,
@@ -132,15 +139,20 @@ CASES = {
         z = y[0]                                      # item -> *
         return z
         ---
+        contiguous = contiguous(g)
+        contiguous_1 = contiguous(q)
         permute = permute(q, [0, 2, 1, 3])
-        contiguous = contiguous(permute)
-        permute_1 = permute(contiguous, [0, 2, 1, 3])
-        attention = attention(g, q, q, q, None, permute_1, s, i, i, 0.0, [True, True, True, False])
+        contiguous_2 = contiguous(permute)
+        permute_1 = permute(contiguous_2, [0, 2, 1, 3])
+        contiguous_3 = contiguous(s)
+        contiguous_4 = contiguous(i)
+        attention = attention(DENSE, 0.0, MASKS)
         attention[0]
         return attention[0]
-    """.replace("attention_EFFICIENT", "_scaled_dot_product_efficient_attention_backward").replace(
-        "WHOLE", "whole * * * * * * * * -> * * *"
-    ),
+    """.replace("attention_EFFICIENT", "_scaled_dot_product_efficient_attention_backward")
+    .replace("WHOLE", "whole * * * * * * * * -> * * *")
+    .replace("DENSE", f"contiguous, {DENSE}")
+    .replace("MASKS", "[True, True, True, False]"),
     "what an op reads in one memory order lies so where one rank draws too": """
         g: f32[2, 4, 8, 16]                           # input -> *
         q: f32[2, 4, 8, 16]                           # input -> *
@@ -150,21 +162,29 @@ CASES = {
         z = y[0]                                      # item -> *
         return z
         ---
+        contiguous = contiguous(g)
+        contiguous_1 = contiguous(q)
         permute = permute(q, [0, 2, 1, 3])
-        contiguous = contiguous(permute)
-        permute_1 = permute(contiguous, [0, 2, 1, 3])
-        broadcast_random = broadcast_random(False, tp, BACKWARD.default, [g, q, GIVEN])
+        contiguous_2 = contiguous(permute)
+        permute_1 = permute(contiguous_2, [0, 2, 1, 3])
+        contiguous_3 = contiguous(s)
+        contiguous_4 = contiguous(i)
+        broadcast_random = broadcast_random(False, tp, BACKWARD.default, [contiguous, GIVEN])
         broadcast_random[0]
         return broadcast_random[0]
         ---
+        contiguous = contiguous(g)
+        contiguous_1 = contiguous(q)
         permute = permute(q, [0, 2, 1, 3])
-        contiguous = contiguous(permute)
-        permute_1 = permute(contiguous, [0, 2, 1, 3])
-        broadcast_random = broadcast_random(True, tp, BACKWARD.default, [g, q, GIVEN])
+        contiguous_2 = contiguous(permute)
+        permute_1 = permute(contiguous_2, [0, 2, 1, 3])
+        contiguous_3 = contiguous(s)
+        contiguous_4 = contiguous(i)
+        broadcast_random = broadcast_random(True, tp, BACKWARD.default, [contiguous, GIVEN])
         broadcast_random[0]
         return broadcast_random[0]
     """.replace("BACKWARD", "attention_EFFICIENT")
-    .replace("GIVEN", "q, q, None, permute_1, s, i, i, 0.5, [True, True, True, False]")
+    .replace("GIVEN", f"{DENSE}, 0.5, [True, True, True, False]")
     .replace("attention_EFFICIENT", "_scaled_dot_product_efficient_attention_backward")
     .replace("WHOLE", "whole * * * * * * * * -> * * *"),
     "a bias joins its product again": """

@@ -227,7 +227,7 @@ def test_a_size_that_varies_counts_as_in_the_example() -> None:
 
     (captured,) = capture(Loss(128), (torch.zeros(24, 64),), phase="train")
     (parallel,) = plan_graphs([captured], 2)
-    run = Run(parallel, Topology())
+    run = Run(parallel.graph, parallel.ranks, Topology())
     gradients = [node for node in parallel.graph.nodes if _is_gradient(node)]
     assert run.cost.sizes.hints
     assert len(gradients) == 2
@@ -250,7 +250,7 @@ def test_choose_and_estimate_count_alike(phase: str) -> None:
     (captured,) = capture(model, given, phase=phase)
     (parallel,) = plan_graphs([captured], 2)
     problem = Problem(parallel.graph, 2, Topology(), parallel.splits)
-    run = Run(parallel, Topology())
+    run = Run(parallel.graph, parallel.ranks, Topology())
     compared = 0
     for node in parallel.graph.nodes:
         if bound_of(node) is not None and choice_of(node) is not None:

@@ -115,6 +115,11 @@ def restride(tensor: torch.Tensor, stride: Sequence[int], offset: Any) -> torch.
     return made.as_strided(tensor.shape, stride, offset)
 
 
+def dense_rows(value: torch.Tensor) -> torch.Tensor:
+    """A tensor whose last dimension lies densely: the same one, if it does."""
+    return value if value.dim() == 0 or value.stride(-1) == 1 else value.contiguous()
+
+
 def shard_of(whole: torch.Tensor, layout: Shards, rank: int) -> torch.Tensor:
     """What a rank should have of a value."""
     if layout.unfolding:

@@ -16,6 +16,7 @@ import torch
 from torch.fx import Graph, Node
 
 from ..ir.nodes import is_view
+from ..kernels.slices import dense_rows
 
 aten = torch.ops.aten
 
@@ -29,7 +30,7 @@ _IN_PLACE: dict[Any, Any] = {
     aten.scatter.src: aten.scatter_.src,
     aten.scatter.value: aten.scatter_.value,
 }
-_MAYBE_VIEWS = (aten.reshape.default, aten.contiguous.default)
+_MAYBE_VIEWS = (aten.reshape.default, aten.contiguous.default, dense_rows)
 
 
 def write_in_place(graph: Graph) -> None:

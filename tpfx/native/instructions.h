@@ -82,7 +82,7 @@ struct Arg {
 };
 
 struct Instruction {
-  enum Form { op, item, collective, number, grow, callback } form;
+  enum Form { op, item, collective, number, grow, dense_rows, callback } form;
   std::vector<Arg> args;
   int64_t out;
   std::optional<c10::OperatorHandle> handle;   // of an op

@@ -98,6 +98,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("add_item", &Program::add_item)
       .def("add_number", &Program::add_number)
       .def("add_grow", &Program::add_grow)
+      .def("add_dense_rows", &Program::add_dense_rows)
       .def("add_callback", &Program::add_callback)
       .def("add_collective", &Program::add_collective)
       .def("finish", &Program::finish)

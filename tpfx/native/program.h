@@ -92,6 +92,11 @@ class Program {
     add(Instruction{Instruction::grow, {Binder::any(past), Binder::any(fresh), constant(dim)}, out});
   }
 
+  // A tensor whose last dimension lies densely: the argument, if it does.
+  void add_dense_rows(const py::object& given, int64_t out) {
+    add(Instruction{Instruction::dense_rows, {Binder::any(given)}, out});
+  }
+
   void add_callback(py::object function, const py::list& args, int64_t out) {
     Instruction made{Instruction::callback, {}, out};
     for (auto arg : args) made.args.push_back(Binder::any(arg));
@@ -232,6 +237,7 @@ class Program {
       case Instruction::number:
         return set(one, registers, calculate(one.sign, one.args[0].take(registers), one.args[1].take(registers)));
       case Instruction::grow: return set(one, registers, grow(one, registers));
+      case Instruction::dense_rows: return set(one, registers, dense_rows(one.args[0].take(registers).toTensor()));
       case Instruction::callback: return call_back(one, registers);
     }
   }
@@ -291,6 +297,10 @@ class Program {
   static IValue grow(const Instruction& one, std::vector<IValue>& registers) {
     const IValue past = one.args[0].take(registers), fresh = one.args[1].take(registers);
     return grown(past.toTensor(), fresh.toTensor(), one.args[2].value.toInt());
+  }
+
+  static at::Tensor dense_rows(at::Tensor given) {
+    return given.dim() == 0 || given.stride(-1) == 1 ? given : given.contiguous();
   }
 
   // As Python's integers do; of floats only what the three first signs say.

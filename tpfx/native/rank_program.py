@@ -17,6 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from ..kernels.slices import dense_rows
 from ..kernels.stamps import Times
 from ..torch_internals.fx import OpOverload
 from .build import load
@@ -149,6 +150,8 @@ class RankProgram:
             program.add_item(*args, out)
         elif target is grown:
             program.add_grow(*args, out)
+        elif target is dense_rows:
+            program.add_dense_rows(*args, out)
         elif target in _SIGNS and not node.kwargs and all(map(_is_number, node.args)):
             program.add_number(_SIGNS[target], *args, out)
         elif not isinstance(target, OpOverload):

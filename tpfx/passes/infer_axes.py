@@ -6,6 +6,7 @@ show(dims_of(weight))     # ['[(a:4 b:16)|(a b)|(a b)]', 'c:64']: a packed q|k|v
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..ir.annotations import bound_of, dims_of, gradients_in, set_dims
 from ..ir.axes import Dim, unify
 from ..ir.nodes import is_getitem, is_tensor, result_index, result_tensors, size_of, tensor_nodes
 from ..ir.provenance import ORIGIN
+from ..planning.apart import Apart, folded_weights
 from ..rules import rule_for
 from ..rules.bind import bind
 from ..rules.rule import Rule
@@ -23,6 +25,30 @@ from ..rules.whole_dims import unsplit
 
 def infer_axes(graph: Graph) -> None:
     """Give every tensor its dimensions and every op what its rule says of it."""
+    apart = None
+    _new_inputs(graph)
+    _bind_ops(graph, bind)
+    for at, weight in gradients_in(graph.output_node()).items():
+        _join(_returned(graph)[at], weight)
+    if weights := folded_weights(graph):
+        _new_inputs(graph)
+        apart = Apart(weights)
+        _bind_ops(graph, apart.bind)
+    _join_gradients(graph, apart)
+    for node in graph.nodes:
+        if (bound := bound_of(node)) is not None:
+            bound.settle()
+
+
+def _new_inputs(graph: Graph) -> None:
+    """Give what no op makes dimensions of which nothing is known."""
+    for node in graph.nodes:
+        if node.op != "call_function" and is_tensor(node):
+            set_dims(node, [Dim(size_of(extent)) for extent in node.meta["val"].shape])
+
+
+def _bind_ops(graph: Graph, bound_by: Callable[[Node, Rule | None], object]) -> None:
+    """Bind the rule of each op, and give elements of tuples the dimensions of results."""
     for node in graph.nodes:
         if is_getitem(node):
             producer = node.args[0]
@@ -32,22 +58,23 @@ def infer_axes(graph: Graph) -> None:
             if is_tensor(node):
                 set_dims(node, bound.results[result_index(node)])
         elif node.op == "call_function" and (result_tensors(node) or any(tensor_nodes(node))):
-            bind(node, rule_for(node.target))
-        elif is_tensor(node):
-            set_dims(node, [Dim(size_of(extent)) for extent in node.meta["val"].shape])
-    _join_gradients(graph.output_node())
-    for node in graph.nodes:
-        if (bound := bound_of(node)) is not None:
-            bound.settle()
+            bound_by(node, rule_for(node.target))
 
 
-def _join_gradients(output: Node) -> None:
+def _returned(graph: Graph) -> list[Node]:
+    returned: Any = graph.output_node().args[0]
+    return list(returned)
+
+
+def _join_gradients(graph: Graph, apart: Apart | None) -> None:
     """A gradient has the dimensions of its weight; one of other structure takes them on where it is whole."""
+    output = graph.output_node()
     if not gradients_in(output):
         return
-    results: Any = output.args[0]
-    returned: list[Node] = list(results)
+    returned, kind = _returned(graph), type(output.args[0])
     for at, weight in gradients_in(output).items():
+        if apart is not None:
+            returned[at] = apart.join(returned[at], weight)
         if not _join(returned[at], weight):
             with output.graph.inserting_before(output):
                 whole = output.graph.call_function(torch.ops.aten.alias.default, (returned[at],))
@@ -56,7 +83,7 @@ def _join_gradients(output: Node) -> None:
             bind(whole, Rule(unsplit))
             _join(whole, weight)
             returned[at] = whole
-    output.args = (type(results)(returned),)
+    output.args = (returned if kind is list else tuple(returned),)
 
 
 def _join(gradient: Node, weight: Node) -> bool:

@@ -21,7 +21,7 @@ from ..kernels.collectives import BROADCASTS, gather_shards
 from ..lowering.attention import group_heads
 from ..lowering.ops import LOWERINGS
 from ..lowering.rank_graph import Rank, emit_gather, emit_random, emit_reduce, emit_shard, emit_to_partial
-from ..lowering.shard_calls import call_on_shards, lay_out
+from ..lowering.shard_calls import STRIDED, call_in_memory, call_on_shards, lay_out
 from ..rules import may_draw, may_draw_inside, rule_of
 from ..torch_internals.fx import OpOverload
 
@@ -91,6 +91,8 @@ def _emit(local: Rank, node: Node) -> Any:
         return local.made[node.args[0]][node.args[1]]  # type: ignore[index]
     if may_draw(node):
         return emit_random(local, node)
+    if node.target in STRIDED:
+        return call_in_memory(local, node)
     choice, rule = choice_of(node), rule_of(node)
     if choice is None or choice.kind != "split" or rule is None:
         return _nothing_to_add(local, node) or local.graph.node_copy(node, local.of)

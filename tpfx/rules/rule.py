@@ -40,7 +40,8 @@ class Rule:
         lower: what replaces the call on a rank, where calling the op on shards is not enough.
         pad_empty_shards: whether the op refuses tensors without elements, or gives results of another shape
             for them: a rank that has nothing calls it on zeros, and drops what comes out.
-        contiguous: whether the op needs contiguous operands.
+        contiguous: whether the op needs contiguous operands, or takes them to be so unasked.
+        dense_rows: the operands, by name, whose last dimension the op takes to lie densely, unasked.
         memory_order: the operands that the op reads in one memory order whatever their strides are, by name:
             their dimensions, the slowest first. They are laid out so on every rank, also where it runs whole.
 
@@ -56,6 +57,7 @@ class Rule:
     lower: Lowering | None = None
     pad_empty_shards: bool = False
     contiguous: bool = False
+    dense_rows: tuple[str, ...] = ()
     memory_order: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:

@@ -66,8 +66,9 @@ _MATRICES = family(
     aten._linalg_solve_ex.default,
 )
 
+# Their kernels read rows without asking for strides: who calls attention has chosen one that can.
 _ATTENTION = family(
-    Rule(reductions.attention, pad_empty_shards=True),
+    Rule(reductions.attention, pad_empty_shards=True, dense_rows=("query", "key", "value")),
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
@@ -242,7 +243,7 @@ _VIEWS = {
     aten.unfold.default: Rule(views.windows, FIRST),
     aten.view_as_real.default: Rule("... -> ... p!"),
     aten.view_as_complex.default: Rule("... p! -> ...", pad_empty_shards=True, contiguous=True),
-    aten.view.dtype: Rule(views.view_dtype, contiguous=True),
+    aten.view.dtype: Rule(views.view_dtype, pad_empty_shards=True, contiguous=True),
 }
 
 # Made from nothing: each rank makes its shard.

@@ -1,5 +1,7 @@
 """Rule truth: run every split that an op's rule allows, and compare with the op run whole.
 
+What a rank is given lies in memory in another order than what the whole op was given, as in a model it may.
+
     check_rule(torch.ops.aten.mm.default, x, weight, dims=("m:2 (h:4 d:8)", "[a:16|b:16] n:6"))
 
 A rule that lets something be split that the op needs whole, or passes on a partial sum where the op is not
@@ -61,7 +63,8 @@ def check_rule(
         rule: the row to check, where it is not the one that is registered.
         dims: for each tensor argument its dimensions, as `axes_text.read` takes them; None: nothing known.
         late: whether that becomes known only after the op was seen, by an op that follows.
-        dense: give each rank contiguous copies of its shards, for ops that insist on strides.
+        dense: give each rank contiguous copies of its shards, for ops that go by strides; other ops are given
+            them with their dimensions in any order in memory.
         values: compare values, of all results or of those of these numbers; of others shapes and types,
             for ops that leave memory as it is.
         ranks: the numbers of ranks to divide over; each in a division of its own and one with an idle rank.
@@ -84,6 +87,7 @@ def check_rule(
         raise UntrueRuleError(f"{op} has no rule: register one, or pass it as rule=…")
     trial = _Trial.of(op, rule, args, kwargs, dims, late)
     trial.dense, trial.values, trial.random = dense, values, random.Random(seed)
+    trial.run(trial.whole, None, 1)
     return sum(trial.run(choice, split, count) for choice, split, count in trial.choices(ranks))
 
 
@@ -121,6 +125,13 @@ class _Trial:
         assert bound is not None
         return bound
 
+    @property
+    def whole(self) -> Choice:
+        """The op on whole operands: a rank may have them in another order in memory."""
+        return Choice(
+            "whole", (REPLICATE,) * len(self.bound.operands), (REPLICATE,) * len(self.bound.results)
+        )
+
     def choices(self, ranks: Sequence[int]) -> Iterator[tuple[Choice, Split | None, int]]:
         """Every way to carry out the op but running it whole, over so many ranks."""
         tensors = [*self.bound.operands, *self.bound.results]
@@ -150,9 +161,7 @@ class _Trial:
         for rank in range(ranks):
             local = Interpreter(torch.nn.Module(), graph=localize(self.graph, rank, ranks, "none", rank == 0))
             try:
-                results.append(
-                    list(local.run(*(own[rank].clone() if self.dense else own[rank] for own in held)))
-                )
+                results.append(list(local.run(*(self._in_memory(own[rank]) for own in held))))
             except Exception as error:
                 raise UntrueRuleError(
                     f"{what}: rank {rank} raised {type(error).__name__}: {error}"
@@ -162,6 +171,14 @@ class _Trial:
             self.known = self.values if isinstance(self.values, bool) else index in self.values
             self._compare(what, made, self.expected[index], self.bound.results[index], layout)
         return 1
+
+    def _in_memory(self, value: torch.Tensor) -> torch.Tensor:
+        """A copy, whose dimensions lie in any order, as those of what collectives and other ops give do."""
+        if self.dense or min(value.shape, default=0) < 2:  # what is of size 1 has no place in an order
+            return value.clone(memory_format=torch.contiguous_format)
+        order = self.random.sample(range(value.dim()), value.dim())
+        back = sorted(range(value.dim()), key=order.__getitem__)
+        return value.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
 
     def _annotate(self, choice: Choice) -> None:
         for operand, layout in zip(tensor_nodes(self.node), choice.operands, strict=True):
@@ -217,7 +234,9 @@ class _Trial:
             " ".join(show(dims, names)) or "()" for dims in (*self.bound.operands, *self.bound.results)
         ]
         call = ", ".join(tensors[: len(self.inputs)]) + " -> " + ", ".join(tensors[len(self.inputs) :])
-        if split is None:
+        if choice.kind == "whole":
+            way = "whole"
+        elif split is None:
             partial = [at for at, need in enumerate(choice.operands) if need is PARTIAL_SUM]
             way = f"partial sums in operands {partial}"
         else:
