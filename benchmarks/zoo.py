@@ -17,16 +17,12 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import multiprocessing
 import os
-import signal
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import tpfx
+from benchmarks.sweeps import alarm, sweep
 from tests.support.architectures import LISTED, tiny
 from tests.support.compare import TOLERANCE, gradient_error, largest_error, tensors
 
@@ -104,7 +101,7 @@ def check(task: str, arch: str, devices: int, way: Way = Way(), **sizes: int) ->
     outcome = Outcome(task, arch, devices, way)
     start = time.perf_counter()
     try:
-        with _alarm(PATIENCE), warnings.catch_warnings():
+        with alarm(PATIENCE), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             (_compare_training if way.train else _compare)(outcome, **sizes)
     except Exception as problem:
@@ -205,39 +202,9 @@ def _same_tokens(plain: Any, model: Any, ids: torch.Tensor) -> bool | None:
     return torch.equal(model.generate(ids, **options), expected)
 
 
-@contextmanager
-def _alarm(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError in the main thread where something takes longer."""
-
-    def ring(*_: object) -> None:
-        raise TimeoutError(f"not done after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def sweep(
-    jobs: Sequence[tuple[str, str, int, Way]], workers: int, tell: Callable[[Outcome], None]
-) -> list[Outcome]:
-    """The outcomes of all jobs, in their order; `tell` hears of each when it is there."""
-    outcomes: dict[tuple[str, str, int, Way], Outcome] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_quiet) as pool:
-        futures = {pool.submit(check, *job): job for job in jobs}
-        for future in as_completed(futures):
-            outcomes[futures[future]] = outcome = future.result()
-            tell(outcome)
-    return [outcomes[job] for job in jobs]
-
-
-def _quiet() -> None:
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
+def check_job(job: tuple[str, str, int, Way]) -> Outcome:
+    """`check` of a job of the sweep."""
+    return check(*job)
 
 
 def line(outcome: Outcome) -> str:
@@ -330,7 +297,7 @@ def main(
             progress.console.print(line(outcome))
             progress.advance(bar)
 
-        outcomes = sweep(jobs, workers, tell)
+        outcomes = sweep(check_job, jobs, workers, tell)
     console.print(summary(outcomes))
     for remark in remarks(outcomes):
         console.print(f"- {remark}")

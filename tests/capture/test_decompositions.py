@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tpfx
-from tpfx.capture.decompositions import attention, encoder_layer, trilinear, weight_norm, weight_norm_backward
+from tpfx.capture.decompositions import (
+    WRITTEN,
+    attention,
+    decompositions,
+    encoder_layer,
+    trilinear,
+    weight_norm,
+    weight_norm_backward,
+)
+from tpfx.rules import rule_for
 
 aten = torch.ops.aten
 
@@ -120,3 +130,78 @@ def test_layers_of_ops_without_rows_are_divided(devices: int) -> None:
         if expected.grad is not None:
             torch.testing.assert_close(got.grad.full(), expected.grad)
     assert not tpfx.report(model).whole_ops
+
+
+def one(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+LARGE = one(4, 3, 5) @ torch.tensor([1.0, 1.0, 1.0, 1e-9, 0.0], dtype=torch.float64).diag()
+HERMITIAN = LARGE.mT @ LARGE
+LABELS = torch.tensor([[2, 0, -1], [1, -1, 0], [0, 1, 2], [-1, 0, 0]])
+IS_TARGET = aten.multilabel_margin_loss_forward(one(4, 3), LABELS, 0)[1]
+TARGET = torch.tensor([2, 0, 1, 1])
+FEW = torch.tensor([0.0, 1e-3, 0.0, 1.0], dtype=torch.float64)
+
+CALLS = [
+    (aten.addmm.default, (one(3), one(2, 4), one(4, 3)), {"beta": 0.5, "alpha": 3}),
+    (aten.addmm.default, (one(2, 3) * torch.nan, one(2, 4), one(4, 3)), {"beta": 0}),
+    (aten.addbmm.default, (one(2, 3), one(5, 2, 4), one(5, 4, 3)), {}),
+    (aten.addbmm.default, (one(3), one(5, 2, 4), one(5, 4, 3)), {"beta": 2.0, "alpha": -1}),
+    (aten.cholesky.default, (HERMITIAN + torch.eye(5, dtype=torch.float64), True), {}),
+    (aten.max.default, (one(3, 2),), {}),
+    (aten.min.default, (torch.tensor([1.0, torch.nan]),), {}),
+    (aten.linalg_pinv.atol_rtol_tensor, (LARGE,), {}),
+    (aten.linalg_pinv.atol_rtol_tensor, (LARGE,), {"atol": FEW}),
+    (aten.linalg_pinv.atol_rtol_tensor, (LARGE,), {"rtol": FEW}),
+    (aten.linalg_pinv.atol_rtol_tensor, (LARGE,), {"atol": FEW, "rtol": FEW.flip(0)}),
+    (aten.linalg_pinv.atol_rtol_tensor, (HERMITIAN,), {"hermitian": True}),
+    (aten.linalg_pinv.atol_rtol_tensor, (one(3, 0),), {}),
+    *(
+        (aten.multi_margin_loss_backward.default, (one(), one(4, 3), TARGET, 2, 0.5, one(3), how), {})
+        for how in (1, 2)
+    ),
+    *(
+        (aten.multilabel_margin_loss_backward.default, (one(), one(4, 3), LABELS, how, IS_TARGET), {})
+        for how in (1, 2)
+    ),
+]
+
+
+@pytest.mark.parametrize(("op", "args", "settings"), CALLS)
+def test_what_is_written_as_others_computes_the_same(op: Any, args: Any, settings: Any) -> None:
+    expected = op(*args, **settings)
+    torch.testing.assert_close(decompositions()[op](*args, **settings), expected, equal_nan=True)
+
+
+def test_every_op_that_is_written_here_is_compared() -> None:
+    compared = {op for op, _, _ in CALLS}
+    elsewhere = {aten._trilinear.default, *(op for op in WRITTEN if "_weight_norm" in str(op))}
+    assert set(WRITTEN) == compared | elsewhere
+
+
+def test_an_op_without_a_rule_is_written_as_torch_writes_it() -> None:
+    """... but not what draws numbers, or has a rule."""
+    known = decompositions()
+    assert aten.rot90.default in known and rule_for(aten.rot90.default) is None
+    assert torch.ops.prims.where.default in known
+    for op in (aten.gelu.default, aten.native_layer_norm.default, aten.bernoulli.default, aten.randn.default):
+        assert op not in known
+    assert aten._log_softmax.default in known and rule_for(aten._log_softmax.default) is not None
+
+
+def test_a_product_with_scales_is_divided() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(32, 16)), nn.Parameter(torch.randn(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.bias, x, self.weight, beta=0.5, alpha=2.0).rot90()
+
+    torch.manual_seed(0)
+    plain = Scaled()
+    model = tpfx.compile(copy.deepcopy(plain), ["cpu"] * 2)
+    torch.testing.assert_close(model(X[0]), plain(X[0]))
+    report = tpfx.report(model)
+    assert not report.whole_ops and max(report.bytes_per_device) < 0.6 * report.total_bytes

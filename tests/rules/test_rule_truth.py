@@ -54,6 +54,7 @@ UNSPLIT = {
     aten.new_empty_strided.default,
     aten.as_strided_scatter.default,
     aten.masked_scatter_backward.default,
+    aten.nonzero_static.default,
 }
 CUDA_ONLY = {
     aten._fused_rms_norm_backward.default,
@@ -139,6 +140,31 @@ def test_rule_is_true(op: Any) -> None:
     assert COUNTS[op] == 0 if op in UNSPLIT else COUNTS[op] > 3, (
         "hardly ever split: its samples are too narrow"
     )
+
+
+NUMBER, PLACE = torch.tensor(2.0), torch.tensor(0)
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        (aten.unfold.default, (NUMBER, 0, 1, 1)),
+        (aten.index_select.default, (NUMBER, 0, PLACE)),
+        (aten.index_copy.default, (NUMBER, 0, PLACE, NUMBER)),
+        (aten.index_add.default, (NUMBER, 0, PLACE, NUMBER)),
+        (aten.index_fill.int_Scalar, (NUMBER, 0, PLACE, 1.0)),
+        (aten.gather.default, (NUMBER, 0, PLACE[None])),
+        (aten.scatter.src, (NUMBER, 0, PLACE, NUMBER)),
+        (aten.scatter_add.default, (NUMBER, 0, PLACE, NUMBER)),
+        (aten._softmax_backward_data.default, (NUMBER, NUMBER, 0, torch.float32)),
+        (aten.sort.default, (NUMBER, 0)),
+        (aten.cumsum.default, (NUMBER, 0)),
+    ],
+    ids=str,
+)
+def test_along_the_dimension_that_a_number_has_not(op: Any, args: tuple[Any, ...]) -> None:
+    """torch takes a number for one of one dimension; there is nothing to divide."""
+    assert check_rule(op, *args, ranks=(2,)) <= 1  # or a partial sum
 
 
 def test_every_row_has_samples() -> None:

@@ -73,6 +73,38 @@ def _silu_backward(s: Sampler) -> Case:
     return Case((s.floats(*shape), s.floats(*shape)))
 
 
+@samples(aten.softshrink_backward.default, aten.hardshrink_backward.default)
+def _shrink_backward(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((s.floats(*shape), s.floats(*shape), 0.5))
+
+
+@samples(aten.multi_margin_loss_backward.default)
+def _margin_backward(s: Sampler) -> Case:
+    n, c, reduction = s.one_of(1, 4, 6), s.one_of(2, 3), s.one_of(0, 0, 1)
+    weight = s.floats(c) if s.flag() else None
+    given = s.floats(*([] if reduction else [n])), s.floats(n, c), s.ints(n, high=c)
+    return Case((*given, s.one_of(1, 2), 0.5, weight, reduction))
+
+
+@samples(aten.multilabel_margin_loss_backward.default)
+def _labels_backward(s: Sampler) -> Case:
+    n, c, reduction = s.one_of(1, 4, 6), s.one_of(2, 3), s.one_of(0, 0, 1)
+    x, target = s.floats(n, c), s.ints(n, c, high=c, low=-1)
+    made, wanted = aten.multilabel_margin_loss_forward(x, target, reduction)
+    return Case((_like(s, made), x, target, reduction, wanted))
+
+
+@samples(aten._segment_reduce_backward.default)
+def _segments_backward(s: Sampler) -> Case:
+    (data, how), settings = (
+        SAMPLES[aten.segment_reduce.default](s).args,
+        dict(lengths=torch.tensor([2, 0, 3])),
+    )
+    made = aten.segment_reduce(data, how, **settings)
+    return Case((_like(s, made), made, data, how), settings)
+
+
 @samples(aten._cdist_backward.default)
 def _cdist_backward(s: Sampler) -> Case:
     x, y = s.floats(2, 4, 3), s.floats(2, 6, 3)

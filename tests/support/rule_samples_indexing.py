@@ -25,6 +25,22 @@ def _embedding_bag(s: Sampler) -> Case:
     return Case((*given, False, mode, False, weights, False, s.one_of(-1, 1)))
 
 
+@samples(aten._embedding_bag_forward_only.default)
+def _embedding_bag_alone(s: Sampler) -> Case:
+    return SAMPLES[aten._embedding_bag.default](s)
+
+
+@samples(aten.segment_reduce.default)
+def _segments(s: Sampler) -> Case:
+    how = s.one_of("sum", "mean", "max", "min", "prod")
+    return Case((s.floats(5, *s.shape(0, 2)), how), {"lengths": torch.tensor([2, 0, 3])})
+
+
+@samples(aten.nonzero_static.default)
+def _places(s: Sampler) -> Case:
+    return Case((s.bools(*s.shape()),), {"size": 4})
+
+
 @samples(aten.index_select.default)
 def _index_select(s: Sampler) -> Case:
     shape = s.shape()

@@ -71,6 +71,23 @@ def _solve(s: Sampler) -> Case:
     return Case((matrices, s.one_of(vectors, spread, _sides(s, matrices))))
 
 
+@samples(aten.geqrf.default)
+def _reflectors(s: Sampler) -> Case:
+    return Case((_matrices(s)[..., : s.one_of(2, 3)],))
+
+
+@samples(aten.ormqr.default)
+def _reflected(s: Sampler) -> Case:
+    matrices, scales = aten.geqrf(_matrices(s))
+    return Case((matrices, scales, _sides(s, matrices), True, s.flag()))
+
+
+@samples(aten.triangular_solve.default)
+def _triangular(s: Sampler) -> Case:
+    matrices = _matrices(s).tril()
+    return Case((_sides(s, matrices), matrices, False, s.flag()))
+
+
 @samples(aten.linalg_lu_solve.default)
 def _lu_solve(s: Sampler) -> Case:
     factors, pivots, _ = aten.linalg_lu_factor_ex(_matrices(s))

@@ -64,7 +64,7 @@ samples(aten.clone.default, aten.alias.default, aten.detach.default, aten.contig
 samples(aten.lift_fresh_copy.default, aten.zeros_like.default, aten.ones_like.default, aten.neg.default)(_one)
 
 
-@samples(aten.hardswish.default)
+@samples(aten.hardswish.default, aten._neg_view.default)
 def _floats(s: Sampler) -> Case:
     return Case((s.floats(*s.shape()),))
 

@@ -117,6 +117,12 @@ def _pad(s: Sampler) -> Case:
     return Case((s.numbers(*shape), amounts, s.one_of(0, 5)))
 
 
+@samples(aten.hash_tensor.default)
+def _hash(s: Sampler) -> Case:
+    shape = s.shape()
+    return Case((s.floats(*shape), s.dims(len(shape))), {"keepdim": s.flag()})
+
+
 @samples(aten.histc.default)
 def _histc(s: Sampler) -> Case:
     return Case((s.floats(*s.shape()), s.one_of(4, 6), -2, 2))

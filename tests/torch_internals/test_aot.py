@@ -37,6 +37,22 @@ def test_aot_module_simplified_hands_over_an_aten_graph() -> None:
     assert torch.equal(result, torch.full((3,), 2.0))
 
 
+def test_decompositions_and_prims_as_ops_of_aten() -> None:
+    x = torch.tensor([1.0, 2.0, 4.0])
+    prims, aten = torch.ops.prims, torch.ops.aten
+    assert torch.equal(aot.DECOMPOSITIONS[aten.mse_loss.default](x, x + 2), torch.tensor(4.0))
+    assert torch.equal(aot.DECOMPOSITIONS[prims.where.default](x > 1, x, -x), torch.tensor([-1.0, 2.0, 4.0]))
+    assert torch.equal(aot.DECOMPOSITIONS[prims.rev.default](x, [0]), x.flip(0))
+
+
+def test_composite_ops_consist_of_others() -> None:
+    aten = torch.ops.aten
+    assert aot.is_composite(aten.where.ScalarOther) and aot.is_composite(aten.matmul.default)
+    assert not any(
+        map(aot.is_composite, (aten.where.self, aten.rot90.default, torch.ops.prims.where.default))
+    )
+
+
 def test_checks_of_matrices_are_ops_without_tokens() -> None:
     seen: list[str] = []
 

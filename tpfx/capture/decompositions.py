@@ -1,7 +1,8 @@
 """Ops that are written as simpler ones while a graph is traced, so that these may be split.
 
 A loss over a vocabulary is a maximum, a sum and a lookup, each of which may be split along it; a mean over
-elements divides by a number that a rank could not know. What is fast as one op and has a rule stays one.
+elements divides by a number that a rank could not know. What has a rule stays one op; what has none is
+written as torch itself writes it, where it does.
 """
 
 from __future__ import annotations
@@ -14,58 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..torch_internals.aot import get_decompositions
+from ..rules import rule_for
+from ..rules.random_ops import has_random_tag
+from ..torch_internals.aot import DECOMPOSITIONS, is_composite
 from ..torch_internals.fake import tell_shapes
+from ..torch_internals.fx import OpOverload
 
 aten = torch.ops.aten
 
-_SIMPLER = [
-    # losses
-    aten._log_softmax,
-    aten._log_softmax_backward_data,
-    aten.nll_loss_forward,
-    aten.nll_loss_backward,
-    aten.nll_loss2d_forward,
-    aten.nll_loss2d_backward,
-    aten.mse_loss,
-    aten.mse_loss_backward,
-    aten.smooth_l1_loss,
-    aten.smooth_l1_loss_backward,
-    aten.huber_loss,
-    aten.huber_loss_backward,
-    aten.binary_cross_entropy,
-    aten.binary_cross_entropy_backward,
-    aten.soft_margin_loss,
-    aten.soft_margin_loss_backward,
-    aten.binary_cross_entropy_with_logits,
-    aten.multi_margin_loss,
-    aten.multilabel_margin_loss_forward,
-    # activations
-    aten.elu_backward,
-    aten.glu_backward,
-    aten.hardsigmoid_backward,
-    aten.hardswish_backward,
-    aten.hardtanh_backward,
-    aten.leaky_relu_backward,
-    aten.log_sigmoid_forward,
-    aten.log_sigmoid_backward,
-    aten.softplus_backward,
-    aten.silu_backward,
-    aten._prelu_kernel_backward,
-    # products and sums
-    aten.addmv,
-    aten.addr,
-    aten.vdot,
-    aten.nansum,
-    # norms and views
-    aten.native_group_norm_backward,
-    aten.native_batch_norm_backward,
-    aten.select_backward,
-    aten.unfold_backward,
-    aten.pixel_shuffle,
-    aten.pixel_unshuffle,
-    aten.channel_shuffle,
-]
+# They have rules, and are simpler without.
+_SIMPLER = (aten._log_softmax.default, aten.silu_backward.default)
 
 
 # Of weights, whichever side of them is divided.
@@ -93,6 +52,24 @@ def _products(x: Tensor, y: Tensor, dim: int) -> Tensor:
     return (x.to(wide) * y.to(wide)).sum(others, keepdim=True)
 
 
+def scaled_sum(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    """`aten.addmm`: `beta * bias + alpha * x @ weight`; without scales it stays one op, a linear layer's."""
+    if beta == alpha == 1:
+        return NotImplemented
+    return _added(torch.mm(x, weight), bias, beta, alpha)
+
+
+def batch_sum(bias: Tensor, x: Tensor, y: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """`aten.addbmm`: `beta * bias + alpha * (x @ y).sum(0)` of `[b, n, m]` and `[b, m, p]`: one product."""
+    return _added(torch.mm(x.transpose(0, 1).flatten(1), y.flatten(0, 1)), bias, beta, alpha)
+
+
+def _added(product: Tensor, bias: Tensor, beta: float, alpha: float) -> Tensor:
+    """A product and a bias, scaled; of a bias times nothing not even what is no number counts."""
+    product = product if alpha == 1 else product * alpha
+    return product + (bias if beta == 1 else bias * beta) if beta else product
+
+
 def trilinear(
     x: Tensor,
     y: Tensor,
@@ -113,10 +90,94 @@ def trilinear(
     return torch.einsum(x, given[0], y, given[1], z, given[2], kept)
 
 
+def largest(x: Tensor) -> Tensor:
+    """`aten.max` of all elements, which each rank may take of its own."""
+    return torch.amax(x)
+
+
+def least(x: Tensor) -> Tensor:
+    """`aten.min` of all elements, which each rank may take of its own."""
+    return torch.amin(x)
+
+
+def cholesky(matrices: Tensor, upper: bool = False) -> Tensor:
+    """`aten.cholesky`, its check apart from its factors."""
+    factors: Tensor = torch.linalg.cholesky(matrices, upper=upper)
+    return factors
+
+
+def pseudo_inverse(
+    matrices: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, hermitian: bool = False
+) -> Tensor:
+    """`aten.linalg_pinv`: by singular values, of which those up to the tolerance count as nothing."""
+    if hermitian:
+        values, right = torch.linalg.eigh(matrices)
+        left, sizes = right.mH, values.abs()
+    else:
+        right, values, left = torch.linalg.svd(matrices, full_matrices=False)
+        right, left, sizes = left.mH, right.mH, values
+    if not sizes.shape[-1]:
+        return matrices.mH.clone()
+    floor = sizes.amax(-1, keepdim=True) * _relative(matrices, atol, rtol)
+    if atol is not None:
+        floor = torch.maximum(floor, atol.unsqueeze(-1))
+    inverse: Tensor = torch.where(sizes > floor, values.reciprocal(), 0.0).to(matrices.dtype)
+    return torch.matmul(right * inverse.unsqueeze(-2), left)
+
+
+def _relative(matrices: Tensor, atol: Tensor | None, rtol: Tensor | None) -> Tensor | float:
+    """Which part of the largest singular value counts as nothing: by default so much as is rounded."""
+    if rtol is not None:
+        return rtol.unsqueeze(-1)
+    rounded = float(max(matrices.shape[-2:]) * torch.finfo(matrices.dtype).eps)
+    return rounded if atol is None else torch.where(atol.unsqueeze(-1) > 0, 0.0, rounded)
+
+
+# Of losses, each example by itself: a mean divides by a number that a rank could not know.
+
+
+def multi_margin_backward(
+    grad: Tensor,
+    x: Tensor,
+    target: Tensor,
+    p: Any,
+    margin: Any,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+) -> Any:
+    """`aten.multi_margin_loss_backward` of a batch."""
+    if reduction == 0 or x.dim() < 2:
+        return NotImplemented
+    each = _of_each(grad, x, reduction)
+    return aten.multi_margin_loss_backward(each, x, target, p, margin, weight, 0)
+
+
+def multilabel_margin_backward(
+    grad: Tensor, x: Tensor, target: Tensor, reduction: int, is_target: Tensor
+) -> Any:
+    """`aten.multilabel_margin_loss_backward` of a batch."""
+    if reduction == 0 or x.dim() < 2:
+        return NotImplemented
+    return aten.multilabel_margin_loss_backward(_of_each(grad, x, reduction), x, target, 0, is_target)
+
+
+def _of_each(grad: Tensor, x: Tensor, reduction: int) -> Tensor:
+    """The gradients of the losses of a batch, by that of their mean (1) or sum (2)."""
+    return (grad / x.shape[0] if reduction == 1 else grad).expand(x.shape[0])
+
+
 WRITTEN: dict[Any, Callable[..., Any]] = {
     aten._weight_norm_interface.default: weight_norm,
     aten._weight_norm_interface_backward.default: weight_norm_backward,
     aten._trilinear.default: trilinear,
+    aten.addmm.default: scaled_sum,
+    aten.addbmm.default: batch_sum,
+    aten.max.default: largest,
+    aten.min.default: least,
+    aten.cholesky.default: cholesky,
+    aten.linalg_pinv.atol_rtol_tensor: pseudo_inverse,
+    aten.multi_margin_loss_backward.default: multi_margin_backward,
+    aten.multilabel_margin_loss_backward.default: multilabel_margin_backward,
 }
 
 
@@ -212,5 +273,16 @@ FAST_PATH_EFFECTS = (
 @cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """What AOTAutograd writes ops as: overload to function."""
-    found: dict[Any, Callable[..., Any]] = get_decompositions(_SIMPLER)
+    found = {op: written for op, written in DECOMPOSITIONS.items() if op in _SIMPLER or _is_derived(op)}
     return {**found, **WRITTEN, **FAST_PATHS}
+
+
+def _is_derived(op: Any) -> bool:
+    """Whether an op that torch can write as others is better written so: it has no rule, and needs none.
+
+    What draws would draw other numbers so, and what is made of no tensor may be rounded otherwise.
+    """
+    if not isinstance(op, OpOverload) or op._schema.is_mutable or has_random_tag(op):
+        return False
+    made_of_tensors = any("Tensor" in str(argument.type) for argument in op._schema.arguments)
+    return made_of_tensors and rule_for(op) is None and not is_composite(op)

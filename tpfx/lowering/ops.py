@@ -144,6 +144,8 @@ def _split_dim(local: Rank, node: Node) -> tuple[Dim, int, Pieces] | None:
     """The split dimension that an op works along, its index, and what this rank holds; None: it is whole."""
     source = next(iter(tensor_nodes(node)))
     dims, split = dims_of(source), split_of(node)
+    if not dims:  # a number
+        return None
     at = arguments(node)["dim"] % len(dims)
     return (dims[at], at, pieces(dims[at], split, local.rank)) if carries(dims[at], split) else None
 

@@ -15,7 +15,7 @@ from ..ir.op_dims import Bound, Call, Dims
 from .indexing import largest
 from .rule import Rule
 from .views import bounds
-from .whole_dims import checked, unknown
+from .whole_dims import checked, unknown, unsplit
 
 
 def attention_backward(call: Call) -> Bound:
@@ -72,7 +72,8 @@ def softmax_backward(call: Call) -> Bound:
     bound = Bound(call.dims, [list(gradient)])
     for left, right in zip(gradient, output, strict=True):
         bound.match(left, right)
-    bound.whole.append(gradient[call.dim(call["dim"])])
+    at = call.dim(call["dim"])
+    bound.whole += gradient[at : at + 1]
     return bound
 
 
@@ -112,6 +113,14 @@ def embedding_backward(call: Call) -> Bound:
 def embedding_bag_backward(call: Call) -> Bound:
     """The gradient of a table, each column by itself."""
     return Rule(f"b! d, n!, o!, m!, s!, {largest(call['maximum_indices'])} -> v! d").bind(call)
+
+
+def margin_backward(call: Call) -> Bound:
+    """The gradient of a loss, each example of a batch by itself, where there is a loss for each."""
+    if call["reduction"] != 0 or len(call.dims[1]) != 2:
+        return unsplit(call)
+    others = "n, c!" if call.get("margin") is not None else "n c!, n c!"
+    return Rule(f"n, n c!, {others} -> n c!").bind(call)
 
 
 def diagonal_backward(call: Call) -> Bound:

@@ -23,13 +23,25 @@ def largest(rows: Node | torch.Tensor) -> str:
     return "b! d" if value.dim() == 2 else "m!"
 
 
+def segments(call: Call) -> Bound:
+    """Reductions of segments of the first dimension, which is whole, the same segments at every other index.
+
+    Their gradient too, of which the operands are the results' gradient, the results, and what was reduced.
+    """
+    if call["axis"] != 0 or any(len(dims) > 1 for dims in call.dims[-1:]):
+        return unsplit(call)
+    if "grad" in call.args:
+        return Rule("s! ..., s! ..., n! ..., l!, o! -> n! ...").bind(call)
+    return Rule("n! ..., l!, i!, o! -> s! ...").bind(call)
+
+
 def index_select(call: Call) -> Bound:
     """Indices along one dimension, which must be whole."""
     bound = Bound(call.dims, [])
     at = call.dim(call["dim"])
     result = list(call.dims[0])
-    bound.whole += [result[at], *call.dims[1]]
-    result[at] = unknown(bound, [call.result_sizes()[at]])[0]
+    bound.whole += [*result[at : at + 1], *call.dims[1]]
+    result[at : at + 1] = unknown(bound, call.result_sizes()[at : at + 1])
     bound.results = [checked(bound, call, result)]
     return bound
 
@@ -42,6 +54,8 @@ def gather(call: Call) -> Bound:
     bound = Bound(call.dims, [])
     at = call.dim(call["dim"])
     source, indices = call.dims
+    if len(source) != len(indices):  # one of them a number
+        return unsplit(call)
     for position, (left, right) in enumerate(zip(source, indices, strict=True)):
         if position == at:
             bound.whole.append(right)
@@ -128,7 +142,9 @@ def index_copy(call: Call) -> Bound:
     bound = Bound(call.dims, [list(call.dims[0])])
     at = call.dim(call["dim"])
     target, indices, source = call.dims
-    bound.whole += [target[at], source[at], *indices]
+    if len(target) != len(source):  # one of them a number
+        return unsplit(call)
+    bound.whole += [*target[at : at + 1], *source[at : at + 1], *indices]
     for position, (left, right) in enumerate(zip(target, source, strict=True)):
         if position != at:
             bound.match(left, right)
@@ -181,6 +197,8 @@ def scatter(call: Call) -> Bound:
 def scatter_to_shards(call: Call) -> Bound:
     """As `scatter`, and each rank writes what falls into its shard of the dimension."""
     bound, at = scatter(call), call.dim(call["dim"])
+    if not call.dims[0]:  # a number
+        return bound
     target = call.dims[0][at]
     if has_intervals(target) and all(
         axes(target).isdisjoint(axes(dims[at])) for dims in call.dims[1:] if dims
@@ -199,7 +217,8 @@ def index_add(call: Call) -> Bound:
 def index_fill(call: Call) -> Bound:
     """One number at some indices of a dimension, which must be whole."""
     bound = Bound(call.dims, [list(call.dims[0])])
-    bound.whole += [call.dims[0][call.dim(call["dim"])], *(dim for dims in call.dims[1:] for dim in dims)]
+    at = call.dim(call["dim"])
+    bound.whole += [*call.dims[0][at : at + 1], *(dim for dims in call.dims[1:] for dim in dims)]
     return bound
 
 

@@ -64,6 +64,9 @@ _MATRICES = family(
     aten._linalg_det.default,
     aten._linalg_slogdet.default,
     aten._linalg_solve_ex.default,
+    aten.geqrf.default,
+    aten.ormqr.default,
+    aten.triangular_solve.default,
 )
 
 # Their kernels read rows without asking for strides: who calls attention has chosen one that can.
@@ -79,6 +82,8 @@ _ATTENTION = family(
 _INDEXING = {
     aten.embedding.default: Rule("v d, ... -> ... d", FIRST, lower=Lowering.EMBEDDING),
     aten._embedding_bag.default: Rule(indexing.embedding_bag, pad_empty_shards=True),
+    aten._embedding_bag_forward_only.default: Rule(indexing.embedding_bag, pad_empty_shards=True),
+    aten.segment_reduce.default: Rule(indexing.segments, pad_empty_shards=True),
     aten.index_select.default: Rule(indexing.index_select, FIRST),
     aten.gather.default: Rule(indexing.gather, FIRST, lower=Lowering.GATHER),
     aten.index.Tensor: Rule(indexing.index, FIRST),
@@ -128,6 +133,9 @@ _GRADIENTS = {
     aten.diagonal_backward.default: Rule(backward.diagonal_backward, FIRST, shape="input_sizes"),
     aten.silu_backward.default: Rule(pointwise.pointwise, FIRST),
     aten.mish_backward.default: Rule(pointwise.pointwise, FIRST),
+    aten._segment_reduce_backward.default: Rule(indexing.segments, pad_empty_shards=True),
+    aten.multi_margin_loss_backward.default: Rule(backward.margin_backward, pad_empty_shards=True),
+    aten.multilabel_margin_loss_backward.default: Rule(backward.margin_backward, pad_empty_shards=True),
     aten._softmax_backward_data.default: Rule(backward.softmax_backward),
     **family(
         Rule(backward.norm_backward, pad_empty_shards=True, contiguous=True),
@@ -194,6 +202,7 @@ _REDUCTIONS = {
         aten.linalg_vector_norm.default,
         aten.count_nonzero.dim_IntList,
         aten.histc.default,
+        aten.hash_tensor.default,
     ),
 }
 
@@ -286,6 +295,9 @@ _POINTWISE = {
         aten.copy_.default,
         aten.floor_divide.default,
         aten.hardswish.default,
+        aten.softshrink_backward.default,
+        aten.hardshrink_backward.default,
+        aten._neg_view.default,
         aten.zeros_like.default,
         aten.ones_like.default,
         aten.full_like.default,
@@ -308,6 +320,7 @@ _UNSPLIT = family(
     aten.masked_scatter.default,
     aten.masked_scatter_backward.default,
     aten.nonzero.default,
+    aten.nonzero_static.default,
     aten.bincount.default,
     aten.take.default,
     aten.put.default,

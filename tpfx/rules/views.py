@@ -300,8 +300,10 @@ def diag_embed(call: Call) -> Bound:
 def windows(call: Call) -> Bound:
     """A dimension becomes its windows, and a last one what lies in each."""
     bound = Bound(call.dims, [])
-    sizes, at = call.result_sizes(), call.dim(call["dimension"])
-    bound.whole.append(call.dims[0][at])
-    made = unknown(bound, [sizes[at], sizes[-1]])
-    bound.results = [[*call.dims[0][:at], made[0], *call.dims[0][at + 1 :], made[1]]]
+    sizes, at, dims = call.result_sizes(), call.dim(call["dimension"]), call.dims[0]
+    bound.whole += dims[at : at + 1]
+    made, inside = (
+        unknown(bound, one) for one in (sizes[at:-1][:1], sizes[-1:])
+    )  # a number has a window alone
+    bound.results = [[*dims[:at], *made, *dims[at + 1 :], *inside]]
     return bound

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch._decomp as _decomp
+import torch._prims as _prims
 import torch.utils.checkpoint as _checkpoint
 from torch._decomp import decompositions as _decompositions
 from torch._functorch import aot_autograd as _aot
@@ -22,13 +23,24 @@ from torch.fx.node import _side_effectful_functions, has_side_effect
 
 from .effects import replace_in
 from .fake import FakeTensorMode
+from .fx import OpOverload
 
-# For ops, the functions that AOTAutograd writes them as: `get_decompositions([aten.mse_loss])`.
-get_decompositions: Any = _decomp.get_decompositions
+# The functions that write ops as others, for AOTAutograd, by overload. Some are torch's references, which are
+# made of prims, each of which is an op of ATen.
+_PRIMS = {getattr(torch.ops.prims, name) for name in _prims.__all__ if hasattr(torch.ops.prims, name)}
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    **_decomp.decomposition_table,
+    **{prim.default: prim.impl_aten for prim in _PRIMS},
+}
 
 # Raises where a matrix was singular, say. In torch 2.13 AOTAutograd orders it among ops with side effects:
 # a graph has a token for that as another input and result.
 _CHECK = torch.ops.aten._linalg_check_errors.default
+
+
+def is_composite(op: OpOverload) -> bool:
+    """Whether an op is traced as those that it consists of anyway."""
+    return bool(op._can_decompose())
 
 
 def aot_module_simplified(*args: Any, **kwargs: Any) -> Any:

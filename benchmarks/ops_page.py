@@ -1,0 +1,112 @@
+"""What `ops` finds out about torch's own samples, and the page that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+PHASES = ("forward", "backward")
+# Why an op is whole in all samples. The last is no fault of its rule: they have nothing else to divide.
+NO_RULE, NO_SPLIT, NOT_OF_THESE = "no rule", "its rule allows no split", "no split of these samples"
+VERDICTS = ("right", "torch", "refused", "crash", "WRONG")  # the best first
+
+
+@dataclass(frozen=True)
+class Job:
+    """One op or module of torch's lists, `fft.fft` or `nn.Linear`, forward or backward.
+
+    Attributes:
+        kind: "op" or "module".
+        name: its name, with that of the variant in brackets.
+        phase: "forward" (without gradients), or "backward" (of what is forward too, with gradients).
+        devices: how many.
+        samples: how many calls at most.
+    """
+
+    kind: str
+    name: str
+    phase: str
+    devices: int = 2
+    samples: int = 5
+
+
+@dataclass
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        job: what was tried.
+        verdict: "right", "refused" (an error of tpfx), "crash" (any other), "WRONG", or "torch": it is as
+            wrong, or raises, with `aot_eager`.
+        problem: what was raised, or how far the numbers are apart.
+        calls: how many samples there were.
+        whole: the ATen ops that no sample could divide, with the reason.
+        uncaptured: how many calls ran without a graph.
+        seconds: how long it took.
+    """
+
+    job: Job
+    verdict: str = "right"
+    problem: str = ""
+    calls: int = 0
+    whole: dict[str, str] = field(default_factory=dict)
+    uncaptured: int = 0
+    seconds: float = 0.0
+
+
+# Why ops are whole by their nature.
+REASONS = {
+    "aten.nonzero.default": "how many there are depends on all numbers",
+    "aten.masked_select.default": "how many there are depends on all numbers",
+    "aten._unique2.default": "how many there are depends on all numbers",
+    "aten.unique_consecutive.default": "how many there are depends on all numbers",
+    "aten.unique_dim.default": "how many there are depends on all numbers",
+    "aten.repeat_interleave.Tensor": "how many there are depends on all numbers",
+    "aten.bincount.default": "how many there are depends on all numbers",
+    "aten.masked_scatter.default": "which number goes where depends on all of the mask before it",
+    "aten.take.default": "reads a tensor as if it were flat",
+    "aten.put.default": "writes to a tensor as if it were flat",
+    "aten.as_strided.default": "reads memory, not a tensor's dimensions",
+    "aten.as_strided_scatter.default": "writes to memory, not to a tensor's dimensions",
+}
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """All outcomes as a page: how many, and each that is not right, or whole."""
+    devices = outcomes[0].job.devices
+    lines = [
+        "# torch's own samples of its ops and modules, split",
+        "",
+        f"torch {torch.__version__.partition('+')[0]}, {devices} CPU devices; `make ops` writes this.",
+        "Whole is what has an ATen op without a rule, or one of which the rule allows no split at all.",
+        "",
+        "| | tried | right | whole | refused | crash | wrong | as wrong in torch |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for kind in ("op", "module"):
+        for phase in PHASES:
+            mine = [one for one in outcomes if (one.job.kind, one.job.phase) == (kind, phase)]
+            counts = [sum(one.verdict == word for one in mine) for word in VERDICTS]
+            right, own, refused, crash, wrong = counts
+            whole = sum(bool({NO_RULE, NO_SPLIT} & set(one.whole.values())) for one in mine)
+            row = [len(mine), right, whole, refused, crash, wrong, own]
+            lines.append(f"| {kind}s, {phase} | {' | '.join(map(str, row))} |")
+    lines += ["", "## Whole", "", "| ATen op | why | in |", "|---|---|---|", *_whole_rows(outcomes)]
+    lines += ["", "## Not right", "", "| what | phase | verdict | what happens |", "|---|---|---|---|"]
+    for one in outcomes:
+        if one.verdict != "right":
+            problem = one.problem.replace("|", "\\|")
+            lines.append(f"| {one.job.name} | {one.job.phase} | {one.verdict} | {problem} |")
+    return "\n".join(lines) + "\n"
+
+
+def _whole_rows(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in outcomes:
+        for op, why in one.whole.items():
+            names = found.setdefault((op, REASONS.get(op, why)), [])
+            names += [] if one.job.name in names else [one.job.name]
+    for (op, why), names in sorted(found.items()):
+        yield f"| `{op}` | {why} | {', '.join(names)} |"
