@@ -205,3 +205,17 @@ def test_a_product_with_scales_is_divided() -> None:
     torch.testing.assert_close(model(X[0]), plain(X[0]))
     report = tpfx.report(model)
     assert not report.whole_ops and max(report.bytes_per_device) < 0.6 * report.total_bytes
+
+
+def test_a_tensor_that_is_made_while_a_graph_is_traced_is_a_part_of_it() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 6))
+
+        def forward(self, mask: Tensor) -> Tensor:
+            return torch.masked.cumsum(self.weight, 0, mask=mask)
+
+    torch.manual_seed(0)
+    plain, mask = Masked(), torch.rand(4, 6) > 0.5
+    torch.testing.assert_close(tpfx.compile(copy.deepcopy(plain), ["cpu"] * 2)(mask), plain(mask))

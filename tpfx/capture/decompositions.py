@@ -25,6 +25,8 @@ aten = torch.ops.aten
 
 # They have rules, and are simpler without.
 _SIMPLER = (aten._log_softmax.default, aten.silu_backward.default)
+# What makes a part of a graph of a tensor that is made while it is traced: tracing knows them.
+_OF_TRACING = (aten.lift.default, aten.lift_fresh.default)
 
 
 # Of weights, whichever side of them is divided.
@@ -282,7 +284,7 @@ def _is_derived(op: Any) -> bool:
 
     What draws would draw other numbers so, and what is made of no tensor may be rounded otherwise.
     """
-    if not isinstance(op, OpOverload) or op._schema.is_mutable or has_random_tag(op):
+    if not isinstance(op, OpOverload) or op in _OF_TRACING or op._schema.is_mutable or has_random_tag(op):
         return False
     made_of_tensors = any("Tensor" in str(argument.type) for argument in op._schema.arguments)
     return made_of_tensors and rule_for(op) is None and not is_composite(op)
