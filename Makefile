@@ -21,7 +21,7 @@ ARGS ?=
 # Releases of torch and transformers that `make matrix` takes together, each pair in an environment of its own.
 MATRIX ?= 2.11-5.17 2.12-5.20 2.13-5.23 2.14-5.24
 
-.PHONY: help venv test examples notebooks zoo ops fuzz matrix package newcomer docs lint format demo clean
+.PHONY: help venv test examples notebooks zoo ops fuzz matrix package newcomer screenshots docs lint format demo clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -58,6 +58,9 @@ package: ## install from the sdist, the wheel and the directory, outside the rep
 
 newcomer: ## time the first five commands of somebody who has never used tpfx
 	$(PYTHON) .ci/newcomer.py
+
+screenshots: $(VENV)/.docs ## take pictures of README, docs, command line, notebook and page (ARGS=page; needs Chromium)
+	$(BIN)/python .ci/screenshots.py $(ARGS)
 
 docs: $(VENV)/.docs ## build the documentation into site/, strictly, and check its links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

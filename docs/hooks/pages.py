@@ -11,6 +11,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +23,9 @@ PAGES = {
     "benchmarks/README.md": "internals/benchmarks.md",
     "docs/decisions.md": "decisions.md",
 }
-# A page that a command makes: `tpfx dump` of a Llama of two layers.
+# A page that a command makes, of a Llama of two layers.
 DRAWN = "explain/llama.html"
-DUMP = ["dump", "llama", "--devices", "2", "--format", "html"]
+PLAN = ["plan", "llama", "--compare", "1,2,4", "--length", "2048"]
 SIZES = {
     "num_hidden_layers": 2,
     "hidden_size": 512,
@@ -46,7 +47,10 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, "reference/cli.md", content=command_line()))
     settings = [word for key, value in SIZES.items() for word in ("--set", f"{key}={value}")]
-    files.append(File.generated(config, DRAWN, content=printed(*DUMP, *settings)))
+    with TemporaryDirectory() as folder:
+        page = Path(folder, "llama.html")
+        printed(*PLAN, "--page", str(page), *settings)
+        files.append(File.generated(config, DRAWN, content=page.read_text(encoding="utf-8")))
     return files
 
 

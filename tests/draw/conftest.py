@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.support.drawn import CASES, planned
+from tests.support.drawn import CASES, captured
+from tpfx.draw.sheet import sheet_of
 
 
 @pytest.fixture(scope="session")
-def plans() -> Callable[[str], Any]:
+def captures() -> Callable[[str], Any]:
+    """The model of each case, and its graphs, captured once."""
+    return functools.cache(lambda name: captured(CASES[name][0], CASES[name][2]))
+
+
+@pytest.fixture(scope="session")
+def sheets(captures: Callable[[str], Any]) -> Callable[[str], Any]:
     """Each case, planned once."""
-    made: dict[str, Any] = {}
+    return functools.cache(lambda name: sheet_of(*captures(name), CASES[name][1]))
 
-    def plan(name: str) -> Any:
-        if name not in made:
-            made[name] = planned(*CASES[name])
-        return made[name]
 
-    return plan
+@pytest.fixture(scope="session")
+def plans(sheets: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The plan of a case, and its graphs."""
+    return lambda name: (sheets(name).plan, sheets(name).parallels)

@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 import transformers
 
-from tests.support.drawn import CASES, LLAMA, filled, leaves, planned
+from tests.support.drawn import CASES, LLAMA, captured, filled, leaves, sheet
 from tpfx.draw.page import contents, page
+from tpfx.draw.sheet import sheet_of
 from tpfx.dump.text import dump_json
 
 
@@ -17,9 +18,9 @@ def ordered(text):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_op_is_on_the_page_as_the_dump_has_it(plans, name):
-    plan, parallels = plans(name)
-    for graph, parallel in zip(contents(plan, parallels)["graphs"], parallels, strict=True):
+def test_every_op_is_on_the_page_as_the_dump_has_it(sheets, name):
+    drawn = sheets(name)
+    for graph, parallel in zip(contents(drawn)["graphs"], drawn.parallels, strict=True):
         ops = Counter(
             (
                 filled(item["name"], member),
@@ -37,19 +38,20 @@ def test_every_op_is_on_the_page_as_the_dump_has_it(plans, name):
 
 
 @pytest.mark.recent_models
-def test_alike_layers_are_in_the_page_once(plans):
-    plan, parallels = plans("llama, 2 devices, decode")
-    for graph in contents(plan, parallels)["graphs"]:
+def test_alike_layers_are_in_the_page_once(sheets):
+    drawn = sheets("llama, 2 devices, decode")
+    for graph in contents(drawn)["graphs"]:
         (stack,) = [item for item in graph["items"] if "kinds" in item]
         assert [one["name"] for one in stack["members"]] == [f"layers.{at}" for at in range(4)]
         assert len(stack["kinds"]) == 1
-    larger = planned(transformers.LlamaConfig(**{**LLAMA, "num_hidden_layers": 8}), 2, "decode")
-    assert len(page(*larger)) < 1.05 * len(page(plan, parallels))
+    larger = transformers.LlamaConfig(**{**LLAMA, "num_hidden_layers": 8})
+    larger = sheet_of(*captured(larger, "decode"), 2)
+    assert len(page([larger])) < 1.05 * len(page([drawn]))
 
 
 @pytest.mark.recent_models
-def test_the_backward_pass_goes_back_through_the_layers(plans):
-    (graph,) = contents(*plans("llama, 2 devices, train"))["graphs"]
+def test_the_backward_pass_goes_back_through_the_layers(sheets):
+    (graph,) = contents(sheets("llama, 2 devices, train"))["graphs"]
     forward, backward = [item for item in graph["items"] if "kinds" in item]
     names = [one["name"] for one in forward["members"]]
     assert [one["name"] for one in backward["members"]] == names[::-1]
@@ -61,8 +63,7 @@ def test_the_backward_pass_goes_back_through_the_layers(plans):
 def test_layers_of_two_kinds_are_one_stack():
     """Remainders alternate: of 3 key and value heads, 2 devices have 2 and 1, then 1 and 2."""
     config = {**LLAMA, "num_key_value_heads": 3, "num_hidden_layers": 6}
-    plan, parallels = planned(transformers.LlamaConfig(**config), 2)
-    (graph,) = contents(plan, parallels)["graphs"]
+    (graph,) = contents(sheet(transformers.LlamaConfig(**config), 2))["graphs"]
     (stack,) = [item for item in graph["items"] if "kinds" in item]
     assert len(stack["members"]) == 6
     assert len(stack["kinds"]) == 2
@@ -70,8 +71,8 @@ def test_layers_of_two_kinds_are_one_stack():
     assert kinds.count(0) == kinds.count(1) == 3
 
 
-def test_packed_and_uneven_shards_are_drawn(plans):
-    found = contents(*plans("gpt2, 3 devices"))
+def test_packed_and_uneven_shards_are_drawn(sheets):
+    found = contents(sheets("gpt2, 3 devices"))
     weights = {
         filled(item["name"], member): found["weights"][item["weight"]]
         for item, member in leaves(found["graphs"][0]["items"])

@@ -28,3 +28,18 @@ def test_the_chosen_way_is_the_cheapest(model: Any, captured: Any) -> None:
     assert "(chosen)" in str(told)
     with pytest.raises(InputError, match=r"no op layers\.0\.ad; did you mean layers\.0\.add"):
         explainer.explain("layers.0.ad")
+
+
+def test_prices_are_what_explanations_say(captured: Any) -> None:
+    parallel = plan_graphs(captured, 2)[0]
+    explainer = Explainer(captured[0], parallel)
+    prices = explainer.prices()
+    names = ("layers.0.self_attn.k_proj.weight", "layers.1.mlp.down_proj", "lm_head", "layers.0.add")
+    known = explainer.names()
+    for name in names:
+        told, mine = explainer.explain(name).ways, prices[known[name].name]
+        texts = {price.text(explainer._lines): price for price in mine}
+        assert {way.text: way.chosen for way in told} == {text: one.chosen for text, one in texts.items()}
+        cost = {way.text: way.cost - told[0].cost for way in told}
+        assert {text: price.more for text, price in texts.items()} == pytest.approx(cost, abs=1e-12)
+    assert all(len(ways) > 1 and [way.chosen for way in ways].count(True) == 1 for ways in prices.values())

@@ -10,11 +10,8 @@ import torch
 import transformers
 
 from tpfx.capture.capture import capture
-from tpfx.ir.parallel_graph import ParallelGraph
-from tpfx.plan.make import describe
-from tpfx.plan.offline import plan_graphs
-from tpfx.plan.plan import Plan
-from tpfx.planning.topology import Topology
+from tpfx.capture.graph import Captured, Phase
+from tpfx.draw.sheet import Sheet, sheet_of
 
 LLAMA = {
     "vocab_size": 256,
@@ -27,14 +24,18 @@ LLAMA = {
 GPT2 = {"vocab_size": 99, "n_embd": 60, "n_head": 4, "n_layer": 3, "n_positions": 64}
 
 
-def planned(config: Any, devices: int, phase: str = "prefill") -> tuple[Plan, list[ParallelGraph]]:
+def captured(config: Any, phase: Phase = "prefill") -> tuple[torch.nn.Module, list[Captured]]:
+    """A model without contents, and its graphs."""
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     ids = torch.zeros(2, 12, dtype=torch.int64)
     inputs = {"input_ids": ids} | ({"labels": ids} if phase == "train" else {})
-    captured = capture(model, inputs, phase=phase)
-    parallels = plan_graphs(captured, devices)
-    return describe(model, captured, parallels, Topology()), parallels
+    return model, capture(model, inputs, phase=phase)
+
+
+def sheet(config: Any, devices: int) -> Sheet:
+    """A model that is planned."""
+    return sheet_of(*captured(config), devices)
 
 
 CASES = {

@@ -89,11 +89,11 @@ def blocks(page: Path) -> list[Block]:
         indent, language, info, code = fence.groups()
         if not language and code.split()[0] in COMMANDS:
             language = "sh"
-        if language not in ("python", "sh"):
+        title = re.search(r'title="([^"]+)"', info)
+        if language not in ("python", "sh") and title is None:
             continue
         shown = after is not None and after[2] == "text" and not text[fence.end() : after.start()].strip()
         output = _dedented(after[4], indent) if after is not None and shown else None
-        title = re.search(r'title="([^"]+)"', info)
         where = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, fence.start()) + 1}"
         found.append(Block(where, language, title and title[1], _dedented(code, indent), output))
     return found

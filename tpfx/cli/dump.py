@@ -16,6 +16,7 @@ from ..console.streams import document
 from ..draw.dot import dot
 from ..draw.model_explorer import model_explorer
 from ..draw.page import page
+from ..draw.sheet import sheet_of
 from ..draw.svg import svg
 from ..dump.text import dump_json, dump_text, structures
 from ..errors import InputError
@@ -58,7 +59,6 @@ class Format(StrEnum):
 
 
 _DRAWN: dict[Format, Callable[[Plan, Sequence[ParallelGraph]], str]] = {
-    Format.html: page,
     Format.svg: svg,
     Format.dot: dot,
     Format.graphml: lambda _, parallels: graphml(named(parallels[-1])),
@@ -123,7 +123,8 @@ def dump(
     """
     require_devices(devices)
     _check_stage(stage, devices)
-    if format in _DRAWN and stage != "parallel":
+    drawn = format is Format.html or format in _DRAWN
+    if drawn and stage != "parallel":
         raise InputError(f"--format {format} draws the stage parallel; leave out --stage {stage}")
     with step("building the model, without weights"):
         built = build(model, settings or [], batch, length, labels=phase == "train")
@@ -137,7 +138,9 @@ def dump(
     else:
         with step(f"planning for {devices} devices"):
             plans, texts = _planned(captured, devices, stage, unfold)
-        if format in _DRAWN:
+        if format is Format.html:
+            print(document(page([sheet_of(built.model, captured, devices, parallels=plans)])))
+        elif format in _DRAWN:
             print(document(_DRAWN[format](describe(built.model, captured, plans, Topology()), plans)))
         elif format == "json" and stage == "parallel":
             print(json.dumps([dump_json(plan) for plan in plans], indent=1))

@@ -11,10 +11,13 @@ import typer
 
 from ..capture.capture import capture
 from ..capture.graph import Captured, Phase
-from ..console.files import require_writable
+from ..console.files import require_writable, write
 from ..console.streams import folded, width
+from ..draw.measured import Span, devices_of, read_spans
+from ..draw.page import page
+from ..draw.sheet import Sheet, judged, sheet_of
 from ..errors import InputError
-from ..formatting import bytes_text
+from ..formatting import bytes_text, counted
 from ..plan.estimate import is_ids, unit_of
 from ..plan.generation import capture_generation
 from ..plan.make import capture_device, plan_of
@@ -71,6 +74,16 @@ def plan(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")
     ] = False,
+    page_file: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="FILE", help="Write a page that shows the plan, for a browser."),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Spans that were measured, which --page draws beside the estimate."
+        ),
+    ] = None,
 ) -> None:
     """Plan a split: does it fit, how fast is it, does it pay; and where the bytes and the time go.
 
@@ -86,38 +99,69 @@ def plan(
       tpfx plan ./Llama-3.1-405B --devices 8 --batch 32 --length 8192 -o plan.json
 
     \b
-    Where does it stop paying?
-      tpfx plan llama --compare 1,2,4,8
+    Where does it stop paying? In a table, and on a page with every module and what each other way costs:
+      tpfx plan llama --compare 1,2,4,8 --page llama.html
     """
     counts = _counts(devices, compare)
     hardware, device = hardware_of(topology, memory), capture_device(device_type)
-    if output is not None:
-        require_writable(output)
+    spans = _spans(profile, page_file, counts)
+    for file in filter(None, (output, page_file)):
+        require_writable(file)
     with step("building the model, without weights"):
         built = build(model, settings or [], batch, length, labels=phase == PhaseName.train)
     open_sizes = leaves_open(symbolic, built.model)
     with step("capturing its graphs"):
         captured = _capture(built, open_sizes, phase, device)
 
+    sheets: dict[int, Sheet] = {}
+
     def planned(count: int) -> Plan:
         with step(f"planning for {count} device{'s' * (count != 1)}"):
-            return plan_of(built.model, captured, count, hardware.topology)
+            if page_file is None:
+                return plan_of(built.model, captured, count, hardware.topology)
+            sheets[count] = sheet_of(built.model, captured, count, hardware.topology)
+            return sheets[count].plan
 
     plans = [planned(count) for count in counts]
     if output is not None:
         plans[0].save(output)
+    alone = compare is None and (page_file is not None or not as_json)
+    fewer = _fewest(planned, hardware, counts[0]) if alone else None
+    if page_file is not None:
+        shown = devices_of(spans) or counts[-1]
+        write(page_file, page(judged([*sheets.values()], hardware, _call(built)), shown, spans))
+        console.print(f"wrote {page_file}")
     if as_json:
         print(plans[0].to_json())
         raise typer.Exit(1 if Verdict(plans[0], hardware, _call(built)).fits is False else 0)
     if compare is not None:
         print(comparison(plans, _answers(plans, hardware), width()))
         return
-    verdict = Verdict(plans[0], hardware, _call(built), _fewest(planned, hardware, counts[0]))
+    verdict = Verdict(plans[0], hardware, _call(built), fewer)
     print(f"{folded(str(verdict))}\n\n{summary(plans[0], width())}")
     if output is not None:
         console.print(f"wrote {output}")
     if verdict.fits is False:
         raise typer.Exit(1)
+
+
+def _spans(profile: Path | None, page_file: Path | None, counts: Sequence[int]) -> list[Span]:
+    """What a profile has measured.
+
+    Raises:
+        InputError: nobody would see it, it cannot be read, or it is of other numbers of devices.
+    """
+    if profile is None:
+        return []
+    if page_file is None:
+        raise InputError(f"--profile {profile} is for the page: name its file with --page")
+    spans = read_spans(profile)
+    if devices_of(spans) not in counts:
+        raise InputError(
+            f"the profile {profile} is of {counted(devices_of(spans), 'device')}, which is not planned for; "
+            f"name as many with --devices or --compare"
+        )
+    return spans
 
 
 def _call(built: Built) -> Call:

@@ -15,7 +15,7 @@ size that varies; each layer says what they are. Its axes have letters of their 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from typing import TypeAlias
 
@@ -30,13 +30,22 @@ from ..ir.nodes import bytes_of
 from ..ir.parallel_graph import ParallelGraph
 from ..ir.provenance import layer_of, source_line
 from ..ir.resharding import COLLECTIVES
+from ..plan.explain import Price
 from ..plan.plan import Plan, WeightPlan
 from .layers import Group, Home, groups, homes, sequences
+from .loads import Loads
+
+Priced: TypeAlias = tuple[str, bool, float]  # a way as text, whether it is chosen, and seconds more
 
 
 @dataclass(frozen=True)
 class OpLine:
-    """The line of an op, as in a dump, the line of code that it comes from, and the collective that it is."""
+    """The line of an op, as in a dump, the line of code that it comes from, and the collective that it is.
+
+    Attributes:
+        seconds, kept, alive: see `Load`; of layers that are alike, what is alive is that of the first.
+        ways: of the first as well, each as text, whether it is chosen, and how many seconds more it costs.
+    """
 
     name: str
     type: str
@@ -45,17 +54,23 @@ class OpLine:
     source: str
     backward: bool
     collective: tuple[str, int] | None  # kind and bytes
+    seconds: tuple[float, ...] = ()
+    kept: tuple[int, ...] = ()
+    alive: tuple[int, int] | None = field(default=None, compare=False)
+    ways: tuple[Priced, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
 class WeightLine:
-    """The line of a weight: `before` is what its full name begins with, `index` its place in `Weights`."""
+    """The line of a weight: `before` is what its full name begins with, `index` its place in `Weights`;
+    `ways` as of an `OpLine`."""
 
     name: str
     before: str
     type: str
     notes: tuple[str, ...]
     index: int
+    ways: tuple[Priced, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -71,12 +86,17 @@ Part: TypeAlias = Module | OpLine | WeightLine
 
 @dataclass(frozen=True)
 class Member:
-    """One layer of a stack: its name, its kind, and what the texts of that kind leave open."""
+    """One layer of a stack: its name, its kind, and what the texts of that kind leave open.
+
+    Attributes:
+        alive: bytes of activations at its most, and after it; see `Load`.
+    """
 
     name: str
     kind: int
     outside: tuple[str, ...]
     symbols: tuple[str, ...]
+    alive: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,9 +142,9 @@ class Weights:
         return at
 
 
-def blocks(parallel: ParallelGraph, weights: Weights) -> Blocks:
-    """A planned graph as blocks; its weights are added to `weights`."""
-    return _Graph(parallel, weights).blocks()
+def blocks(parallel: ParallelGraph, weights: Weights, loads: Loads | None = None) -> Blocks:
+    """A planned graph as blocks; its weights are added to `weights`. Without `loads`, lines have none."""
+    return _Graph(parallel, weights, loads).blocks()
 
 
 def modules(items: Sequence[Part | Stack]) -> Iterator[Module]:
@@ -139,9 +159,10 @@ def modules(items: Sequence[Part | Stack]) -> Iterator[Module]:
 class _Graph:
     """One graph being taken apart."""
 
-    def __init__(self, parallel: ParallelGraph, weights: Weights) -> None:
+    def __init__(self, parallel: ParallelGraph, weights: Weights, loads: Loads | None) -> None:
         self.parallel = parallel
         self.weights = weights
+        self.loads = loads
         self.dump = Dump(parallel)
         self.lines, self.names = self.dump.lines, self.dump.names
         self.unplaced = [node for node in self.dump.inputs() if is_weight(node)]
@@ -184,7 +205,8 @@ class _Graph:
         with self.lines.anew(name, "§") as symbols:
             body = self.module("~", group, self.weights_of(group))
         sizes = tuple(self.lines.number(symbol) for symbol in symbols)
-        return Member(layer, kinds.setdefault(body, len(kinds)), tuple(outside), sizes)
+        alive = self.loads.alive(group.nodes) if self.loads is not None else None
+        return Member(layer, kinds.setdefault(body, len(kinds)), tuple(outside), sizes, alive)
 
     def weights_of(self, group: Group) -> list[Node]:
         """The weights of a layer; of a group between layers, those that it is the first to use."""
@@ -222,9 +244,19 @@ class _Graph:
         if node.target in COLLECTIVES:
             collective = COLLECTIVES[node.target], bytes_of(node.meta["val"])
         backward = node.name in self.parallel.backward
-        return OpLine(
+        line = OpLine(
             row.name, row.type, row.expression, row.comments, source_line(node), backward, collective
         )
+        if self.loads is None:
+            return line
+        load = self.loads.of(node)
+        return replace(
+            line, seconds=load.seconds, kept=load.kept, alive=load.alive, ways=self.priced(load.ways)
+        )
+
+    def priced(self, ways: Sequence[Price]) -> tuple[Priced, ...]:
+        """Ways as text, with the letters of the other lines."""
+        return tuple((way.text(self.lines), way.chosen, way.more) for way in ways)
 
     def weight(self, node: Node) -> WeightLine:
         """The line of a weight."""
@@ -233,7 +265,8 @@ class _Graph:
         cuts = {at: ends for at, dim in enumerate(dims_of(node)) if (ends := _ends(dim))}
         notes = row.comments[1 if ", ".join(axes) else 0 :]
         before = full.removesuffix(short)
-        return WeightLine(row.name, before, row.type, notes, self.weights.add(full, axes, cuts))
+        ways = self.priced(self.loads.of(node).ways) if self.loads is not None else ()
+        return WeightLine(row.name, before, row.type, notes, self.weights.add(full, axes, cuts), ways)
 
 
 Entry: TypeAlias = tuple[tuple[str, ...], OpLine | WeightLine]

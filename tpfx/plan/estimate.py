@@ -87,9 +87,10 @@ class Run:
     def kept(self, rank: int) -> int:
         """Bytes of what a later call takes: results that one is known to take, or that the graph itself uses
         too, and inputs that it writes to."""
-        return sum(self.bytes(node, rank) for node in self._kept_nodes())
+        return sum(self.bytes(node, rank) for node in self.kept_nodes())
 
-    def _kept_nodes(self) -> list[Node]:
+    def kept_nodes(self) -> list[Node]:
+        """What a later call takes."""
         results: Sequence[Any] = self.nodes[-1].args[0]  # type: ignore[assignment]
         taken = [results[at] for at in self.handed_on]
         written = [node for node in self.nodes if node.op == "placeholder" and _is_written_state(node)]
@@ -101,22 +102,27 @@ class Run:
 
     def peak(self, rank: int) -> int:
         """The most bytes that live at once, weights, inputs and what is kept not counted."""
+        return max((during for during, _ in self.living(rank).values()), default=0)
+
+    def living(self, rank: int) -> dict[Node, tuple[int, int]]:
+        """The bytes that live while each node runs and after it; those of `peak`."""
         owners = self._owners()
-        uncounted = {owners.get(node, node) for node in self._kept_nodes()}
+        uncounted = {owners.get(node, node) for node in self.kept_nodes()}
         last: dict[Node, int] = {}
         for at, node in enumerate(self.nodes):
             for operand in node.all_input_nodes:
                 if operand in owners:
                     last[owners[operand]] = at
-        living = most = 0
+        living, found = 0, dict[Node, tuple[int, int]]()
         ends: dict[int, list[Node]] = {}
         for at, node in enumerate(self.nodes):
             if owners.get(node) is node and node not in uncounted:
                 living += self.bytes(node, rank)
-                most = max(most, living)
                 ends.setdefault(last.get(node, at), []).append(node)
+            during = living
             living -= sum(self.bytes(gone, rank) for gone in ends.pop(at, ()))
-        return most
+            found[node] = during, living
+        return found
 
     def _owners(self) -> dict[Node, Node]:
         """For each computed tensor, the node that made its memory; views have that of what they look at."""

@@ -14,7 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -35,8 +35,10 @@ from ..passes.choose import Problem, State, returned_whole
 from ..passes.context import Context
 from ..passes.pipeline import infer_structures
 from ..planning import Topology
+from ..planning.marginals import marginals
 from ..planning.pinned_layouts import match_pinned
-from ..planning.variable_elimination import Factor, minimise
+from ..planning.variable_elimination import PRECISION, Factor, minimise
+from ..planning.variable_elimination import Table as CostTable
 from ..rules import is_random, rule_of
 from ..torch_internals.fx import OpOverload
 from .tables import rendered
@@ -59,6 +61,26 @@ class Way:
     chosen: bool
     cost: float
     collectives: dict[str, int]
+
+
+class Price(NamedTuple):
+    """One way to carry out an op, or to hold a weight, with what it costs.
+
+    Attributes:
+        words: what it is; "{axes}" in it are those of `split`.
+        split: of the parallel graph.
+        chosen: whether it is the one in the plan.
+        more: how many seconds more than the cheapest plan the cheapest costs in which it is so.
+    """
+
+    words: str
+    split: Split | None
+    chosen: bool
+    more: float
+
+    def text(self, lines: Lines) -> str:
+        """What it is, with letters of axes as other lines have them."""
+        return self.words.format(axes=lines.axes_text(self.split) if self.split is not None else "")
 
 
 @dataclass(frozen=True)
@@ -148,19 +170,46 @@ class Explainer:
         ways = sorted(self._ways(node), key=lambda way: way.cost)
         return Explanation(row.name, line, source_line(node), ways, list(self._forced(node)))
 
+    def prices(self) -> dict[str, list[Price]]:
+        """What every way of every decision costs, the cheapest first, by the names of the graph's nodes; of
+        decisions that have one way alone, nothing. Empty where the graph is too large for it."""
+        found = marginals(self._sizes, self._factors)
+        if found is None:
+            return {}
+        return {
+            node.name: prices
+            for node in dict.fromkeys(self.names().values())
+            if len(prices := self._prices(node, found)) > 1
+        }
+
+    def _prices(self, node: Node, found: Sequence[CostTable]) -> list[Price]:
+        index, kinds = self._kinds(node)
+        least, taken = self._base.cost, self._base.assignment[index]
+        costs = {kind: float(found[index][members].min()) for kind, members in kinds.items()}
+        ways = [
+            Price(*kind, taken in kinds[kind], 0.0 if cost - least <= PRECISION * least else cost - least)
+            for kind, cost in costs.items()
+            if cost < np.inf
+        ]
+        return sorted(ways, key=lambda way: (way.more, not way.chosen))
+
+    def _kinds(self, node: Node) -> tuple[int, dict[tuple[str, Split | None], list[int]]]:
+        """The number of a node's decision, and its values, those that are said in the same words together."""
+        index = self._problem.index[self._nodes[node.name]]
+        kinds: dict[tuple[str, Split | None], list[int]] = {}
+        for at, state in enumerate(self._problem.variables[index].states):
+            kinds.setdefault(self._words(state), []).append(at)
+        return index, kinds
+
     def _ways(self, node: Node) -> Iterator[Way]:
-        own = self._nodes[node.name]
-        index = self._problem.index[own]
-        states = self._problem.variables[index].states
-        kinds: dict[str, list[int]] = {}
-        for at, state in enumerate(states):
-            kinds.setdefault(self._text(state), []).append(at)
-        for text, members in kinds.items():
-            fixed = np.full(len(states), np.inf)
+        index, kinds = self._kinds(node)
+        for kind, members in kinds.items():
+            fixed = np.full(self._sizes[index], np.inf)
             fixed[members] = 0.0
             taken = self._base.assignment[index] in members
             solution = self._base if taken else self._solved(Factor((index,), fixed))
             if solution is not None:
+                text = Price(*kind, taken, 0.0).text(self._lines)
                 yield Way(text, taken, solution.cost, self._collectives(solution.assignment))
 
     def _solved(self, *fixed: Factor) -> Solution | None:
@@ -177,17 +226,17 @@ class Explainer:
         assert found is not None, "the graph was planned"
         return found
 
-    def _text(self, state: State) -> str:
-        """A choice in a few words: what it is split along, or whole, or a partial sum."""
+    def _words(self, state: State) -> tuple[str, Split | None]:
+        """A choice as the words and the split of a `Price`: split along axes, or whole, or a partial sum."""
         layouts = (*state.choice.operands, *state.choice.results)
         split = next((layout for layout in layouts if isinstance(layout, Split)), None)
         if state.choice.kind == "pending":
-            return "carries a partial sum on"
+            return "carries a partial sum on", None
         if split is None:
-            return "whole"
+            return "whole", None
         same = list(self.parallel.splits)[list(self._problem.splits).index(split)]  # with the line's letters
         row = any(isinstance(layout, Partial) for layout in state.choice.results)
-        return f"split along {self._lines.axes_text(same)}{'; a partial sum' if row else ''}"
+        return f"split along {{axes}}{'; a partial sum' if row else ''}", same
 
     def _collectives(self, assignment: Sequence[int]) -> dict[str, int]:
         counts: Counter[str] = Counter()

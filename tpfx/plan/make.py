@@ -116,12 +116,17 @@ def describe(
         for name, weight in _weight_plans(parallel):
             if weights[name].shards is None:
                 weights[name] = weight
-    taken = [result for one in captured for result in one.kept.values()]  # graph and result
     graphs = [
-        _graph_plan(one.phase, parallel, topology, [at for which, at in taken if which == number])
-        for number, (one, parallel) in enumerate(zip(captured, parallels, strict=True))
+        _graph_plan(one.phase, parallel, topology, taken)
+        for one, parallel, taken in zip(captured, parallels, handed_on(captured), strict=True)
     ]
     return Plan(type(model).__name__, parallels[0].ranks, weights, graphs, topology, __version__)
+
+
+def handed_on(captured: Sequence[Captured]) -> list[list[int]]:
+    """The results of each graph that later ones take."""
+    taken = [result for one in captured for result in one.kept.values()]  # graph and result
+    return [[at for which, at in taken if which == number] for number in range(len(captured))]
 
 
 def count_of(devices: Any) -> int:

@@ -82,7 +82,8 @@ def _html_table(table: Table) -> str:
     head = row("th", [column.header for column in table.columns])
     rows = zip(*(column.cells for column in table.columns), strict=True)
     body = "\n".join(f"<tr>{row('td', list(cells))}</tr>" for cells in rows)
-    title = f'<caption style="text-align: left">{escape(str(table.title))}</caption>'
+    style = "text-align: left; white-space: nowrap"
+    title = f'<caption style="{style}">{escape(str(table.title))}</caption>'
     return f"<table>{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
 
 

@@ -62,7 +62,7 @@ def minimise(sizes: Sequence[int], factors: Sequence[Factor], *, limit: int = 1 
         raise ValueError(
             f"variable {sizes.index(min(sizes))} has {min(sizes)} values; each needs at least one"
         )
-    tables = _merge(sizes, factors)
+    tables = merged(sizes, factors)
     try:
         assignment, bound, exact, width = _solve(sizes, tables, limit)
     except _Infeasible:
@@ -76,7 +76,7 @@ def minimise(sizes: Sequence[int], factors: Sequence[Factor], *, limit: int = 1 
     return Solution(assignment, cost, cost if optimal else bound, optimal, width)
 
 
-def _merge(sizes: Sequence[int], factors: Sequence[Factor]) -> Tables:
+def merged(sizes: Sequence[int], factors: Sequence[Factor]) -> Tables:
     """One table for each set of variables, in a canonical order."""
     groups: defaultdict[Scope, list[Table]] = defaultdict(list)
     for factor in factors:
@@ -96,16 +96,16 @@ def _merge(sizes: Sequence[int], factors: Sequence[Factor]) -> Tables:
 
 
 def _solve(sizes: Sequence[int], tables: Tables, limit: int) -> tuple[list[int], float, bool, int]:
-    kept = _supported(sizes, tables)
-    largest, order = _order(kept, small := _restrict(tables, kept))
+    kept = supported(sizes, tables)
+    largest, order = elimination_order(kept, small := restricted(tables, kept))
     while largest > limit:  # where the tables fit, a sweep costs more than it saves
         before, kept = kept, _undominated(kept, small)
-        largest, order = _order(kept, small := _restrict(tables, kept))
+        largest, order = elimination_order(kept, small := restricted(tables, kept))
         if sum(map(len, before)) == sum(map(len, kept)):
             break
     domains = [len(kept[v]) for v in order]
     place = {v: i for i, v in enumerate(order)}  # the names from here on: any table's first axis goes first
-    small = _merge(domains, [Factor(tuple(place[v] for v in scope), t) for scope, t in small.items()])
+    small = merged(domains, [Factor(tuple(place[v] for v in scope), t) for scope, t in small.items()])
     buckets, bound, exact, width = _eliminate(domains, small, limit)
     slack = PRECISION * abs(bound) / (len(order) + 1)
     chosen = _decode(domains, buckets, slack)
@@ -117,7 +117,7 @@ def _solve(sizes: Sequence[int], tables: Tables, limit: int) -> tuple[list[int],
     return assignment, bound, exact, width
 
 
-def _supported(sizes: Sequence[int], tables: Tables) -> list[Values]:
+def supported(sizes: Sequence[int], tables: Tables) -> list[Values]:
     """The values of each variable that no table forbids outright (arc consistency)."""
     allowed = {scope: table < math.inf for scope, table in tables.items() if table.max() == math.inf}
     using: defaultdict[int, list[Scope]] = defaultdict(list)
@@ -141,7 +141,7 @@ def _supported(sizes: Sequence[int], tables: Tables) -> list[Values]:
     return [np.flatnonzero(mask) for mask in kept]
 
 
-def _restrict(tables: Tables, kept: list[Values]) -> Tables:
+def restricted(tables: Tables, kept: list[Values]) -> Tables:
     """The tables over the kept values only, without the variables that have a single one left."""
     small: Tables = {}
     for scope, table in tables.items():
@@ -174,7 +174,7 @@ def _undominated(kept: list[Values], tables: Tables) -> list[Values]:
     return [values[mine] for values, mine in zip(kept, left, strict=True)]
 
 
-def _order(kept: list[Values], tables: Tables) -> tuple[int, list[int]]:
+def elimination_order(kept: list[Values], tables: Tables) -> tuple[int, list[int]]:
     """The elimination order that takes the smallest table next, and the entries of its largest.
 
     Those with at most two neighbours go first, which costs no width. networkx's min-degree and min-fill take
@@ -217,7 +217,7 @@ def _eliminate(sizes: list[int], tables: Tables, limit: int) -> tuple[list[Bucke
             buckets[scope[0]].append((scope, table))
     for bucket in buckets:
         parts = _parts(bucket, sizes, limit)
-        totals = [_joint_table(scope, part, sizes) for scope, part in parts]
+        totals = [joint_table(scope, part, sizes) for scope, part in parts]
         if len(parts) > 1:
             exact, totals = False, _matched(totals)
         for (scope, _), total in zip(parts, totals, strict=True):
@@ -245,7 +245,7 @@ def _parts(bucket: Bucket, sizes: list[int], limit: int) -> list[tuple[Scope, Bu
     return [(tuple(sorted(union)), part) for union, part in parts]
 
 
-def _joint_table(whole: Scope, part: Bucket, sizes: list[int]) -> Table:
+def joint_table(whole: Scope, part: Bucket, sizes: list[int]) -> Table:
     """The sum of the tables; the small ones first, so that few additions are full size."""
     return _sum([t.reshape([sizes[v] if v in scope else 1 for v in whole]) for scope, t in reversed(part)])
 

@@ -1,15 +1,14 @@
-"""A plan as a page: one file that shows how a model is split, and needs nothing else to do so.
+"""Plans as a page: one file that shows how a model is split, and needs nothing else to do so.
 
-    Path("llama-8.html").write_text(page(plan, parallels))
+    Path("llama.html").write_text(page([sheet_of(model, captured, devices) for devices in (1, 2, 4)]))
 
-`contents` is what the page draws, as JSON: numbers are those of the plan, and alike layers are in it once.
+`contents` is what the page draws, as JSON: numbers are those of the plans, and alike layers are in it once.
 page.html, style.css and the scripts beside this file are put together with it.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
@@ -17,27 +16,55 @@ from typing import Any
 
 from ...dump.columns import Row
 from ...ir.parallel_graph import Collective, ParallelGraph
+from ...ir.shards import even_layout
+from ...plan.estimate import Run
 from ...plan.plan import GraphPlan, Plan
-from ..module_tree import Blocks, Member, Module, OpLine, Part, Stack, WeightLine, Weights, blocks
+from ...plan.verdict import Verdict
+from ..measured import Span
+from ..module_tree import Blocks, Member, Module, OpLine, Part, Priced, Stack, WeightLine, Weights, blocks
+from ..sheet import Sheet
 
-_SCRIPTS = ("model.js", "bars.js", "tree.js", "details.js", "search.js", "main.js")
+_STYLES = ("style.css", "charts.css", "graph.css")
+_SCRIPTS = (
+    "model.js",
+    "loads.js",
+    "bars.js",
+    "tree.js",
+    "legend.js",
+    "ways.js",
+    "details.js",
+    "search.js",
+    "memory.js",
+    "timeline.js",
+    "compare.js",
+    "main.js",
+)
 
 
-def page(plan: Plan, parallels: Sequence[ParallelGraph]) -> str:
-    """A page of a plan.
+def page(sheets: Sequence[Sheet], shown: int | None = None, measured: Sequence[Span] = ()) -> str:
+    """A page of plans of one model.
 
     Args:
-        plan: what is shown.
-        parallels: the planned graphs that it describes, in order.
+        sheets: one for each number of devices.
+        shown: the number of devices that is on show at first; None for the last.
+        measured: of a call on so many devices, by a profile.
 
     Returns:
         HTML, with its style, its script and all numbers inside.
     """
+    counts = [sheet.plan.devices for sheet in sheets]
+    shown = counts[-1] if shown is None else shown
     scripts = "\n".join(_file(name) for name in _SCRIPTS)
+    found = {
+        "shown": counts.index(shown),
+        "sheets": [contents(sheet) for sheet in sheets],
+        "measured": [asdict(span) for span in measured],
+    }
+    devices = f"{shown} device{'s' * (shown != 1)}"
     parts = {
-        "TITLE": _escaped(f"{plan.model} on {plan.devices} devices"),
-        "STYLE": _file("style.css"),
-        "PLAN": embedded(contents(plan, parallels)),
+        "TITLE": _escaped(f"{sheets[0].plan.model} on {devices}"),
+        "STYLE": "\n".join(_file(name) for name in _STYLES),
+        "PLAN": embedded(found),
         "SCRIPT": f"(() => {{\n'use strict';\n{scripts}\n}})();",
     }
     before, *rest = _file("page.html").split("<!--put ")
@@ -51,10 +78,10 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def contents(plan: Plan, parallels: Sequence[ParallelGraph]) -> dict[str, Any]:
-    """What the page draws, as JSON."""
-    weights = Weights(plan)
-    drawn = [blocks(parallel, weights) for parallel in parallels]
+def contents(sheet: Sheet) -> dict[str, Any]:
+    """What the page draws of a plan, as JSON."""
+    plan, weights = sheet.plan, Weights(sheet.plan)
+    drawn = [blocks(parallel, weights, sheet.loads(graph)) for graph, parallel in enumerate(sheet.parallels)]
     unused = [
         {"name": name, "weight": weights.add(name)}
         for name, weight in plan.weights.items()
@@ -66,37 +93,63 @@ def contents(plan: Plan, parallels: Sequence[ParallelGraph]) -> dict[str, Any]:
         "tpfx": plan.tpfx,
         "total_bytes": plan.total_bytes,
         "bytes_per_device": plan.bytes_per_device,
-        "graphs": [{**_numbers(graph), **_drawn(one)} for graph, one in zip(plan.graphs, drawn, strict=True)],
+        "verdict": _verdict(sheet.verdict),
+        "graphs": [
+            {**_numbers(plan, graph, parallel), "fullest": sheet.fullest(at), **_drawn(one)}
+            for at, (graph, parallel, one) in enumerate(zip(plan.graphs, sheet.parallels, drawn, strict=True))
+        ],
         "unused": unused,
         "weights": [_weight(weights, at, plan.devices) for at in range(len(weights.plans))],
     }
 
 
-def _numbers(graph: GraphPlan) -> dict[str, Any]:
+def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
+    """Whether it fits, and in words what it comes to: "room", "a sequence of …"."""
+    if verdict is None:
+        return None
+    return {
+        "fits": verdict.fits,
+        "usable": verdict.hardware.usable,
+        "hardware": verdict.hardware.title,
+        "need": asdict(verdict.need),
+        "lines": [line.partition(": ")[::2] for line in str(verdict).splitlines()],
+    }
+
+
+def _numbers(plan: Plan, graph: GraphPlan, parallel: ParallelGraph) -> dict[str, Any]:
     """The numbers of a graph, collectives of a kind together."""
+    run = Run(parallel, plan.topology)
     return {
         "phase": graph.phase,
         "optimal": graph.optimal,
         "cost": graph.cost,
         "ops": len(graph.ops),
         "estimate": {**asdict(graph.estimate), "seconds": graph.estimate.seconds},
-        "collectives": _counted(graph.collectives),
+        "collectives": _counted(graph.collectives, run),
     }
 
 
-def _counted(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
-    counts = Counter((collective.kind, collective.phase) for collective in collectives)
-    sizes: Counter[tuple[str, str]] = Counter()
-    for collective in collectives:
-        sizes[collective.kind, collective.phase] += collective.bytes
+def _counted(collectives: Sequence[Collective], run: Run) -> list[dict[str, Any]]:
+    alike: dict[tuple[str, str], list[Collective]] = {}
+    for one in collectives:
+        alike.setdefault((one.kind, one.phase), []).append(one)
     return [
-        {"kind": kind, "phase": phase, "count": count, "bytes": sizes[kind, phase]}
-        for (kind, phase), count in counts.items()
+        {
+            "kind": kind,
+            "phase": phase,
+            "count": len(found),
+            "bytes": sum(one.bytes for one in found),
+            "seconds": _rounded(sum(run.sent(kind, one.bytes) for one in found)),
+        }
+        for (kind, phase), found in alike.items()
     ]
 
 
 def _weight(weights: Weights, at: int, ranks: int) -> dict[str, Any]:
     weight = weights.plans[at]
+    shards = weight.shards
+    if shards is None:
+        shards = even_layout(weight.shape, [0] * ranks)
     return {
         "kind": weight.kind,
         "shape": weight.shape,
@@ -104,7 +157,8 @@ def _weight(weights: Weights, at: int, ranks: int) -> dict[str, Any]:
         "axes": weight.axes,
         "bytes": weight.bytes,
         "held": weight.on_ranks([0] * ranks),
-        "shards": None if weight.shards is None else weight.shards.dims,
+        "shards": shards.dims,
+        "unused": weight.shards is None,
         "cuts": weights.cuts[at],
     }
 
@@ -128,8 +182,9 @@ def _item(item: Part | Stack) -> dict[str, Any]:
             return {"kinds": [_item(kind) for kind in kinds], "members": [_member(one) for one in members]}
         case Module(name, parts):
             return {"module": name, "parts": [_item(part) for part in parts]}
-        case WeightLine(name, before, type, notes, index):
-            return {"weight": index, "name": name, "before": before, "type": type, "notes": notes}
+        case WeightLine(name, before, type, notes, index, ways):
+            line = {"weight": index, "name": name, "before": before, "type": type, "notes": notes}
+            return line | ({"ways": _ways(ways)} if ways else {})
         case OpLine():
             return _op(item)
 
@@ -140,9 +195,22 @@ def _member(member: Member) -> dict[str, Any]:
 
 def _op(op: OpLine) -> dict[str, Any]:
     found = {key: value for key, value in asdict(op).items() if value}
+    if op.ways:
+        found["ways"] = _ways(op.ways)
+    if op.seconds:
+        found["seconds"] = [_rounded(each) for each in op.seconds]
     if op.collective is not None:
         found["collective"] = {"kind": op.collective[0], "bytes": op.collective[1]}
     return {"notes": (), **found}
+
+
+def _ways(ways: Sequence[Priced]) -> list[tuple[str, bool, float]]:
+    return [(text, chosen, _rounded(more)) for text, chosen, more in ways]
+
+
+def _rounded(seconds: float) -> float:
+    """Of an estimate nobody needs more digits."""
+    return float(f"{seconds:.6g}")
 
 
 def _file(name: str) -> str:

@@ -24,17 +24,9 @@ function colourOf(rank) {
 // One bar for each dimension that is divided; one hatched bar where every device holds all.
 function splitBars(weight, title = '') {
   const box = make('span', { class: 'bars', role: 'img', 'aria-label': splitText(weight), title });
-  const dims = weight.shards === null ? [[null, wholeOnFirst()]] : weight.shards;
-  if (!dims.length) {
-    box.append(make('span', { class: 'bar everywhere' }));
-    return box;
-  }
-  for (const [dim, owned] of dims) box.append(splitBar(owned, dim === null ? 1 : weight.shape[dim], weight.cuts[dim]));
+  if (!weight.shards.length) box.append(make('span', { class: plan.devices > 1 ? 'bar everywhere' : 'bar only' }));
+  for (const [dim, owned] of weight.shards) box.append(splitBar(owned, weight.shape[dim], weight.cuts[dim]));
   return box;
-}
-
-function wholeOnFirst() {
-  return Array.from({ length: plan.devices }, (_, rank) => (rank ? [] : [[0, 1]]));
 }
 
 function splitBar(owned, extent, cuts = []) {
@@ -60,8 +52,7 @@ function overlapping(owned) {
 }
 
 function splitText(weight) {
-  if (weight.shards === null) return 'whole, on device 0';
-  if (!weight.shards.length) return 'whole, on every device';
+  if (!weight.shards.length) return plan.devices > 1 ? 'whole, on every device' : 'whole';
   return weight.shards.map(([dim]) => `dimension ${dim} divided`).join(', ');
 }
 
@@ -78,31 +69,4 @@ function swatch(rank) {
   const made = make('span', { class: 'swatch', 'aria-hidden': 'true' });
   made.style.background = colourOf(rank);
   return made;
-}
-
-// What each device holds while a graph runs.
-function deviceTable(graph) {
-  const { kept, activations } = graph.estimate;
-  const sums = plan.bytes_per_device.map((size, rank) => size + kept[rank] + activations[rank]);
-  const most = Math.max(...sums, 1);
-  const body = make('tbody');
-  plan.bytes_per_device.forEach((size, rank) => {
-    const bar = make('div', { class: 'memory', 'aria-hidden': 'true' });
-    for (const [kind, part] of [['weights', size], ['kept', kept[rank]], ['activations', activations[rank]]]) {
-      const piece = make('i', { class: kind });
-      piece.style.width = `${(100 * part) / most}%`;
-      piece.style.setProperty('--rank', colourOf(rank));
-      bar.append(piece);
-    }
-    const number = (bytes, kind) =>
-      make('td', { class: 'number', 'data-bytes': bytes, 'data-kind': kind, title: `${bytes.toLocaleString('en')} bytes` }, bytesText(bytes));
-    body.append(make('tr', {}, make('th', { scope: 'row' }, swatch(rank), `${rank}`), make('td', { class: 'wide' }, bar),
-      number(size, 'weights'), make('td', { class: 'number muted' }, percent(size, plan.total_bytes)),
-      number(kept[rank], 'kept'), number(activations[rank], 'activations')));
-  });
-  const key = (kind, text) => make('th', { scope: 'col', class: 'number' }, make('i', { class: `key ${kind}` }), text);
-  const head = make('tr', {}, make('th', { scope: 'col' }, 'Device'), make('th', { scope: 'col', class: 'wide' }, 'Memory'),
-    key('weights', 'weights'), make('th', { scope: 'col', class: 'number' }, 'of the whole'),
-    key('kept', 'kept for later'), key('activations', 'activations'));
-  return make('table', {}, make('thead', {}, head), body);
 }

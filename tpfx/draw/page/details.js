@@ -1,6 +1,7 @@
 // The explanation of a node: what it is, why it is divided so, and where in the model's code it stands.
 
 const details = document.getElementById('details');
+const said = document.getElementById('said');
 
 const REASONS = [
   [/^column, /, () => 'Column parallel: each device has some of the output features (n), and computes these alone. Nothing is sent.'],
@@ -36,6 +37,7 @@ function explain(one) {
   details.querySelector('.close').addEventListener('click', shut);
   details.scrollTop = 0;
   document.body.classList.add('explaining');
+  said.textContent = `${nameOf(one)} is explained in the region Explanation.`;
   history.replaceState(null, '', `#${encodeURIComponent(nameOf(one))}`);
 }
 
@@ -46,21 +48,9 @@ function shut() {
   current = null;
   document.body.classList.remove('explaining');
   details.replaceChildren(...introduction());
+  said.textContent = '';
   history.replaceState(null, '', location.pathname);
   if (before.element.isConnected) focusOn(before);
-}
-
-function introduction() {
-  const words = (text) => make('p', {}, text);
-  return [
-    make('h2', {}, 'How to read this'),
-    words('Blocks run from top to bottom; layers that are alike are one block. A pill on an arrow is a collective: its kind, and the size of the whole value.'),
-    make('div', { class: 'legend' }, ...Array.from({ length: Math.min(plan.devices, 16) }, (_, rank) => make('span', {}, swatch(rank), `device ${rank}`))),
-    words('A bar is a weight, from its first row or column to its last: a colour is the shard that one device holds. A hatched bar is a weight that every device holds whole.'),
-    make('table', { class: 'keys' }, make('tbody', {}, ...[['4096/8', 'a dimension divided in 8'], ['f32[…]+', 'every device has a partial sum'],
-      ['/', 'search'], ['↑ ↓ ← →', 'move, unfold, fold'], ['Enter', 'explain'], ['Esc', 'close']]
-      .map(([key, text]) => make('tr', {}, make('td', {}, make('kbd', {}, key)), make('td', {}, text))))),
-  ];
 }
 
 function explanation(one) {
@@ -78,9 +68,9 @@ function heading(one, what) {
   return [make('p', { class: 'what' }, what), make('h2', {}, ...breakable(nameOf(one)))];
 }
 
-// A long name may break after a dot.
+// A long name may break after a dot or an underscore, and nowhere else.
 function breakable(name) {
-  return name.split(/(?<=\.)/).flatMap((part) => [part, make('wbr')]);
+  return name.split(/(?<=[._/])/).flatMap((part) => [part, make('wbr')]);
 }
 
 function field(title, ...content) {
@@ -102,13 +92,15 @@ function opExplanation(one) {
     if (item.notes.length) parts.push(make('p', { class: 'figure' }, ...chips(item.notes)));
     parts.push(...reasons(item.notes, type, opWord(item)));
   }
-  parts.push(field('Call', linked(fill(item.call, member))), field('Result', code(type), ...typeWords(type)));
-  if (item.source) parts.push(field('Source', make('code', { class: 'source' }, ...breakableAt(item.source, '/'))));
+  parts.push(...otherWays(one, item.ways), field('Call', linked(fill(item.call, member))), field('Result', code(type), ...typeWords(type)));
+  if (item.seconds) parts.push(field('Time, predicted', make('p', {}, rangeText(item.seconds, secondsText), plan.devices > 1 && !item.collective ? ' on each device' : '')));
+  if (item.source) parts.push(field('Source', make('code', { class: 'source' }, ...breakable(item.source.split('/site-packages/').pop()))));
   return parts;
 }
 
-function breakableAt(text, mark) {
-  return text.split(mark).flatMap((part, at) => (at ? [mark, make('wbr'), part] : [part]));
+function rangeText(numbers, text) {
+  const [least, most] = [Math.min(...numbers), Math.max(...numbers)];
+  return least === most ? text(most) : `${text(least)} – ${text(most)}`;
 }
 
 function reasons(notes, type, word = '') {
@@ -148,7 +140,7 @@ function weightExplanation(one) {
   const weight = plan.weights[one.item.weight];
   const parts = [make('p', { class: 'what' }, weight.kind), make('h2', {}, ...breakable(fullName(one)))];
   parts.push(make('p', { class: 'figure' }, make('b', {}, bytesText(weight.bytes)), make('code', {}, `${weight.dtype}[${weight.shape.join(', ')}]`)));
-  parts.push(make('p', {}, weightSentence(weight)), ...reasons(one.item.notes, ''));
+  parts.push(make('p', {}, weightSentence(weight)), ...reasons(one.item.notes, ''), ...otherWays(one, one.item.ways));
   if (weight.axes.length) parts.push(field('Dimensions', ...weight.shape.map((extent, dim) => dimension(weight, dim, extent)), axesWords(weight)));
   parts.push(field('Each device', heldTable(weight)));
   const used = usersOf(one);
@@ -157,15 +149,16 @@ function weightExplanation(one) {
 }
 
 function weightSentence(weight) {
-  if (weight.shards === null) return 'No graph uses it: it stays whole, on device 0.';
-  if (!weight.shards.length) return `Every one of the ${plan.devices} devices holds all of it.`;
+  if (plan.devices === 1) return 'The device holds all of it.';
+  if (!weight.shards.length) return `${weight.unused ? 'No graph uses it. ' : ''}Every one of the ${plan.devices} devices holds all of it.`;
   const dims = weight.shards.map(([dim]) => `${dim} (of ${weight.shape[dim]})`).join(' and ');
   const packed = weight.shards.some(([, owned]) => owned.some((intervals) => intervals.length > 1));
+  if (weight.unused) return `No graph uses it: it is divided evenly as storage, along dimension ${dims}.`;
   return `Divided along dimension ${dims}.${packed ? ' Several parts are packed in it, and each device has its share of each.' : ''}`;
 }
 
 function dimension(weight, dim, extent) {
-  const shard = (weight.shards || []).find(([at]) => at === dim);
+  const shard = weight.shards.find(([at]) => at === dim);
   const box = make('div', { class: 'dimension' }, make('span', { class: 'muted' }, `${dim}`), code(weight.axes[dim]),
     make('span', { class: 'muted' }, shard ? 'divided' : 'whole'));
   if (shard) box.append(splitBar(shard[1], extent, weight.cuts[dim]), make('span', { class: 'scale muted' }, make('span', {}, '0'), make('span', {}, `${extent}`)));
@@ -188,7 +181,6 @@ function heldTable(weight) {
 }
 
 function shardText(weight, rank) {
-  if (weight.shards === null) return rank ? 'none' : 'all';
   return weight.shards.map(([dim, owned]) => `${dim}: ${intervalsText(owned[rank])}`).join('; ') || 'all';
 }
 
@@ -209,9 +201,15 @@ function blockExplanation(one) {
   if (weights.length) facts.push([counted(weights.length, 'weight'), bytesText(bytesOf(one.item))]);
   facts.push([counted(ops, 'op'), '']);
   collectives.forEach(({ count, bytes }, kind) => facts.push([`${count.toLocaleString('en')} ${kind}`, bytesText(bytes)]));
-  parts.push(make('table', { class: 'facts' }, make('tbody', {}, ...facts.map(([name, size]) => make('tr', {}, make('td', {}, name), make('td', { class: 'number' }, size))))));
   const products = (one.item.parts || []).filter((part) => part.call && /^(column|row), /.test(part.notes[0]));
-  products.forEach((part) => parts.push(field('Product', make('p', {}, linked(fill(part.name, one.member)), ' ', ...chips(part.notes)), ...reasons(part.notes, part.type))));
+  const { most, after } = aliveIn(one);
+  if (most) facts.push(['activations, at most', bytesText(most)]);
+  if (after) facts.push(['flow on', bytesText(after)]);
+  const { compute, collective } = takes(one.item);
+  if (Math.max(...compute)) facts.push(['compute, predicted', rangeText(compute, secondsText)]);
+  if (collective) facts.push(['collectives, predicted', secondsText(collective)]);
+  parts.push(make('table', { class: 'facts' }, make('tbody', {}, ...facts.map(([name, size]) => make('tr', {}, make('td', {}, name), make('td', { class: 'number' }, size))))));
+  products.forEach((part) => parts.push(field('Product', make('p', {}, linked(fill(part.name, one.member)), ' ', ...chips(part.notes)), ...reasons(part.notes, part.type)), ...otherWays(one, part.ways)));
   const [inside, member] = several ? [one.item.kinds[one.item.members[one.chosen].kind], one.item.members[one.chosen]] : [one.item, one.member || (one.item.members || [])[0]];
   const own = weightsIn(inside.kinds ? inside.kinds[0] : inside);
   if (own.length) parts.push(field(several ? `Weights of ${member.name}` : 'Weights', ...own.slice(0, 24).map((part) => ownWeight(part, member))));

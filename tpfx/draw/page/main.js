@@ -28,43 +28,96 @@ function drawHead(graph) {
   );
 }
 
-function titleOf(graph, at) {
+function titleOf(graph) {
   const alike = plan.graphs.filter((one) => one.phase === graph.phase);
   const number = alike.length > 1 ? ` ${alike.indexOf(graph) + 1}` : '';
   return `${graph.phase}${number}`;
 }
 
-function drawTabs() {
-  tabs.replaceChildren(...plan.graphs.map((graph, at) => {
-    const tab = make('button', { type: 'button', role: 'tab', id: `tab-${at}`, 'aria-controls': 'graph' }, titleOf(graph, at));
-    tab.addEventListener('click', () => show(at));
+// A list of tabs: arrows go from one to the next.
+function tabList(list, names, choose) {
+  list.replaceChildren(...names.map(([id, text, panel], at) => {
+    const tab = make('button', { type: 'button', role: 'tab', id, 'aria-controls': panel }, text);
+    tab.addEventListener('click', () => choose(at));
     return tab;
   }));
-  tabs.addEventListener('keydown', (event) => {
+  list.onkeydown = (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
-    show((shown + step + plan.graphs.length) % plan.graphs.length);
-    tabs.children[shown].focus();
+    const at = [...list.children].findIndex((tab) => tab.getAttribute('aria-selected') === 'true');
+    const to = (at + step + list.children.length) % list.children.length;
+    choose(to);
+    list.children[to].focus();
+  };
+}
+
+function markTab(list, at) {
+  [...list.children].forEach((tab, each) => {
+    tab.setAttribute('aria-selected', String(each === at));
+    tab.tabIndex = each === at ? 0 : -1;
   });
+}
+
+// The overview: one of several views of the graph that is on show.
+const VIEWS = [
+  ['devices', 'Memory by device', devicesView],
+  ['layers', 'Memory by layer', layersView],
+  ['time', 'Time', timeView],
+  ['compare', 'Numbers of devices', compareView],
+].filter(([name]) => name !== 'compare' || data.sheets.length > 1);
+let viewed = VIEWS.length - 1 === 3 ? 3 : 0;
+
+function drawView() {
+  const [name, , draw] = VIEWS[viewed];
+  const panel = document.getElementById('view');
+  markTab(document.getElementById('views'), viewed);
+  panel.setAttribute('aria-labelledby', `view-${name}`);
+  panel.replaceChildren(...draw(plan.graphs[shown]).filter(Boolean));
+}
+
+function drawCounts() {
+  const box = document.getElementById('counts');
+  box.hidden = data.sheets.length < 2;
+  box.replaceChildren(...data.sheets.map((sheet, at) => {
+    const button = make('button', { type: 'button', 'aria-pressed': String(sheet === plan), 'aria-label': counted(sheet.devices, 'device') }, `${sheet.devices}`);
+    button.addEventListener('click', () => { showSheet(at); box.children[at].focus(); });
+    return button;
+  }), make('span', { class: 'muted', 'aria-hidden': 'true' }, 'devices'));
+}
+
+function drawVerdict() {
+  const lines = plan.verdict ? plan.verdict.lines : [];
+  const listed = (some) => make('dl', {}, ...some.flatMap(([what, text]) => [make('dt', {}, what), make('dd', {}, text)]));
+  const more = lines.filter(([what]) => ['undivided', 'assumed'].includes(what));
+  const box = document.getElementById('verdict');
+  box.hidden = !lines.length;
+  box.dataset.fits = plan.verdict ? plan.verdict.fits : '';
+  box.replaceChildren(listed(lines.filter((line) => !more.includes(line))),
+    make('details', {}, make('summary', {}, `${more.map(([what]) => what).join(', ')} …`), listed(more)));
+}
+
+function showSheet(at) {
+  plan = data.sheets[at];
+  document.title = `${plan.model} on ${counted(plan.devices, 'device')} · tpfx`;
+  drawCounts();
+  drawVerdict();
+  show(Math.min(shown, plan.graphs.length - 1));
 }
 
 function show(at) {
   shown = at;
   const graph = plan.graphs[at];
-  [...tabs.children].forEach((tab, each) => {
-    tab.setAttribute('aria-selected', String(each === at));
-    tab.tabIndex = each === at ? 0 : -1;
-  });
+  markTab(tabs, at);
   index = names = null;
   current = null;
   document.body.classList.remove('explaining');
   drawHead(graph);
-  document.getElementById('devices').replaceChildren(deviceTable(graph));
   const panel = document.getElementById('graph');
   panel.setAttribute('aria-labelledby', `tab-${at}`);
   const remarks = graph.summary.slice(1);
   panel.replaceChildren(...(remarks.length ? [make('p', { class: 'remarks' }, ...remarks.map((line) => make('span', {}, line)))] : []), drawTree(graph));
   details.replaceChildren(...introduction());
+  drawView();
 }
 
 document.addEventListener('keydown', (event) => {
@@ -75,8 +128,9 @@ document.addEventListener('keydown', (event) => {
   } else if (event.key === 'Escape') shut();
 });
 
-drawTabs();
-show(0);
+tabList(tabs, plan.graphs.map((graph, at) => [`tab-${at}`, titleOf(graph), 'graph']), show);
+tabList(document.getElementById('views'), VIEWS.map(([name, text]) => [`view-${name}`, text, 'view']), (at) => { viewed = at; drawView(); });
+showSheet(data.shown);
 if (location.hash) {
   const name = decodeURIComponent(location.hash.slice(1));
   const entry = entriesOf().find((each) => each.name === name);

@@ -1,6 +1,7 @@
 // The plan as a tree of nodes: what is in what, by what name, and how many bytes and collectives it has.
 
-const plan = JSON.parse(document.getElementById('plan').textContent);
+const data = JSON.parse(document.getElementById('plan').textContent);
+let plan = data.sheets[data.shown]; // of the number of devices that is on show
 
 function bytesText(size) {
   for (const [unit, power] of [['GiB', 30], ['MiB', 20], ['KiB', 10]]) {
@@ -32,6 +33,13 @@ function fill(text, member, short = false) {
     if (symbol !== undefined) return member.symbols[symbol];
     return short && found === '~.' ? '' : member.name + found.slice(1);
   });
+}
+
+// Of layers that are alike, the first: it stands for all of them where they are drawn.
+function firstLike(one) {
+  let above = one;
+  while (above && above.kind !== 'stack') above = above.parent;
+  return above && one.member ? above.item.members.find((each) => each.kind === one.member.kind) : null;
 }
 
 function last(name) {

@@ -1,7 +1,9 @@
-// Search: names of weights, ops and modules of a graph, those of every layer too.
+// Search: names of weights, ops and modules of a graph, those of every layer too; what is alike is found once.
 
 const box = document.getElementById('search');
+const results = document.getElementById('results');
 const foundList = document.getElementById('found');
+const many = document.getElementById('many');
 const SHOWN = 50;
 let index = null; // entries of the graph on show, made when they are first needed
 let names = null;
@@ -66,24 +68,52 @@ function matches(text) {
     .map(([, , entry]) => entry);
 }
 
+// Entries that are the same in several layers, together: an entry, and those that are like it.
+function alike(entries) {
+  const groups = new Map();
+  for (const entry of entries) {
+    const item = entry.trail[entry.trail.length - 1] || entry.block;
+    if (!groups.has(item)) groups.set(item, []);
+    groups.get(item).push(entry);
+  }
+  return [...groups.values()];
+}
+
 function search() {
   const text = box.value.trim();
   const all = text ? matches(text) : [];
-  found = all.slice(0, SHOWN);
+  const groups = alike(all);
+  found = groups.slice(0, SHOWN).map(([entry]) => entry);
   marked = found.length ? 0 : -1;
-  foundList.replaceChildren(...found.map(option));
-  if (all.length > SHOWN) foundList.append(make('li', { class: 'more muted', role: 'none' }, `and ${counted(all.length - SHOWN, 'more').replace(/s$/, '')}`));
-  if (text && !all.length) foundList.append(make('li', { class: 'more muted', role: 'none' }, 'Nothing has such a name in this graph.'));
-  foundList.hidden = !text;
+  foundList.replaceChildren(...groups.slice(0, SHOWN).map(option));
+  many.textContent = foundText(all.length, groups.length);
+  results.hidden = !text;
   box.setAttribute('aria-expanded', String(Boolean(text)));
   mark(marked);
 }
 
-function option(entry, at) {
+function foundText(all, kinds) {
+  if (!all) return 'Nothing has such a name in this graph.';
+  const number = `${all.toLocaleString('en')} found`;
+  const different = kinds < all ? `, ${kinds.toLocaleString('en')} of them different` : '';
+  return `${number}${different}${kinds > SHOWN ? `; the first ${SHOWN} are shown` : ''}.`;
+}
+
+function option(group, at) {
+  const [entry] = group;
+  const name = entry.full || entry.name;
+  const sort = entry.kind === 'row' ? 'value' : entry.kind === 'stack' ? 'layers' : entry.kind;
   const made = make('li', { role: 'option', id: `found-${at}`, 'aria-selected': 'false' },
-    make('span', { class: `sort ${entry.kind}` }, entry.kind === 'row' ? 'value' : entry.kind === 'stack' ? 'layers' : entry.kind), make('span', {}, entry.full || entry.name));
+    make('span', { class: `sort ${entry.kind}` }, sort), make('span', {}, ...breakable(name)), likeness(entry, group.length));
   made.addEventListener('mousedown', (event) => { event.preventDefault(); choose(entry); });
   return made;
+}
+
+// How many there are like an entry: as many as were found, or one of all.
+function likeness(entry, count) {
+  const kind = entry.member && entry.block.kind === 'stack' ? entry.block.item.members.filter((one) => one.kind === entry.member.kind).length : 1;
+  if (count > 1) return make('span', { class: 'times' }, `×${count} alike`);
+  return kind > 1 ? make('span', { class: 'muted' }, `one of ${kind} alike`) : null;
 }
 
 function mark(at) {
@@ -103,7 +133,7 @@ function choose(entry) {
 }
 
 function hideFound() {
-  foundList.hidden = true;
+  results.hidden = true;
   box.setAttribute('aria-expanded', 'false');
   box.removeAttribute('aria-activedescendant');
 }
@@ -137,12 +167,12 @@ box.addEventListener('keydown', (event) => {
   if (event.key === 'ArrowDown' || event.key === 'ArrowUp') {
     if (found.length) mark((marked + (event.key === 'ArrowDown' ? 1 : found.length - 1)) % found.length);
     event.preventDefault();
-  } else if (event.key === 'Enter' && found[marked] && !foundList.hidden) {
+  } else if (event.key === 'Enter' && found[marked] && !results.hidden) {
     choose(found[marked]);
   } else if (event.key === 'Escape') {
     event.stopPropagation();
     event.preventDefault();
-    if (foundList.hidden) box.blur();
+    if (results.hidden) box.blur();
     box.value = '';
     hideFound();
   }

@@ -2,11 +2,13 @@
 
 let tree = null;
 let current = null; // the node whose explanation is open
+let widest = 1; // the most bytes that flow from one block to the next
 
 function drawTree(graph) {
   const blocks = blocksOf(graph);
   const gathered = graph.collectives.filter((one) => one.kind === 'gather');
-  tree = make('ul', { role: 'tree', class: 'tree', 'aria-label': 'Blocks of the model' });
+  tree = make('ul', { role: 'tree', class: 'tree', 'aria-label': `Blocks of ${titleOf(graph)}` });
+  widest = Math.max(...blocks.map((one) => aliveIn(one).after), 1);
   blocks.forEach((one, at) => {
     const next = blocks[at + 1];
     tree.append(drawNode(one, 1, next !== undefined && next.item.module !== 'used by no graph', next && next.item.rows === 'results' ? gathered : []));
@@ -57,7 +59,7 @@ function blockCells(one) {
   const inside = one.kind === 'stack' ? totals(one.item.kinds[0]).weights : weights;
   inside.slice(0, 9).forEach((at) => bars.append(splitBars(plan.weights[at])));
   const size = weights.length ? make('span', { class: 'size', title: `${bytesOf(one.item).toLocaleString('en')} bytes` }, bytesText(bytesOf(one.item))) : make('span', { class: 'size' });
-  return [make('span', { class: 'name' }, labelOf(one), count, isBackward(one.item) ? chip('backward') : null, ...rolesOf(one)), bars, size];
+  return [make('span', { class: 'name' }, ...breakable(labelOf(one)), count, isBackward(one.item) ? chip('backward') : null, ...rolesOf(one)), bars, size];
 }
 
 // How the products in a small module are divided: column, row.
@@ -70,7 +72,7 @@ function rolesOf(one) {
 function weightCells(one) {
   const weight = plan.weights[one.item.weight];
   const type = one.item.type ? fill(one.item.type, one.member) : `${weight.dtype}[${weight.shape.join(', ')}]`;
-  return [make('span', { class: 'name' }, labelOf(one), make('code', { class: 'type' }, type), ...chips(one.item.notes)),
+  return [make('span', { class: 'name' }, ...breakable(labelOf(one)), make('code', { class: 'type' }, type), ...chips(one.item.notes)),
     splitBars(weight), make('span', { class: 'size' }, heldText(weight.held))];
 }
 
@@ -104,7 +106,10 @@ function drawArrow(one, extra, goesOn) {
   const pills = [...totals(one.item).collectives].map(([kind, { count, bytes }]) => collectivePill(kind, count, bytes));
   const outside = extra.map(({ kind, count, bytes }) => collectivePill(kind, count, bytes));
   const inner = make('span', { class: 'inner' }, ...(one.kind === 'collective' ? [] : pills));
-  return make('div', { class: goesOn ? 'arrow' : 'arrow end' }, make('span', { class: 'line', 'aria-hidden': 'true' }), inner, ...outside);
+  const { after } = aliveIn(one);
+  const line = make('span', { class: 'line', 'aria-hidden': 'true', 'data-bytes': after, title: after ? `${bytesText(after)} flow on` : null });
+  line.style.setProperty('--width', `${(2 + 10 * Math.min(1, after / widest)).toFixed(1)}px`);
+  return make('div', { class: goesOn ? 'arrow' : 'arrow end' }, line, inner, ...outside);
 }
 
 // Unfolding.
@@ -201,9 +206,17 @@ function pressed(event) {
     Enter: () => activate(one),
     ' ': () => toggle(one),
   };
-  if (!steps[event.key]) return;
+  const step = steps[event.key] || (/^[\w]$/.test(event.key) && (() => focusOn(next(items, at, event.key))));
+  if (!step) return;
   event.preventDefault();
-  steps[event.key]();
+  step();
+}
+
+// The next row whose name begins with a letter, from the top again after the last.
+function next(items, at, letter) {
+  const order = [...items.slice(at + 1), ...items.slice(0, at + 1)];
+  const begins = (item) => labelOf(item.node).toLowerCase().startsWith(letter.toLowerCase());
+  return (order.find(begins) || items[at]).node;
 }
 
 function focusable(one) {
