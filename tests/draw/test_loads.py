@@ -22,7 +22,7 @@ def test_ops_add_up_to_the_estimate(sheets, name):
         seconds = [sum(each[min(rank, len(each) - 1)] for each in taken) for rank in ranks]
         assert max(seconds) == pytest.approx(run.compute)
         gathers = [one.bytes for one in parallel.collectives() if one.kind == "gather"]
-        sizes = Run(parallel, sheet.plan.topology)
+        sizes = Run(parallel.graph, parallel.ranks, sheet.plan.topology)
         gathered = sum(sizes.sent("gather", size) for size in gathers)
         assert sum(seconds for (seconds,) in sent) + gathered == pytest.approx(run.messages)
 

@@ -51,7 +51,7 @@ class Loads:
         prices: Mapping[str, Sequence[Price]],
         rank: int,
     ) -> None:
-        self._run = Run(parallel, topology, handed_on)
+        self._run = Run(parallel.graph, parallel.ranks, topology, handed_on)
         self._prices = prices
         self._ranks = range(parallel.ranks)
         self._living = self._run.living(rank)

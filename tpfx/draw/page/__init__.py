@@ -118,7 +118,7 @@ def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
 
 def _numbers(plan: Plan, graph: GraphPlan, parallel: ParallelGraph) -> dict[str, Any]:
     """The numbers of a graph, collectives of a kind together."""
-    run = Run(parallel, plan.topology)
+    run = Run(parallel.graph, parallel.ranks, plan.topology)
     return {
         "phase": graph.phase,
         "optimal": graph.optimal,

@@ -107,8 +107,14 @@ function layerName(name, item) {
 function measuredOf(graph) {
   const ranks = new Set(data.measured.map((one) => one.rank));
   if (ranks.size !== plan.devices) return [];
-  const first = plan.graphs.find((one) => one.phase === graph.phase) === graph;
-  return data.measured.filter((one) => (one.phase ? first && one.phase === graph.phase : graph === plan.graphs[0]));
+  const known = [...new Set(layersOf(graph).map(({ layer }) => layer).filter(Boolean))].sort((one, other) => other.length - one.length);
+  const inside = (path, layer) => `.${path}.`.includes(`.${layer}.`);
+  const found = new Map();
+  const layerOf = (path) => {
+    if (!found.has(path)) found.set(path, known.find((layer) => inside(path, layer)) || '');
+    return found.get(path);
+  };
+  return data.measured.filter((one) => plan.graphs[one.graph] === graph).map((one) => ({ ...one, layer: layerOf(one.layer) }));
 }
 
 function endOf(spans) {
