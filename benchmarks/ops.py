@@ -30,7 +30,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
-from torch.fx import Graph, Node
+from torch.fx import Graph
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import tpfx
@@ -38,7 +38,7 @@ from benchmarks.ops_page import NO_RULE, NO_SPLIT, NOT_OF_THESE, PHASES, VERDICT
 from benchmarks.sweeps import alarm, sweep
 from tests.support.compare import gradient_error, largest_error
 from tpfx.ir.annotations import bound_of
-from tpfx.ir.nodes import result_tensors, tensor_nodes
+from tpfx.ir.nodes import is_check, tensor_nodes
 from tpfx.ir.splits import Splits
 from tpfx.passes.stages import observing
 from tpfx.planning.choices import split_choice
@@ -236,11 +236,12 @@ def _as_torch(outcome: Outcome, plain: Calls) -> Callable[[], Any]:
 
 
 def undivided(graph: Graph, devices: int) -> Iterator[tuple[str, str]]:
-    """The ops of a graph that work on more than a number, and why each is whole: "" if it can be divided."""
+    """The ops of a graph that are given more than a number, and why each is whole: "" if it can be split."""
     splits = Splits(graph, devices)
     for node in graph.nodes:
         bound = bound_of(node) if node.op == "call_function" else None
-        if bound is None or is_random(node) or not _is_large(node):
+        given = [operand.meta["val"].numel() for operand in tensor_nodes(node)] if bound is not None else []
+        if bound is None or is_random(node) or is_check(node) or max(given, default=0) <= 1:
             continue
         near, rule = splits.of([*bound.operands, *bound.results]), rule_of(node)
         if rule is None:
@@ -248,11 +249,6 @@ def undivided(graph: Graph, devices: int) -> Iterator[tuple[str, str]]:
         elif near:
             can = any(split_choice(bound, split) for split in near)
             yield str(node.target), "" if can else NO_SPLIT if rule.pattern is unsplit else NOT_OF_THESE
-
-
-def _is_large(node: Node) -> bool:
-    values = [*(one.meta["val"] for one in tensor_nodes(node)), *result_tensors(node)]
-    return any(value.numel() > 1 for value in values)
 
 
 def _run(job: Job, model: Any) -> tuple[list[Tensor], dict[str, Tensor | None]]:

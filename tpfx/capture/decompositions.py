@@ -7,14 +7,16 @@ written as torch itself writes it, where it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
+from ..ir.nodes import hint_of
 from ..rules import rule_for
 from ..rules.random_ops import has_random_tag
 from ..torch_internals.aot import DECOMPOSITIONS, is_composite
@@ -135,6 +137,21 @@ def _relative(matrices: Tensor, atol: Tensor | None, rtol: Tensor | None) -> Ten
     return rounded if atol is None else torch.where(atol.unsqueeze(-1) > 0, 0.0, rounded)
 
 
+def empty_dense(x: Tensor, size: Sequence[Any], stride: Sequence[Any], **settings: Any) -> Any:
+    """`aten.new_empty_strided`, dimensions in another order, as backward passes of writes into views have it.
+
+    What has gaps, or might have for other sizes, stays as it is.
+    """
+    slowest_first = sorted(range(len(size)), key=lambda at: (-hint_of(stride[at]), hint_of(size[at]) == 1))
+    expected: Any = 1
+    for at in reversed(slowest_first):
+        if not statically_known_true(size[at] == 1) and not statically_known_true(stride[at] == expected):
+            return NotImplemented
+        expected = expected * size[at]
+    made = x.new_empty([size[at] for at in slowest_first], **settings)
+    return made.permute([slowest_first.index(at) for at in range(len(size))])
+
+
 # Of losses, each example by itself: a mean divides by a number that a rank could not know.
 
 
@@ -174,6 +191,7 @@ WRITTEN: dict[Any, Callable[..., Any]] = {
     aten._trilinear.default: trilinear,
     aten.addmm.default: scaled_sum,
     aten.addbmm.default: batch_sum,
+    aten.new_empty_strided.default: empty_dense,
     aten.max.default: largest,
     aten.min.default: least,
     aten.cholesky.default: cholesky,
