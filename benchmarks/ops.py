@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 from torch.fx import Graph
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import tpfx
@@ -119,7 +120,10 @@ def _module_calls(info: Any, trained: bool) -> Iterator[tuple[Any, tuple[Any, ..
     for one in info.module_inputs_func(info, "cpu", torch.float32, trained, True):
         if one.forward_input is not None:
             made, given = one.constructor_input, one.forward_input
-            yield info.module_cls(*made.args, **made.kwargs), tuple(given.args), given.kwargs
+            module = info.module_cls(*made.args, **made.kwargs)
+            if isinstance(module, LazyModuleMixin):  # has its shapes with its first call
+                module(*given.args, **given.kwargs)
+            yield module, tuple(given.args), given.kwargs
 
 
 def _dims(given: Any) -> tuple[int, int]:

@@ -149,6 +149,7 @@ CALLS = [
     (aten.addbmm.default, (one(2, 3), one(5, 2, 4), one(5, 4, 3)), {}),
     (aten.addbmm.default, (one(3), one(5, 2, 4), one(5, 4, 3)), {"beta": 2.0, "alpha": -1}),
     *((aten.new_empty_strided.default, (X, [3, 4], stride), {}) for stride in ([4, 1], [1, 3])),
+    *((aten.soft_margin_loss_backward.default, (one(), one(4), one(4).sign(), how), {}) for how in (1, 2)),
     (aten.cholesky.default, (HERMITIAN + torch.eye(5, dtype=torch.float64), True), {}),
     (aten.max.default, (one(3, 2),), {}),
     (aten.min.default, (torch.tensor([1.0, torch.nan]),), {}),
@@ -252,3 +253,9 @@ def test_a_tensor_that_is_made_while_a_graph_is_traced_is_a_part_of_it() -> None
     torch.manual_seed(0)
     plain, mask = Masked(), torch.rand(4, 6) > 0.5
     torch.testing.assert_close(tpfx.compile(copy.deepcopy(plain), ["cpu"] * 2)(mask), plain(mask))
+
+
+def test_small_gradients_of_a_soft_margin_are_not_rounded_away() -> None:
+    given = torch.tensor(1.0), torch.tensor([15.0, -12.0]), torch.tensor([1.0, -1.0]), 2
+    op = aten.soft_margin_loss_backward.default
+    torch.testing.assert_close(decompositions()[op](*given), op(*given), rtol=1e-5, atol=0)

@@ -16,7 +16,7 @@ SAMPLE = [
     ("op", "rot90", "backward"),
     ("op", "nn.functional.interpolate[bilinear]", "forward"),
     ("op", "unfold_copy", "forward"),
-    ("op", "take", "forward"),
+    ("op", "put", "forward"),
     ("module", "nn.MultiMarginLoss", "backward"),
 ]
 
@@ -27,7 +27,7 @@ def test_samples_of_torch(kind: str, name: str, phase: str) -> None:
     outcome = check(Job(kind, name, phase, samples=3))
     assert outcome.verdict == "right" and outcome.calls == 3, line(outcome)
     whole = [op for op, why in outcome.whole.items() if why != NOT_OF_THESE]
-    assert whole == (["aten.take.default"] if name == "take" else []), line(outcome)
+    assert whole == (["aten.put.default"] if name == "put" else []), line(outcome)
 
 
 @pytest.mark.slow
@@ -42,12 +42,12 @@ def test_all_samples_of_torch() -> None:
 
 
 def test_the_page_counts_and_names_what_is_not_right_or_whole() -> None:
-    taken = Outcome(Job("op", "take", "forward"), whole={"aten.take.default": NO_SPLIT})
+    put = Outcome(Job("op", "put", "forward"), whole={"aten.put.default": NO_SPLIT})
     alone = Outcome(Job("op", "diag", "forward"), whole={"aten.diag_embed.default": NOT_OF_THESE})
     broken = Outcome(Job("module", "nn.RNN", "backward"), "crash", "KeyError: 'x|y'")
-    page = markdown([taken, alone, broken]).splitlines()
+    page = markdown([put, alone, broken]).splitlines()
     assert "| ops, forward | 2 | 2 | 1 | 0 | 0 | 0 | 0 |" in page
     assert "| modules, backward | 1 | 0 | 0 | 0 | 1 | 0 | 0 |" in page
-    assert "| `aten.take.default` | reads a tensor as if it were flat | take |" in page
+    assert "| `aten.put.default` | writes to a tensor as if it were flat | put |" in page
     assert f"| `aten.diag_embed.default` | {NOT_OF_THESE} | diag |" in page
     assert "| nn.RNN | backward | crash | KeyError: 'x\\|y' |" in page

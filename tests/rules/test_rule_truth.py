@@ -42,7 +42,6 @@ UNSPLIT = {
     aten.nanmedian.default,
     aten.prod.default,
     aten.masked_scatter.default,
-    aten.take.default,
     aten.put.default,
     aten.as_strided.default,
     aten.linspace.default,

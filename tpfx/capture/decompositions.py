@@ -171,6 +171,12 @@ def multi_margin_backward(
     return aten.multi_margin_loss_backward(each, x, target, p, margin, weight, 0)
 
 
+def soft_margin_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Tensor:
+    """`aten.soft_margin_loss_backward`; torch's own subtracts 1 from what is almost 1."""
+    each = -target * grad * torch.sigmoid(-target * x)
+    return each / x.numel() if reduction == 1 else each
+
+
 def multilabel_margin_backward(
     grad: Tensor, x: Tensor, target: Tensor, reduction: int, is_target: Tensor
 ) -> Any:
@@ -196,6 +202,7 @@ WRITTEN: dict[Any, Callable[..., Any]] = {
     aten.min.default: least,
     aten.cholesky.default: cholesky,
     aten.linalg_pinv.atol_rtol_tensor: pseudo_inverse,
+    aten.soft_margin_loss_backward.default: soft_margin_backward,
     aten.multi_margin_loss_backward.default: multi_margin_backward,
     aten.multilabel_margin_loss_backward.default: multilabel_margin_backward,
 }

@@ -229,6 +229,11 @@ def isin(call: Call) -> Bound:
     return bound
 
 
+def take(call: Call) -> Bound:
+    """Elements of a tensor that is read as if it were flat, and so whole: each index by itself."""
+    return Bound(call.dims, [list(call.dims[1])], whole=list(call.dims[0]))
+
+
 def searchsorted(call: Call) -> Bound:
     """Places in a sorted sequence, which is whole; where there are several, each has its own values."""
     lead = "" if len(call.dims[0]) == 1 and not call.get("sorter") else "... "

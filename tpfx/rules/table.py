@@ -103,6 +103,7 @@ _INDEXING = {
     aten.scatter.value_reduce: Rule(indexing.scatter),
     aten.scatter_reduce.two: Rule(indexing.scatter),
     aten.isin.Tensor_Tensor: Rule(indexing.isin),
+    aten.take.default: Rule(indexing.take, FIRST),
     aten.bucketize.Tensor: Rule("..., s! -> ..."),
     aten.searchsorted.Tensor: Rule(indexing.searchsorted),
 }
@@ -322,7 +323,6 @@ _UNSPLIT = family(
     aten.nonzero.default,
     aten.nonzero_static.default,
     aten.bincount.default,
-    aten.take.default,
     aten.put.default,
     aten.repeat_interleave.Tensor,
     aten._unique2.default,
