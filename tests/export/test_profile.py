@@ -132,7 +132,7 @@ def test_estimates_are_those_of_the_plan(deep: nn.Module) -> None:
 
 def test_who_comes_last_waits_for_nobody() -> None:
     """Planted times, in nanoseconds: rank 1 comes 30 later the first time, rank 0 5 the second."""
-    ops = [Op("up", "up"), Op("down.sum", "down", "all_reduce"), Op("out", "")]
+    ops = [Op("up", "up"), Op("down.sum", "down", "all_reduce", "all_reduce"), Op("out", "")]
     times = [[[0, 10, 50, 60], [100, 125, 130, 131]], [[0, 40, 52, 70], [100, 120, 130, 140]]]
     ranks = [
         RankRuns(rank, "cpu", "here", ops, torch.tensor(own), torch.tensor([70, 140]))

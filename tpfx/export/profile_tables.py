@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import RenderableType
@@ -121,11 +121,16 @@ def _rows(layers: Sequence[LayerTimes]) -> Iterator[Row]:
             if one.phase == phase:
                 inside.setdefault(layer, {})[one.module[len(layer) :]] = one
         ordered = _in_order(list(inside))
-        for run in runs([Layer(*stem_of(layer), tuple(sorted(inside[layer]))) for layer in ordered]):
+        for run in runs([Layer(*stem_of(layer), _likeness(inside[layer])) for layer in ordered]):
             first, last = ordered[run[0]], ordered[run[-1]]
             called = first if len(run) == 1 else span(first, last)
             for rest in inside[first]:
                 yield _row(called + rest, phase, [inside[ordered[at]][rest] for at in run])
+
+
+def _likeness(modules: Mapping[str, LayerTimes]) -> Hashable:
+    """What layers have alike that are written as one."""
+    return frozenset((name, frozenset(one.ops)) for name, one in modules.items())
 
 
 def _in_order(layers: Sequence[str]) -> list[str]:

@@ -42,6 +42,7 @@ class LayerTimes:
     Attributes:
         module: its path in the model; "" for the model itself.
         phase: "forward" or "backward".
+        ops: what it does, each once, as people call it: "linear", "all_reduce".
         compute: of its ops.
         collectives: of its collectives, once all ranks had come to them.
         waiting: until they had; of the model itself also until all ranks were done.
@@ -51,6 +52,7 @@ class LayerTimes:
 
     module: str
     phase: str
+    ops: list[str] = field(default_factory=list)
     compute: list[float] = field(default_factory=list)
     collectives: list[float] = field(default_factory=list)
     waiting: list[float] = field(default_factory=list)
@@ -60,7 +62,7 @@ class LayerTimes:
     @staticmethod
     def of(module: str, phase: str, ranks: int) -> LayerTimes:
         """Nothing yet."""
-        return LayerTimes(module, phase, *([0.0] * ranks for _ in range(5)))
+        return LayerTimes(module, phase, [], *([0.0] * ranks for _ in range(5)))
 
 
 class _Layers:
@@ -77,6 +79,8 @@ class _Layers:
         """What a rank did."""
         for op, spent, waits in zip(one.ops, one.took.sum(0).tolist(), waited, strict=True):
             layer = self(graph.phase, op.module)
+            if op.op not in layer.ops:
+                layer.ops.append(op.op)
             (layer.collectives if op.collective else layer.compute)[at] += (spent - waits) * NANO
             layer.waiting[at] += waits * NANO
         tail = float((one.over - one.starts[:, -1]).sum())

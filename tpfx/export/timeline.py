@@ -22,7 +22,7 @@ from ..dump.node_text import Lines
 from ..execution.stopwatch import Log
 from ..ir.annotations import is_gathered_for_caller
 from ..ir.nodes import bytes_of, is_tensor
-from ..ir.provenance import module_path, origin_of, path_of_stack
+from ..ir.provenance import module_path, op_name, origin_of, path_of_stack
 from ..ir.resharding import COLLECTIVES
 from ..kernels.collectives import BROADCASTS, gather_shards
 from ..kernels.stamps import BETWEEN, COLLECTIVE
@@ -37,11 +37,13 @@ class Op:
     Attributes:
         name: of the node, as in a dump.
         module: the path of the module that it comes from; of a gradient, that of its forward.
+        op: as people call it, "linear"; "compiled" of code that does several.
         collective: "all_reduce", "all_gather", "broadcast", or "" of what computes.
     """
 
     name: str
     module: str
+    op: str = ""
     collective: str = ""
 
 
@@ -211,21 +213,18 @@ class _Origins:
     def _op(self, name: str, nodes: Sequence[Node]) -> Op:
         origin = self._nodes.get(name)
         kind = next(filter(None, map(_collective, nodes)), "")
-        if origin is None:
-            return Op(name, module_path(nodes[0]), kind)
-        named = name if origin.op == "output" else self._names[origin]
+        if origin is None or origin.op == "output":
+            return Op(name, module_path(nodes[0]), op_name(nodes[0]), kind)
         target: Any = origin.target
-        return Op(named, _module(origin), COLLECTIVES.get(target, kind))
+        return Op(self._names[origin], _module(origin), op_name(origin), COLLECTIVES.get(target, kind))
 
     def _of_compiled(self, graph: Graph, names: Sequence[str]) -> tuple[list[int], list[Op]]:
         """Of code that has no nodes: its collectives, and what the graph has between two."""
-        _, ops = self._grouped(graph.find_nodes(op="call_function"))
-        met = [op for op in ops if op.collective]
-        if len(met) != names.count(COLLECTIVE):
-            return list(range(len(names))), [
-                Op(name, "", name.strip("<>") * (name == COLLECTIVE)) for name in names
-            ]
-        return list(range(len(names))), list(_segments(ops))
+        _, ops = self._grouped([node for node in graph.nodes if node.op == "call_function"])
+        if sum(bool(op.collective) for op in ops) == names.count(COLLECTIVE):
+            return list(range(len(names))), list(_segments(ops))
+        kinds = ("collective" if name == COLLECTIVE else "" for name in names)
+        return list(range(len(names))), [Op("the graph", "", "compiled", kind) for kind in kinds]
 
 
 def _segments(ops: Sequence[Op]) -> Iterator[Op]:
@@ -244,11 +243,11 @@ def _segments(ops: Sequence[Op]) -> Iterator[Op]:
 def _as_one(ops: Sequence[Op]) -> Op:
     """Ops that one piece of code does, by the module that they all lie in."""
     if not ops:
-        return Op("nothing", "")
+        return Op("nothing", "", "compiled")
     name = ops[0].name if len(ops) == 1 else f"{ops[0].name} … {ops[-1].name}"
     parts = zip(*(op.module.split(".") for op in ops), strict=False)
     common = takewhile(lambda part: len(set(part)) == 1, parts)
-    return Op(name, ".".join(part[0] for part in common))
+    return Op(name, ".".join(part[0] for part in common), "compiled")
 
 
 def _collective(node: Node) -> str:

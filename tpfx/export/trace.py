@@ -33,7 +33,7 @@ def spans(graph: GraphRuns, rank: int, waited: torch.Tensor, run: int) -> Iterat
         yield Span(op, op.collective or COMPUTE, start + wait, end - start - wait)
     tail = int(one.over[run]) - starts[-1]
     if tail > 0:
-        yield Span(Op("the end of the graph", ""), WAITING, starts[-1], tail)
+        yield Span(Op("the end of the graph", "", "end"), WAITING, starts[-1], tail)
 
 
 def chrome_trace(models: Mapping[str, Sequence[GraphRuns]], origin: int) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _events(graphs: Sequence[GraphRuns], model: int, origin: int) -> Iterator[di
                 for span in spans(graph, at, waited[at], run):
                     called = WAITING if span.kind == WAITING else span.op.name
                     when = _when(span.start - origin, span.length)
-                    about = {"node": span.op.name, "module": span.op.module}
+                    about = {"node": span.op.name, "op": span.op.op, "module": span.op.module}
                     yield {**row, "name": called, "cat": span.kind, **when, "args": about}
 
 
@@ -89,6 +89,7 @@ def timeline(graph: GraphRuns) -> dict[str, Any]:
                 "spans": [
                     {
                         "name": span.op.name,
+                        "op": span.op.op,
                         "module": span.op.module,
                         "kind": span.kind,
                         "start": (span.start - begin) * NANO,
