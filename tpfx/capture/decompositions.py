@@ -200,12 +200,13 @@ WRITTEN: dict[Any, Callable[..., Any]] = {
     aten.new_empty_strided.default: empty_dense,
     aten.max.default: largest,
     aten.min.default: least,
-    aten.cholesky.default: cholesky,
     aten.linalg_pinv.atol_rtol_tensor: pseudo_inverse,
     aten.soft_margin_loss_backward.default: soft_margin_backward,
     aten.multi_margin_loss_backward.default: multi_margin_backward,
     aten.multilabel_margin_loss_backward.default: multilabel_margin_backward,
 }
+if hasattr(aten, "cholesky"):  # gone in torch 2.14
+    WRITTEN[aten.cholesky.default] = cholesky
 
 
 # The ops of torch's encoder layers in inference, written as those that the layers compute in training: their
