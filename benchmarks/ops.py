@@ -19,6 +19,7 @@ import json
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -160,10 +161,10 @@ def check(job: Job) -> Outcome:
 
 
 def _runs(job: Job, call: Any) -> bool:
-    """Whether a call can be made of copies of its operands: not of sparse ones, nor of views of more."""
+    """Whether a call can be made here, of copies of its operands: not of sparse ones or views of more."""
     try:
         _run(job, copy.deepcopy(Calls([call])))
-    except (RuntimeError, NotImplementedError):
+    except Exception:
         return False
     return True
 
@@ -331,7 +332,8 @@ def main(
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
     if table is not None:
-        table.write_text(markdown(outcomes))
+        every = ((one[0], which) for one in listed() for which in PHASES if has_phase(*one, which))
+        table.write_text(markdown(outcomes, Counter(every)))
     sys.exit(any(outcome.verdict in ("crash", "WRONG") for outcome in outcomes))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -86,8 +86,8 @@ REASONS = {
 }
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
-    """All outcomes as a page: how many, and each that is not right, or whole."""
+def markdown(outcomes: Sequence[Outcome], listed: Mapping[tuple[str, str], int]) -> str:
+    """Outcomes as a page: how many of those listed, by kind and phase; each that is not right, or whole."""
     devices = outcomes[0].job.devices
     lines = [
         "# torch's own samples of its ops and modules, split",
@@ -95,8 +95,8 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         f"torch {torch.__version__.partition('+')[0]}, {devices} CPU devices; `make ops` writes this.",
         "Whole is what has an ATen op without a rule, or one of which the rule allows no split at all.",
         "",
-        "| | tried | right | whole | refused | crash | wrong | as wrong in torch |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | listed | tried | right | whole | refused | crash | wrong | as wrong in torch |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for kind in ("op", "module"):
         for phase in PHASES:
@@ -104,7 +104,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
             counts = [sum(one.verdict == word for one in mine) for word in VERDICTS]
             right, own, refused, crash, wrong = counts
             whole = sum(bool({NO_RULE, NO_SPLIT} & set(one.whole.values())) for one in mine)
-            row = [len(mine), right, whole, refused, crash, wrong, own]
+            row = [listed[kind, phase], len(mine), right, whole, refused, crash, wrong, own]
             lines.append(f"| {kind}s, {phase} | {' | '.join(map(str, row))} |")
     lines += ["", "## Whole", "", "| ATen op | why | in |", "|---|---|---|", *_whole_rows(outcomes)]
     lines += ["", "## Not right", "", "| what | phase | verdict | what happens |", "|---|---|---|---|"]

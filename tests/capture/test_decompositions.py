@@ -242,6 +242,25 @@ def test_a_product_with_scales_is_divided() -> None:
     assert not report.whole_ops and max(report.bytes_per_device) < 0.6 * report.total_bytes
 
 
+def test_a_check_of_the_backward_pass_is_made_there() -> None:
+    """The gradient of eigenvalues solves a system, which may be singular."""
+
+    class Values(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3, 3) + torch.arange(3.0).diag())
+
+        def forward(self) -> Tensor:
+            return torch.linalg.eigvals(self.weight).abs()
+
+    torch.manual_seed(0)
+    plain = Values()
+    model = tpfx.compile(copy.deepcopy(plain), ["cpu"] * 2)
+    plain().sum().backward(), model().sum().backward()
+    assert isinstance(model.weight.grad, tpfx.ShardedTensor) and plain.weight.grad is not None
+    torch.testing.assert_close(model.weight.grad.full(), plain.weight.grad, rtol=1e-4, atol=1e-4)
+
+
 def test_a_tensor_that_is_made_while_a_graph_is_traced_is_a_part_of_it() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:

@@ -62,7 +62,7 @@ class Joint:
             )
             bring_back(forward)
             bring_back(backward)
-        _keep_checks(module.graph, forward.graph)
+        _keep_checks(module.graph, forward.graph, backward.graph)
         if parallel is not None:
             first = {node.name for node in forward.graph.nodes}
             parallel.backward = frozenset(node.name for node in backward.graph.nodes) - first
@@ -131,21 +131,29 @@ def _is_dense(value: Any) -> bool:
     return is_tensor(value) and value.meta["val"].layout is torch.strided
 
 
-def _keep_checks(joint: Graph, forward: Graph) -> None:
-    """Put back into the forward part what is called only to raise: nothing that is returned needs it."""
-    made: dict[str, Node] = {node.name: node for node in forward.nodes}
+def _keep_checks(joint: Graph, forward: Graph, backward: Graph) -> None:
+    """Put back what is called only to raise, and returned by nothing: what checks gradients, backward."""
+    first = {node.name for node in forward.find_nodes(op="placeholder")}
+    late: set[Node] = set()  # what is computed of gradients
+    for node in joint.nodes:
+        if (node.op == "placeholder" and node.name not in first) or not late.isdisjoint(node.all_input_nodes):
+            late.add(node)
+        if is_check(node):
+            _put_back(node, backward if node in late else forward)
+
+
+def _put_back(check: Node, part: Graph) -> None:
+    made: dict[str, Node] = {node.name: node for node in part.nodes}
 
     def copied(node: Node) -> Node:
         if node.name not in made:
             for operand in node.all_input_nodes:
                 copied(operand)
-            with forward.inserting_before(forward.output_node()):
-                made[node.name] = forward.node_copy(node, lambda operand: made[operand.name])
+            with part.inserting_before(part.output_node()):
+                made[node.name] = part.node_copy(node, lambda operand: made[operand.name])
         return made[node.name]
 
-    for node in joint.nodes:
-        if is_check(node):
-            copied(node)
+    copied(check)
 
 
 def _pin_reads(joint: Graph) -> None:
