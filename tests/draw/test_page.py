@@ -232,6 +232,11 @@ def test_a_call_in_time_takes_what_is_estimated(opened, sheets):
     tab.select_option("#view select", "h.1")
     assert "of h.1: 4 ms" in tab.locator("#view .caption").last.inner_text()
     assert errors == []
+    even = sheets(LLAMA).plan.graphs[0].estimate.seconds  # no device waits, so that it takes the sum
+    tab, errors = opened(LLAMA)
+    tab.click("#view-time")
+    assert f"Estimated: {seconds_text(even)};" in tab.inner_text("#view")
+    assert errors == []
 
 
 @pytest.mark.browser

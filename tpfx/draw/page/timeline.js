@@ -95,7 +95,7 @@ function sentence(sort, spans, all) {
   const most = (kind) => Math.max(...sums.map((one) => one[kind]));
   const words = { compute: 'compute', collective: 'collectives', wait: 'waiting' };
   const parts = KINDS.filter((kind) => most(kind)).map((kind) => `${secondsText(most(kind))} ${words[kind]}`).join(', ');
-  const compared = sort === 'measured' && all.length > 1 ? `; ${(endOf(spans) / endOf(all[0][1])).toFixed(2)} of the estimate` : '';
+  const compared = sort === 'measured' && all.length > 1 ? `; ${(endOf(spans) / endOf(all[0][1])).toPrecision(3)} times the estimate` : '';
   const where = zoomed ? ` of ${zoomed}` : '';
   return `${sort[0].toUpperCase()}${sort.slice(1)}${where}: ${secondsText(endOf(spans))}${plan.devices > 1 ? '; on a device at most' : ':'} ${parts}${compared}.`;
 }
