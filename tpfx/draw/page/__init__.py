@@ -19,6 +19,7 @@ from ...ir.parallel_graph import Collective, ParallelGraph
 from ...ir.shards import even_layout
 from ...plan.estimate import Run
 from ...plan.plan import GraphPlan, Plan
+from ...plan.tables import phase_text
 from ...plan.verdict import Verdict
 from ..measured import Span
 from ..module_tree import Blocks, Member, Module, OpLine, Part, Priced, Stack, WeightLine, Weights, blocks
@@ -121,6 +122,7 @@ def _numbers(plan: Plan, graph: GraphPlan, parallel: ParallelGraph) -> dict[str,
     run = Run(parallel.graph, parallel.ranks, plan.topology)
     return {
         "phase": graph.phase,
+        "called": phase_text(graph.phase, [each.phase for each in plan.graphs]),
         "optimal": graph.optimal,
         "cost": graph.cost,
         "ops": len(graph.ops),

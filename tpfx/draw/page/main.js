@@ -8,7 +8,7 @@ function figure(name, value, note, data = {}) {
 }
 
 function drawHead(graph) {
-  document.getElementById('model').textContent = plan.model;
+  document.getElementById('model').replaceChildren(...plan.model.split(/(?=[A-Z][a-z])/).flatMap((part) => [part, make('wbr')]));
   const devices = plan.devices === 1 ? 'on one device' : `split over ${plan.devices} devices`;
   document.getElementById('subtitle').textContent = `${devices} · planned by tpfx ${plan.tpfx}`;
   const most = Math.max(...plan.bytes_per_device);
@@ -16,13 +16,13 @@ function drawHead(graph) {
   const sent = graph.collectives.reduce((sum, one) => sum + one.bytes, 0);
   const kinds = new Map();
   graph.collectives.forEach((one) => kinds.set(one.kind, (kinds.get(one.kind) || 0) + one.count));
-  const { seconds, messages, tokens } = graph.estimate;
+  const { seconds, messages, tokens, unit } = graph.estimate;
   document.getElementById('figures').replaceChildren(
     figure('Weights', bytesText(plan.total_bytes), 'unsharded', { 'data-bytes': plan.total_bytes, 'data-kind': 'total' }),
     figure('Most on a device', bytesText(most), `${percent(most, plan.total_bytes)} of the whole`, { 'data-bytes': most, 'data-kind': 'most' }),
     figure('Collectives', count.toLocaleString('en'), count ? `${bytesText(sent)}: ${[...kinds].map(([kind, each]) => `${each} ${kind}`).join(', ')}` : 'nothing is sent',
       { 'data-bytes': sent, 'data-count': count, 'data-kind': 'collectives' }),
-    figure('Time, predicted', secondsText(seconds), `${counted(tokens, 'token')}, ${seconds ? Math.round((100 * messages) / seconds) : 0} % in collectives`,
+    figure('Time, predicted', secondsText(seconds), `${counted(tokens, unit)}, ${seconds ? Math.round((100 * messages) / seconds) : 0} % in collectives`,
       { 'data-seconds': seconds, 'data-kind': 'seconds' }),
     figure('This choice is', graph.optimal ? 'proven cheapest' : 'not proven', `of all splits of ${counted(graph.ops, 'op')}`, { 'data-optimal': graph.optimal, 'data-kind': 'optimal' }),
   );
@@ -31,7 +31,7 @@ function drawHead(graph) {
 function titleOf(graph) {
   const alike = plan.graphs.filter((one) => one.phase === graph.phase);
   const number = alike.length > 1 ? ` ${alike.indexOf(graph) + 1}` : '';
-  return `${graph.phase}${number}`;
+  return `${graph.called}${number}`;
 }
 
 // A list of tabs: arrows go from one to the next.
