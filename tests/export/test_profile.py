@@ -18,7 +18,8 @@ from tests.support.nets import Mlp
 from tests.support.tape import Tapes
 from tpfx.console.progress import LISTENERS
 from tpfx.errors import InputError, ModelError
-from tpfx.export.timeline import GraphRuns, Op, RankRuns
+from tpfx.export.profile_times import layers_of
+from tpfx.export.timeline import Estimated, GraphRuns, Op, RankRuns
 from tpfx.frontend import session
 from tpfx.plan.estimate import estimate
 from tpfx.runtime.mesh import Mesh
@@ -140,6 +141,17 @@ def test_who_comes_last_waits_for_nobody() -> None:
     ]
     waited = GraphRuns("forward", ranks, {}, 0.0).waited()
     assert [one.tolist() for one in waited] == [[[0, 30, 0], [0, 0, 0]], [[0, 0, 0], [0, 5, 0]]]
+
+
+def test_a_process_alone_has_the_estimates_of_its_own_ranks() -> None:
+    """The times of the others are not had where a script fails, or has ended its process group."""
+    ops = [Op("up", "up", "linear"), Op("down.sum", "down", "all_reduce", "all_reduce")]
+    alone = RankRuns(1, "cpu", "here", ops, torch.tensor([[0, 10, 50]]), torch.tensor([50]))
+    estimated = {"up": Estimated([1.0, 2.0], 0.0), "down": Estimated([0.0, 0.0], 3.0)}
+    up, down = layers_of([GraphRuns("forward", [alone], estimated, 0.0)])
+    assert (up.estimated_compute, up.estimated_collectives, up.ops) == ([2.0], [0.0], ["linear"])
+    assert (down.estimated_compute, down.estimated_collectives) == ([0.0], [3.0])
+    assert up.compute == pytest.approx([10e-9]) and down.collectives == pytest.approx([40e-9])
 
 
 @torch.library.custom_op("test::linger", mutates_args=())

@@ -59,6 +59,12 @@ class LayerTimes:
     estimated_compute: list[float] = field(default_factory=list)
     estimated_collectives: list[float] = field(default_factory=list)
 
+    @property
+    def has_any(self) -> bool:
+        """Whether anything was measured, or estimated."""
+        measured = (*self.compute, *self.collectives, *self.waiting)
+        return any((*measured, *self.estimated_compute, *self.estimated_collectives))
+
     @staticmethod
     def of(module: str, phase: str, ranks: int) -> LayerTimes:
         """Nothing yet."""
@@ -93,8 +99,8 @@ class _Layers:
             while module and module not in known:
                 module = module.rpartition(".")[0]
             layer = self(graph.phase, module)
-            for at, compute in enumerate(one.compute):
-                layer.estimated_compute[at] += compute * graph.count
+            for at, runs in enumerate(graph.ranks):  # those of other processes may be missing
+                layer.estimated_compute[at] += one.compute[runs.rank] * graph.count
                 layer.estimated_collectives[at] += one.collectives * graph.count
 
 
@@ -105,9 +111,7 @@ def layers_of(graphs: Sequence[GraphRuns]) -> list[LayerTimes]:
         for at, (one, waited) in enumerate(zip(graph.ranks, graph.waited(), strict=True)):
             layers.add(graph, at, one, waited.sum(0).tolist())
         layers.add_estimates(graph)
-    return [
-        one for one in layers.found.values() if any(map(sum, (one.compute, one.collectives, one.waiting)))
-    ]
+    return [one for one in layers.found.values() if one.has_any]
 
 
 def ranks_of(graphs: Sequence[GraphRuns], layers: Sequence[LayerTimes], seconds: float) -> list[RankTimes]:
