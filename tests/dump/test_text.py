@@ -69,11 +69,11 @@ def test_uneven_divisions_and_symbolic_sizes_are_named():
 def test_ops_without_a_rule_are_called_out():
     class Lower(nn.Linear):
         def forward(self, x):
-            return super().forward(torch.tril_indices(8, 8).sum() + torch.renorm(x, 2, 0, 1.0))
+            return super().forward(torch.tril_indices(8, 8).sum() + torch.pdist(x).sum() * x)
 
     text = dump_text(plan_offline(Lower(64, 64), 2, EXAMPLE, symbolic=False))
-    assert "# whole: no rule for aten.renorm.default, 1 times" in text
-    assert re.search(r"= renorm\(x, 2, 0, 1.0\) +# whole: no rule$", text, re.MULTILINE)
+    assert "# whole: no rule for aten._pdist_forward.default, 1 times" in text
+    assert re.search(r"= pdist_forward\(x\) +# whole: no rule$", text, re.MULTILINE)
 
 
 def test_a_dimension_of_which_only_parts_are_divided_is_shown_by_its_parts():

@@ -44,9 +44,9 @@ def test_all_samples_of_torch() -> None:
 
 
 def test_the_page_counts_and_names_what_is_not_right_or_whole() -> None:
-    put = Outcome(Job("op", "put", "forward"), whole={"aten.put.default": NO_SPLIT})
-    alone = Outcome(Job("op", "diag", "forward"), whole={"aten.diag_embed.default": NOT_OF_THESE})
-    broken = Outcome(Job("module", "nn.RNN", "backward"), "crash", "KeyError: 'x|y'")
+    put = Outcome(Job("op", "put", "forward"), calls=1, whole={"aten.put.default": NO_SPLIT})
+    alone = Outcome(Job("op", "diag", "forward"), calls=1, whole={"aten.diag_embed.default": NOT_OF_THESE})
+    broken = Outcome(Job("module", "nn.RNN", "backward"), "crash", "KeyError: 'x|y'", calls=1)
     listed = Counter({("op", "forward"): 3, ("module", "backward"): 1})
     page = markdown([put, alone, broken], listed).splitlines()
     assert "| ops, forward | 3 | 2 | 2 | 1 | 0 | 0 | 0 | 0 |" in page
