@@ -165,8 +165,8 @@ def _remarks(profile: Profile, rows: Sequence[Row]) -> Iterator[str]:
         )
     if not profile.complete:
         yield (
-            "the times of other processes are not here, so that waiting for them is among the collectives: "
-            "they are where no script ends its process group, and none fails"
+            "the times of other processes are not here, so that waiting for them counts as collectives: they "
+            "are had where none has failed, or left the process group, before the end"
         )
     if profile.compiling:
         yield (
@@ -193,7 +193,7 @@ def largest_difference(profile: Profile, rows: Sequence[Row]) -> str:
     which = beyond.index(max(beyond))
     if which == 2:
         return f"a rank waits for {seconds_text(took[2])}. {_of_waiting(ranks)}"
-    what = f"{(*KINDS, 'outside')[which]} takes {seconds_text(took[which])}, estimated "
+    what = f"{(*KINDS, 'outside')[which]}: {seconds_text(took[which])}, estimated "
     what += seconds_text(estimated[which])
     return f"{what}. {_OUTSIDE if which == 3 else _of_topology(profile.topology, rows)}"
 
