@@ -126,6 +126,48 @@ def test_an_op_of_which_nothing_is_known_runs_once() -> None:
     assert len(calls) == 4
 
 
+@pytest.mark.parametrize("device_compiler", ["native", "eager"])
+def test_an_op_of_which_nothing_is_known_returns_what_values_tell(device_compiler: str) -> None:
+    """As the boxes that are left of a detection; of some images there are none."""
+
+    @torch.library.custom_op("tpfx_tests::above", mutates_args=())
+    def above(x: torch.Tensor, least: float) -> list[torch.Tensor]:
+        kept = (x > least).nonzero()[:, 0]
+        return [kept, x[kept] * 2]
+
+    @above.register_fake
+    def _(x: torch.Tensor, least: float) -> list[torch.Tensor]:
+        size = torch.library.get_ctx().new_dynamic_size()
+        return [x.new_empty(size, dtype=torch.int64), x.new_empty(size)]
+
+    @torch.library.custom_op("tpfx_tests::first_above", mutates_args=())
+    def first_above(x: torch.Tensor, least: float) -> torch.Tensor:
+        return (x > least).nonzero()[:, 0]
+
+    @first_above.register_fake
+    def _(x: torch.Tensor, least: float) -> torch.Tensor:
+        return x.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+    class Picking(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into = torch.nn.Linear(8, 64)
+
+        def forward(self, x: torch.Tensor, least: float) -> tuple[torch.Tensor, ...]:
+            values = self.into(x).flatten()
+            which, kept = above(values, least)
+            return which, kept, values[first_above(values, least)].sin()
+
+    torch.manual_seed(0)
+    plain, x = Picking(), torch.randn(2, 8)
+    model = tpfx.compile(copy.deepcopy(plain), ["cpu"] * 3, device_compiler=device_compiler)
+    with torch.no_grad():
+        for least in (0.5, -9.0, 9.0):
+            for expected, got in zip(plain(x, least), model(x, least), strict=True):
+                torch.testing.assert_close(got, expected)
+    assert not tpfx.report(model).whole_calls
+
+
 # transformers
 
 DROPOUT: dict[str, dict[str, float]] = {

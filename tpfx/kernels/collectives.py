@@ -54,6 +54,40 @@ def broadcast_random(draws: bool, group: str, op: Any, args: Sequence[Any], kwar
     return _from_first(op(*args, **kwargs) if draws else _room_for(op, args, kwargs), group)
 
 
+def broadcast_sized(
+    draws: bool,
+    group: str,
+    op: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    results: Sequence[tuple[torch.dtype, int]],
+    alone: bool,
+) -> Any:
+    """`broadcast_random` of an op whose results have sizes that only values tell: rank 0 sends these first.
+
+    Args:
+        draws: whether this rank runs the op.
+        group: the ranks.
+        op: it returns a tensor, or a tuple or list of them.
+        args: its arguments.
+        kwargs: those by name.
+        results: of each tensor that it returns the dtype, and how many dimensions it has.
+        alone: whether it returns a tensor, and no tuple or list.
+    """
+    device, known = _device_of(args, kwargs), sum(dims for _, dims in results)
+    made = op(*args, **kwargs) if draws else None
+    own: Sequence[Any] = [None] * len(results) if made is None else [made] if alone else made
+    extents = [0] * known if made is None else [extent for one in own for extent in one.shape]
+    sizes = _sent(c10d.broadcast, torch.tensor(extents, device=device), 0, group).tolist()
+    found = []
+    for value, (dtype, dims) in zip(own, results, strict=True):
+        shape, sizes = sizes[:dims], sizes[dims:]
+        if value is None or list(value.shape) != shape:
+            value = torch.empty(shape, dtype=dtype, device=device)
+        found.append(_sent(c10d.broadcast, value, 0, group) if value.numel() else value)
+    return found[0] if alone else found
+
+
 def broadcast_and_keep(
     draws: bool, group: str, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[torch.Tensor, Any]:
@@ -76,7 +110,7 @@ def broadcast_again(
     return _from_first(higher_order.run_with_rng_state(state, op, *args, **kwargs), group)
 
 
-BROADCASTS = (broadcast_random, broadcast_and_keep, broadcast_again)
+BROADCASTS = (broadcast_random, broadcast_sized, broadcast_and_keep, broadcast_again)
 
 
 def _from_first(made: Any, group: str) -> Any:
@@ -97,14 +131,19 @@ def _sent(collective: Any, value: torch.Tensor, number: int, group: str) -> torc
 
 def _room_for(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Tensors of the shapes that an op returns, which the meta device tells without drawing anything."""
-    given = (arg.device for arg in tree_leaves((args, kwargs)) if isinstance(arg, torch.Tensor))
-    device = next(given, kwargs.get("device")) or torch.device("cpu")
+    device = _device_of(args, kwargs)
     args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
     elsewhere = {"device": torch.device("meta"), "generator": None}
     changed = {name: elsewhere.get(name, value) for name, value in kwargs.items()}
     return tree_map_only(
         torch.Tensor, lambda result: torch.empty_like(result, device=device), op(*args, **changed)
     )
+
+
+def _device_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
+    """Where an op's results will be: where its first tensor is."""
+    given = (arg.device for arg in tree_leaves((args, kwargs)) if isinstance(arg, torch.Tensor))
+    return next(given, kwargs.get("device")) or torch.device("cpu")
 
 
 _JOIN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {

@@ -16,7 +16,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from ..kernels.collectives import broadcast_again, broadcast_and_keep, broadcast_random
+from ..kernels.collectives import broadcast_again, broadcast_and_keep, broadcast_random, broadcast_sized
 from ..rules import may_draw
 
 higher_order = torch.ops.higher_order
@@ -29,6 +29,10 @@ def broadcast_of(node: Node, draws: bool, group: str) -> tuple[Callable[..., Any
         return broadcast_and_keep, (draws, group, args[0], args[1:], kwargs)
     if op is higher_order.run_with_rng_state:
         return broadcast_again, (draws, group, args[0], args[1], args[2:], kwargs)
+    if node.meta.get("unbacked_bindings"):  # it reads sizes from values
+        made = node.meta["val"]
+        kinds = [(one.dtype, one.dim()) for one in ([made] if isinstance(made, torch.Tensor) else made)]
+        return broadcast_sized, (draws, group, op, args, kwargs, kinds, isinstance(made, torch.Tensor))
     return broadcast_random, (draws, group, op, args, kwargs)
 
 
