@@ -235,6 +235,12 @@ def test_the_model_is_as_before(deep: nn.Module) -> None:
     assert profile.runs == 1
 
 
+def test_a_model_of_the_other_door_on_the_same_devices_is_not_its_part(deep: nn.Module) -> None:
+    other = Deep()
+    torch.compile(other, backend="tpfx", options={"devices": CPUS})(X)
+    assert tpfx.profile(deep, X).runs == 1
+
+
 def test_a_profile_in_another_has_the_runs_inside(deep: nn.Module) -> None:
     deep(X)
     with tpfx.profile(deep) as outer:

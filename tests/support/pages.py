@@ -143,9 +143,14 @@ def on_cpu(code: str) -> str:
 
 
 def _fits(shown: str, printed: str) -> bool:
-    """Whether a page shows what is printed, but for where lines are broken."""
-    pattern = ".*?".join(map(re.escape, " ".join(shown.split()).split("…")))
-    return re.fullmatch(pattern, " ".join(printed.split())) is not None
+    """Whether a page shows what is printed, but for where lines are broken, and how wide columns are."""
+    pattern = ".*?".join(map(re.escape, _narrow(shown).split("…")))
+    return re.fullmatch(pattern, _narrow(printed)) is not None
+
+
+def _narrow(text: str) -> str:
+    """A text with single spaces, and borders of tables with single lines."""
+    return re.sub("([━─])\\1+", "\\1", " ".join(text.split()))
 
 
 def _update(block: Block, printed: str) -> None:

@@ -234,9 +234,8 @@ def _unmeasured(model: torch.nn.Module) -> Profile:
 
 
 def _meshes(model: torch.nn.Module) -> Iterator[Mesh]:
-    """The devices of what is compiled of a model."""
-    for module in model.modules():
-        yield from (one.session.mesh for _, one in stand_ins(module) if isinstance(one, Entry))
-    session = session_of(model)
-    if session is not None:
-        yield session.mesh
+    """The devices of what is compiled of a model; of `torch.compile`, those of the session of its weights."""
+    parts = (one for module in model.modules() for _, one in stand_ins(module))
+    own = [one.session.mesh for one in parts if isinstance(one, Entry)]
+    session = None if own else session_of(model)
+    yield from own if session is None else [session.mesh]
