@@ -219,7 +219,7 @@ def test_a_call_that_compiles_is_made_again(tmp_path: Path) -> None:
     assert (
         {"compute", "all_reduce"} <= {span["kind"] for span in spans} <= {"compute", "all_reduce", "waiting"}
     )
-    assert sum(span["seconds"] for span in spans) <= graph["seconds"] <= profile.seconds
+    assert sum(span["seconds"] for span in spans) <= graph["seconds"] + 1e-9 <= profile.seconds + 2e-9
 
 
 def test_the_model_is_as_before(deep: nn.Module) -> None:
