@@ -29,7 +29,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 from torch.fx import Graph
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -37,7 +36,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import tpfx
 from benchmarks.ops_page import NO_RULE, NO_SPLIT, NOT_OF_THESE, PHASES, VERDICTS, Job, Outcome, markdown
-from benchmarks.sweeps import alarm, sweep
+from benchmarks.sweeps import alarm, sweep_in_view
 from tests.support.compare import gradient_error, largest_error
 from tpfx.ir.annotations import bound_of
 from tpfx.ir.nodes import is_check, tensor_nodes
@@ -320,15 +319,7 @@ def main(
         if has_phase(*one, which)
     ]
     console = Console(highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("splitting", total=len(jobs))
-
-        def tell(outcome: Outcome) -> None:
-            progress.console.print(line(outcome))
-            progress.advance(bar)
-
-        outcomes = sweep(check, jobs, workers, tell)
+    outcomes = sweep_in_view(check, jobs, workers, line, console)
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
     if table is not None:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 J = TypeVar("J", bound=Hashable)
 O = TypeVar("O")  # noqa: E741
@@ -42,6 +44,21 @@ def sweep(check: Callable[[J], O], jobs: Sequence[J], workers: int, tell: Callab
             outcomes[futures[future]] = outcome = future.result()
             tell(outcome)
     return [outcomes[job] for job in jobs]
+
+
+def sweep_in_view(
+    check: Callable[[J], O], jobs: Sequence[J], workers: int, line: Callable[[O], str], console: Console
+) -> list[O]:
+    """The same, with a line for each outcome above a bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("splitting", total=len(jobs))
+
+        def tell(outcome: O) -> None:
+            progress.console.print(line(outcome))
+            progress.advance(bar)
+
+        return sweep(check, jobs, workers, tell)
 
 
 def _quiet() -> None:

@@ -33,11 +33,10 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import tpfx
-from benchmarks.sweeps import alarm, sweep
+from benchmarks.sweeps import alarm, sweep_in_view
 from tests.support.architectures import LISTED, tiny
 from tests.support.compare import TOLERANCE, gradient_error, largest_error, tensors
 
@@ -289,15 +288,7 @@ def main(
     way = Way(train, backend, device_compiler)
     jobs = [(kind, arch, count, way) for kind, arch in names for count in devices or (2, 3)]
     console = Console(highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("splitting", total=len(jobs))
-
-        def tell(outcome: Outcome) -> None:
-            progress.console.print(line(outcome))
-            progress.advance(bar)
-
-        outcomes = sweep(check_job, jobs, workers, tell)
+    outcomes = sweep_in_view(check_job, jobs, workers, line, console)
     console.print(summary(outcomes))
     for remark in remarks(outcomes):
         console.print(f"- {remark}")

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.fx import Graph, Node
 
 from ..ir.annotations import bound_of, dims_of, gradients_in, set_dims
-from ..ir.axes import Dim, unify
+from ..ir.axes import Dim
 from ..ir.nodes import is_getitem, is_tensor, result_index, result_tensors, size_of, tensor_nodes
-from ..ir.provenance import ORIGIN
-from ..planning.apart import Apart, folded_weights
+from ..planning.apart import Apart, alias, folded_weights, same_dims
 from ..rules import rule_for
 from ..rules.bind import bind
 from ..rules.rule import Rule
@@ -29,7 +27,7 @@ def infer_axes(graph: Graph) -> None:
     _new_inputs(graph)
     _bind_ops(graph, bind)
     for at, weight in gradients_in(graph.output_node()).items():
-        _join(_returned(graph)[at], weight)
+        same_dims(dims_of(_returned(graph)[at]), dims_of(weight))
     if weights := folded_weights(graph):
         _new_inputs(graph)
         apart = Apart(weights)
@@ -75,16 +73,7 @@ def _join_gradients(graph: Graph, apart: Apart | None) -> None:
     for at, weight in gradients_in(output).items():
         if apart is not None:
             returned[at] = apart.join(returned[at], weight)
-        if not _join(returned[at], weight):
-            with output.graph.inserting_before(output):
-                whole = output.graph.call_function(torch.ops.aten.alias.default, (returned[at],))
-            whole.meta = {key: value for key, value in returned[at].meta.items() if key in ORIGIN}
-            whole.meta["val"] = weight.meta["val"]  # its sizes too may be told otherwise, and be the same
-            bind(whole, Rule(unsplit))
-            _join(whole, weight)
-            returned[at] = whole
+        if not same_dims(dims_of(returned[at]), dims_of(weight)):
+            returned[at] = alias(output, returned[at], Rule(unsplit), like=weight)
+            same_dims(dims_of(returned[at]), dims_of(weight))
     output.args = (returned if kind is list else tuple(returned),)
-
-
-def _join(gradient: Node, weight: Node) -> bool:
-    return all([unify(left, right) for left, right in zip(dims_of(gradient), dims_of(weight), strict=True)])

@@ -11,7 +11,7 @@ it other dimensions and needs the old and the new ones whole:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, combinations
 
@@ -82,9 +82,10 @@ class Apart:
         weights = self._held([dim for operand in operands for dim in dims_of(operand)])
         if weights and rule is not None:
             for moved in self._ways(operands, weights):
-                if not _folds(node, rule, weights, moved):
+                if not _fold(weights, moved, lambda dims: rule.bind(Call(node, dims, size_of))):
                     for operand, at in moved.items():
-                        node.replace_input_with(operand, _alias(node, operand, at))
+                        other = alias(node, operand, Rule(partial(_other_dims, at)))
+                        node.replace_input_with(operand, other)
                     break
         operands = list(dict.fromkeys(tensor_nodes(node)))
         before = [axis for operand in operands for dim in dims_of(operand) for axis in axes(dim)]
@@ -97,14 +98,14 @@ class Apart:
     def join(self, gradient: Node, weight: Node) -> Node:
         """A gradient such that its dimensions can be made those of its weight, where it can be had."""
         weights = self._held([*dims_of(gradient), *dims_of(weight)])
-        for moved in self._ways([gradient], weights) if weights else ():
-            if not _joins_fold(gradient, weight, weights, moved):
+        given = gradient
+        for moved in self._ways([given], weights) if weights else ():
+            if not _fold(weights, moved, lambda dims: same_dims(dims(given), dims(weight))):
                 for operand, at in moved.items():
-                    gradient = _alias(operand.graph.output_node(), operand, at)
+                    gradient = alias(operand.graph.output_node(), operand, Rule(partial(_other_dims, at)))
                 break
         before = [axis for node in (gradient, weight) for dim in dims_of(node) for axis in axes(dim)]
-        for left, right in zip(dims_of(gradient), dims_of(weight), strict=True):
-            unify(left, right)
+        same_dims(dims_of(gradient), dims_of(weight))
         self._follow(before)
         return gradient
 
@@ -146,27 +147,15 @@ def _is_weight(node: Node) -> bool:
     return node.op == "placeholder" and is_tensor(node) and source_of(node).is_weight
 
 
-def _folds(node: Node, rule: Rule, weights: Sequence[Node], moved: Mapping[Node, tuple[int, ...]]) -> bool:
-    """Whether a rule would make sides of weights one: tried on copies of all dimensions."""
-    copies: dict[Dim, Dim] = {}
-    sides = [_copied(dims_of(weight), copies) for weight in weights]
-
-    def dims(operand: Node) -> Dims:
-        return _moved(_copied(dims_of(operand), copies), moved.get(operand, ()))
-
-    rule.bind(Call(node, dims, size_of))
-    return any(map(_share, sides))
-
-
-def _joins_fold(
-    gradient: Node, weight: Node, weights: Sequence[Node], moved: Mapping[Node, tuple[int, ...]]
+def _fold(
+    weights: Sequence[Node],
+    moved: Mapping[Node, tuple[int, ...]],
+    say: Callable[[Callable[[Node], Dims]], object],
 ) -> bool:
-    """Whether sides of weights would become one, were a gradient's dimensions those of its weight."""
+    """Whether sides of weights would become one by what is said of dimensions: tried on copies of all."""
     copies: dict[Dim, Dim] = {}
     sides = [_copied(dims_of(weight), copies) for weight in weights]
-    own = _moved(_copied(dims_of(gradient), copies), moved.get(gradient, ()))
-    for left, right in zip(own, _copied(dims_of(weight), copies), strict=True):
-        unify(left, right)
+    say(lambda node: _moved(_copied(dims_of(node), copies), moved.get(node, ())))
     return any(map(_share, sides))
 
 
@@ -189,14 +178,22 @@ def _moved(dims: Dims, at: Collection[int]) -> Dims:
     return [Dim(find(dim).size) if index in at else dim for index, dim in enumerate(dims)]
 
 
-def _alias(before: Node, operand: Node, at: tuple[int, ...]) -> Node:
-    """The same value with other dimensions in some places, for a node that follows."""
+def alias(before: Node, value: Node, rule: Rule, like: Node | None = None) -> Node:
+    """The same value, of whose dimensions a rule says more, for a node that follows.
+
+    `like`: whose sizes it has, where these may be told otherwise, and be the same.
+    """
     with before.graph.inserting_before(before):
-        made = before.graph.call_function(torch.ops.aten.alias.default, (operand,))
-    made.meta = {key: value for key, value in operand.meta.items() if key in ORIGIN}
-    made.meta["val"] = operand.meta["val"]
-    bind(made, Rule(partial(_other_dims, at)))
+        made = before.graph.call_function(torch.ops.aten.alias.default, (value,))
+    made.meta = {key: known for key, known in value.meta.items() if key in ORIGIN}
+    made.meta["val"] = (like or value).meta["val"]
+    bind(made, rule)
     return made
+
+
+def same_dims(left: Dims, right: Dims) -> bool:
+    """Make the dimensions of two tensors one; False where some could not be."""
+    return all([unify(one, other) for one, other in zip(left, right, strict=True)])
 
 
 def _other_dims(at: Collection[int], call: Call) -> Bound:
