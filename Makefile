@@ -21,7 +21,7 @@ ARGS ?=
 # Releases of torch and transformers that `make matrix` takes together, each pair in an environment of its own.
 MATRIX ?= 2.11-5.17 2.12-5.20 2.13-5.23 2.14-5.24
 
-.PHONY: help venv test examples notebooks zoo ops fuzz matrix package newcomer screenshots docs lint format demo clean
+.PHONY: help venv test examples notebooks zoo ops peers fuzz matrix package newcomer screenshots docs lint format demo clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -42,6 +42,9 @@ zoo: $(VENV)/.test ## split 120 architectures over 2 and 3 devices and compare (
 
 ops: $(VENV)/.test ## split torch's own samples of its ops and modules, and compare (long; ARGS="fft. nn.Linear")
 	$(BIN)/python -m benchmarks.ops $(ARGS)
+
+peers: $(VENV)/.test ## ask split models what transformers' own testers ask (long; ARGS="llama --only cache")
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 fuzz: $(VENV)/.test ## split 2,000 random programs and compare (long)
 	$(BIN)/python -m pytest tests/end_to_end/test_fuzz.py -m slow --numprocesses $(WORKERS) --dist worksteal -rP $(ARGS)
