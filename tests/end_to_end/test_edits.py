@@ -63,6 +63,15 @@ def _load_other_dtypes(model: Any) -> None:
     model.float()
 
 
+def _make_some_of_the_class_of_the_old(model: Any) -> None:
+    """As accelerate's `set_module_tensor_to_device` does, by which libraries put values into a model."""
+    generator = torch.Generator().manual_seed(3)
+    for layer in (model.up, model.down):
+        value = torch.randn(layer.weight.shape, generator=generator)
+        layer._parameters["weight"] = type(layer.weight)(value, requires_grad=True)
+        layer.bias = type(layer.bias)(layer.bias.data)
+
+
 EDITS = (
     (_freeze,),
     (_freeze, _thaw),
@@ -73,6 +82,7 @@ EDITS = (
     (_take_a_bias_out,),
     (_assign_other_data,),
     (_load_other_dtypes,),
+    (_make_some_of_the_class_of_the_old,),
 )
 
 

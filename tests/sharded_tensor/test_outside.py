@@ -57,3 +57,11 @@ def test_tied_tensors_are_known_by_their_address_at_which_nothing_is() -> None:
     assert tensor.data_ptr() > 2**48  # beyond what a process has
     undivided = sharded(WHOLE, None)
     assert ctypes.c_float.from_address(undivided.data_ptr()).value == WHOLE.flatten()[0]
+
+
+def test_a_weight_is_not_offloaded() -> None:
+    weight = torch.nn.Parameter(sharded(WHOLE, PLACEMENTS["rows"]))
+    assert type(type(weight)(WHOLE)) is torch.nn.Parameter and type(weight)(WHOLE).requires_grad
+    assert not type(weight)(WHOLE, requires_grad=False).requires_grad
+    with pytest.raises(tpfx.ShardingError, match=r"\[4, 6, 3\] cannot be left on meta.*unshard\(model\)"):
+        type(weight)(weight.to("meta"), requires_grad=True)

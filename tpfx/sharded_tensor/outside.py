@@ -16,6 +16,22 @@ from .storage import Fake, Sharded, Storage, Unsharded, ViewOf
 _NOWHERE = 1 << 62
 
 
+def parameter_of(data: Any, requires_grad: Any) -> Any:
+    """What `type(weight)(data, requires_grad)` makes where a weight is split: a parameter, as of a plain one.
+
+    In the place of a weight it is one of the model's from its next call on.
+
+    Raises:
+        ShardingError: the data has no contents.
+    """
+    if isinstance(data, torch.Tensor) and data.is_meta:
+        raise ShardingError(
+            f"a split weight of {list(data.shape)} cannot be left on meta, without contents, as offloading "
+            "to the CPU or a disk does: each device keeps its share; call tpfx.unshard(model) before that"
+        )
+    return torch.nn.Parameter(data, requires_grad)
+
+
 class Outside(torch.Tensor):
     """A tensor that can be handed to others: whole, in memory of its own, or to torch.distributed.checkpoint
     shard by shard."""

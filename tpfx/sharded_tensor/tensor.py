@@ -34,7 +34,7 @@ from ..torch_internals.wrapper_subclass import (
     unreadable,
     without_torch_function,
 )
-from .outside import Outside
+from .outside import Outside, parameter_of
 from .storage import (
     Cell,
     Fake,
@@ -77,15 +77,18 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
     @staticmethod
     def __new__(  # noqa: D102  (the class says it)
         cls,
-        mesh: Mesh | None,
-        like: torch.Tensor,
+        mesh: Mesh | None = None,
+        like: Any = True,
         shape: Sequence[int] | None = None,
         *,
-        held: Storage,
+        held: Storage | None = None,
         stride: Sequence[int] | None = None,
         storage_offset: int = 0,
-        requires_grad: bool = False,
+        requires_grad: bool | None = None,
     ) -> ShardedTensor:
+        if held is None:  # another program's, which makes a parameter of the class of one that it has
+            made: ShardedTensor = parameter_of(mesh, like if requires_grad is None else requires_grad)
+            return made
         shape = tuple(like.shape if shape is None else shape)
         device = like.device if mesh is None else mesh.devices[mesh.owned[0]]
         self: ShardedTensor = make_wrapper_subclass(
@@ -95,7 +98,7 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
             storage_offset=storage_offset,
             dtype=like.dtype,
             device=device,
-            requires_grad=requires_grad,
+            requires_grad=bool(requires_grad),
         )
         unreadable(self)
         if mesh is not None:
@@ -330,11 +333,7 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
 
     def _become(self, other: torch.Tensor) -> None:
         """Take over another shape or dtype, and the memory that goes with it."""
-        if (
-            isinstance(self.held, ViewOf)
-            or not isinstance(other, ShardedTensor)
-            or isinstance(other.held, ViewOf)
-        ):
+        if not isinstance(other, ShardedTensor) or ViewOf in (type(self.held), type(other.held)):
             raise ShardingError(
                 f"cannot make {self!r} one of {list(other.shape)}, {other.dtype}: change its base"
             )
