@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tpfx
+from tests.support.packed_linear import Linear4
+from tests.support.packed_linear import ops as packed_ops
 from tpfx.capture.decompositions import (
     WRITTEN,
     attention,
@@ -279,3 +281,20 @@ def test_small_gradients_of_a_soft_margin_are_not_rounded_away() -> None:
     given = torch.tensor(1.0), torch.tensor([15.0, -12.0]), torch.tensor([1.0, -1.0]), 2
     op = aten.soft_margin_loss_backward.default
     torch.testing.assert_close(decompositions()[op](*given), op(*given), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_product_of_a_packed_weight_is_written_without_bias_and_packed_scales(nested: bool) -> None:
+    torch.manual_seed(0)
+    layer = Linear4(torch.randn(8, 128), torch.randn(8), nested=nested)
+    x, state, written = (
+        torch.randn(3, 128),
+        layer.weight.state,
+        decompositions()[packed_ops.gemm_4bit.default],
+    )
+    plain = x, layer.weight.data, state.shape, torch.ones(16), 64, "nf4"
+    assert written(*plain) is NotImplemented
+    inner: Any = state.state2
+    scales = [inner.absmax, 64, "nf4", layer.bias, state.absmax, inner.code, state.offset] if nested else None
+    given = *plain[:3], *(scales or [state.absmax, 64, "nf4", layer.bias])
+    torch.testing.assert_close(written(*given), packed_ops.gemm_4bit(*given))

@@ -12,6 +12,7 @@ from tpfx.kernels.lookups import (
     embedding_shard,
     gather_shard,
     place,
+    scaled_shard,
     scatter_shard,
 )
 from tpfx.kernels.slices import join_shards, take
@@ -92,3 +93,13 @@ def test_scatter(rows: tuple[Pieces, ...], dim: int) -> None:
         ]
         assert join_shards(found, where, (6, 6)).tolist() == op(target, dim, index, rest).tolist()
         assert torch.equal(target, before), "the operand is left alone"
+
+
+def test_numbers_are_scaled_by_the_blocks_in_which_they_lie(rows: tuple[Pieces, ...]) -> None:
+    numbers, scales = torch.tensor([0, 2, 1, 1, 0, 2], dtype=torch.uint8), torch.tensor([1.0, 10.0])
+    table = torch.tensor([1.0, 2.0, 3.0])
+    whole = torch.tensor([1, 3, 2, 2, 10, 30], dtype=torch.float64)
+    for rank, owned in enumerate(rows):
+        shard = take(numbers, ((0, rows),), rank)
+        made = scaled_shard(shard, scales, table, 4, torch.float64, owned)
+        assert torch.equal(made, take(whole, ((0, rows),), rank))

@@ -20,6 +20,8 @@ from tests.support import (  # noqa: F401  (register their samples)
     rule_samples_shapes,
 )
 from tests.support.axes_samples import structures
+from tests.support.packed_linear import NESTED, Weight4
+from tests.support.packed_linear import ops as packed_ops
 from tests.support.rule_samples import SAMPLES, Case, Sampler
 from tpfx.rules import whole_dims
 from tpfx.rules.table import _EXTERNAL, TABLE, rule_for
@@ -241,7 +243,11 @@ def _grouped(dtype: torch.dtype, name: str) -> tuple[torch.Tensor, ...]:
     return (*given, torch.randn(6, 8, dtype=dtype)) if "backward" in name else given
 
 
-SPLIT = sorted(name for name, rule in _EXTERNAL.items() if rule.pattern is not whole_dims.unsplit)
+SPLIT = sorted(
+    name
+    for name, rule in _EXTERNAL.items()
+    if rule.pattern is not whole_dims.unsplit and not name.startswith("bitsandbytes")  # those are below
+)
 
 
 @pytest.mark.parametrize("name", SPLIT)
@@ -259,6 +265,37 @@ def test_external_rule_is_true(name: str) -> None:
         for dtype in ((torch.bfloat16,) if namespace == "aten" else (torch.float32, torch.float64))
     ]
     assert min(tried) > 4
+
+
+PACKED = [(6, 256, 64, 6), (5, 384, 128, 6), (8, 96, 64, 4), (7, 64, 32, 6), (4, 32, 64, 2), (6, 100, 64, 0)]
+
+
+@pytest.mark.parametrize(("rows", "columns", "block", "least"), PACKED)
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
+def test_rules_of_packed_weights_are_true(
+    rows: int, columns: int, block: int, least: int, storage: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    weight = Weight4.of(torch.randn(rows, columns), block, False, storage)
+    words, scales, size = weight.as_subclass(torch.Tensor).detach(), weight.state.absmax, [rows, columns]
+    x, bias = torch.randn(3, 2, columns), torch.randn(rows)
+    tried = [
+        check_rule(packed_ops.gemm_4bit.default, x, words, size, scales, block, "nf4", dense=True),
+        check_rule(packed_ops.gemm_4bit.default, x, words, size, scales, block, "nf4", bias, dense=True),
+        check_rule(
+            packed_ops.dequantize_4bit.default, words, scales, block, "nf4", size, torch.float32, dense=True
+        ),
+    ]
+    assert min(tried) >= least and (least > 0 or tried == [0, 0, 0])
+
+
+@pytest.mark.parametrize("dims", [(), ("(n:48 k:8)", "s:2", "t:256")])
+def test_numbers_are_scaled_by_their_blocks_wherever_those_end(dims: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    state = Weight4.of(torch.randn(48, 256), 32, nested=True).state
+    inner: Any = state.state2
+    given = state.absmax, inner.absmax, inner.code, NESTED, torch.float32
+    assert check_rule(packed_ops.dequantize_blockwise.default, *given, dims=dims, dense=True) >= 3
 
 
 def _pointwise() -> list[Any]:

@@ -73,3 +73,35 @@ def test_a_tensor_is_made_again_of_what_its_tensors_become() -> None:
     assert type(made) is Doubled and isinstance(made, nn.Parameter) and not made.requires_grad
     assert torch.equal(made.inner.qdata, weight.inner.qdata + 1) and made.factor == 3
     assert with_inside(torch.ones(1), lambda one: one + 1) == 2
+
+
+class Holder:
+    """What keeps things in attributes."""
+
+    def __init__(self, **kept: object) -> None:
+        vars(self).update(kept)
+
+
+def test_what_is_kept_beside_a_frozen_or_packed_weight_has_places_too() -> None:
+    layer = nn.Linear(4, 2)
+    shared = Holder(table=torch.ones(3))
+    inner = Holder(scale=torch.ones(2), deeper={"zero": torch.zeros(2), "kind": "nf4"}, shared=shared)
+    inner.itself = inner  # type: ignore[attr-defined]
+    layer.weight.state = inner  # type: ignore[assignment]
+    assert not [slot for slot in slots_of(layer) if slot.beside], "of a weight that is trained"
+    layer.weight.requires_grad_(False)
+    layer.state, layer.meta = inner, {"other": torch.ones(1), "by": Holder(size=3)}
+    beside = [slot for slot in slots_of(layer) if slot.beside]
+    names = ["weight.state.scale", "weight.state.deeper.zero", "weight.state.shared.table"]
+    assert [slot.name for slot in beside] == names and {slot.kind for slot in beside} == {"buffer"}
+    layer.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.uint8), requires_grad=False)
+    found = [slot.name for slot in slots_of(nn.Sequential(layer)) if slot.beside]
+    assert found == ["0.state.scale", "0.state.deeper.zero", "0.state.shared.table", "0.meta.other"]
+    beside[0].table[beside[0].key] = torch.zeros(2)
+    assert inner.scale.sum() == 0  # type: ignore[attr-defined]
+
+
+def test_what_only_lies_in_attributes_is_no_weight() -> None:
+    layer = nn.Linear(4, 2)
+    layer.cache, layer.mask, layer.steps = {"keys": torch.ones(2)}, torch.ones(2), [torch.ones(2)]
+    assert [slot.name for slot in slots_of(layer)] == ["weight", "bias"]

@@ -263,5 +263,9 @@ def _fake(value: torch.Tensor, mode: FakeTensorMode, device: torch.device | str)
     """A fake tensor like this one, a parameter where this is one."""
     with mode:
         fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
-    is_parameter = isinstance(value, torch.nn.Parameter)
-    return torch.nn.Parameter(fake, value.requires_grad) if is_parameter else fake
+    if isinstance(value, torch.nn.Parameter):
+        fake = torch.nn.Parameter(fake, value.requires_grad)
+    for name, noted in vars(value).items():  # the state of a packed weight, say
+        if name not in getattr(value, "own_attributes", ("_is_param",)):
+            setattr(fake, name, noted)
+    return fake

@@ -292,15 +292,60 @@ FAST_PATHS: dict[Any, Callable[..., Any]] = {
     aten._native_multi_head_attention.default: attention,
 }
 
+# Of other libraries, which need not be installed.
+
+
+def packed_linear(
+    x: Tensor,
+    packed: Tensor,
+    shape: Sequence[int],
+    scales: Tensor,
+    block: int,
+    kind: str,
+    bias: Tensor | None = None,
+    numbers: Tensor | None = None,
+    table: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Any:
+    """`bitsandbytes.gemm_4bit`: a bias apart, and scales that are packed themselves unpacked first, so that
+    they may be divided wherever the weight is."""
+    if bias is None and numbers is None:
+        return NotImplemented
+    ops: Any = torch.ops.bitsandbytes
+    if numbers is not None:
+        scales = ops.dequantize_blockwise(numbers, scales, table, NESTED, torch.float32) + offset
+    product = ops.gemm_4bit(x, packed, shape, scales, block, kind)
+    return product if bias is None else product + bias
+
+
+NESTED = 256  # packed scales that have a scale in common
+_OF_LIBRARIES = {"bitsandbytes.gemm_4bit.default": packed_linear}
+
+
+def _of_libraries() -> dict[Any, Callable[..., Any]]:
+    """Those that are there by now."""
+    found = {}
+    for name, written in _OF_LIBRARIES.items():
+        namespace, op, overload = name.split(".")
+        packet = getattr(getattr(torch.ops, namespace), op, None)
+        if packet is not None:
+            found[getattr(packet, overload)] = written
+    return found
+
+
 # ... whose shapes torch before 2.13 does not know, so that Dynamo would leave them out.
 FAST_PATH_EFFECTS = (
     tell_shapes(aten._transformer_encoder_layer_fwd.default, lambda src, *_: torch.empty_like(src)),
 )
 
 
-@cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """What AOTAutograd writes ops as: overload to function."""
+    return {**_of_torch(), **_of_libraries()}
+
+
+@cache
+def _of_torch() -> dict[Any, Callable[..., Any]]:
     found = {op: written for op, written in DECOMPOSITIONS.items() if op in _SIMPLER or _is_derived(op)}
     return {**found, **WRITTEN, **FAST_PATHS}
 

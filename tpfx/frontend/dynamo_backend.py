@@ -28,7 +28,7 @@ from ..sharded_tensor.model_weights import restore_weights, sharded_weight
 from ..sharded_tensor.optimizers import adopt, succeed
 from ..torch_internals.dynamo import source_name
 from ..torch_internals.dynamo_cache import guard_on_successors, in_place_for_captures
-from ..torch_internals.parameter_slots import Slot, slots_of
+from ..torch_internals.parameter_slots import Slot, has_memory, slots_of
 from .aot_compiler import compile_graph
 from .effects import EFFECTS, is_own, own_backend
 from .session import Session, end_with, note_sizes, session_for
@@ -82,7 +82,7 @@ def _shard(
     plain = {
         id(value): (value, _name_of(node))
         for node, value in zip(placeholders, inputs, strict=True)
-        if type(value) in (torch.Tensor, torch.nn.Parameter) and _may_be_weight(node, value)
+        if has_memory(value) and _may_be_weight(node, value)
     }
     made: dict[int, Any] = {}
     slots, parts = [], dict[str, torch.nn.Module]()
@@ -94,7 +94,8 @@ def _shard(
         value, name = plain[id(slot.value)]
         if id(value) not in made:
             made[id(value)] = sharded_weight(value, name, session.mesh, slot.kind)
-            succeed(value, made[id(value)])
+            if not slot.beside:
+                succeed(value, made[id(value)])
         slot.table[slot.key] = made[id(value)]
         slots.append((replace(slot, name=name), value))
         parts.setdefault(name.rpartition(".")[0], module)
@@ -113,13 +114,14 @@ def _shard_the_rest(
     for prefix, module in model.named_modules():
         for slot in slots_of(module, recurse=False):
             value, name = slot.value, f"{prefix}.{slot.name}" if prefix else slot.name
-            plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
+            plain = has_memory(value) and value.layout is torch.strided
             if not plain or value.device != device or value.is_quantized:
                 continue
             end_with(module, session)
             if id(value) not in made:
                 made[id(value)] = sharded_weight(value, name, session.mesh, slot.kind)
-                succeed(value, made[id(value)])
+                if not slot.beside:
+                    succeed(value, made[id(value)])
             slot.table[slot.key] = made[id(value)]
             slots.append((replace(slot, name=name), value))
     return slots

@@ -34,7 +34,7 @@ from ..torch_internals.dynamo_cache import (
     sizes_now,
 )
 from ..torch_internals.module_changes import CHANGES, hook_tables
-from ..torch_internals.parameter_slots import Slot, slots_of
+from ..torch_internals.parameter_slots import Slot, has_memory, slots_of
 from .aot_compiler import compile_for_any_batch, compile_graph, compile_graph_later
 from .effects import own_backend
 from .session import Session
@@ -127,7 +127,7 @@ class Graphs:
 
         Dynamo guards on the types of weights, so it captures anew where a plain one has taken a place.
         """
-        plain = {id(value) for value in inputs if type(value) in (torch.Tensor, torch.nn.Parameter)}
+        plain = {id(value) for value in inputs if has_memory(value)}
         model = self._model()
         places = [] if model is None else [slot for slot in slots_of(model) if id(slot.value) in plain]
         made = {
@@ -135,7 +135,8 @@ class Graphs:
             for slot in reversed(places)
         }
         for slot in places:
-            succeed(slot.value, made[id(slot.value)])
+            if not slot.beside:
+                succeed(slot.value, made[id(slot.value)])
             slot.table[slot.key] = made[id(slot.value)]
         if places:
             self.adopted = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -74,3 +75,24 @@ def embedding_backward_shard(
         gradient, here.masked_fill(there, length), length + 1, -1, False
     )
     return made.narrow(0, 0, length)
+
+
+def scaled_shard(
+    numbers: torch.Tensor,
+    scales: torch.Tensor,
+    table: torch.Tensor,
+    block: int,
+    dtype: torch.dtype,
+    owned: Pieces,
+) -> torch.Tensor:
+    """Numbers that a rank owns of many, looked up in a table and scaled: each block has one of the scales."""
+    found: torch.Tensor = aten.index(table, [numbers.to(torch.int64)])
+    own: torch.Tensor = aten.index_select(scales, 0, _blocks(owned, block, scales.device))
+    return (found * own).to(dtype)
+
+
+@lru_cache(maxsize=256)
+def _blocks(owned: Pieces, block: int, device: torch.device) -> torch.Tensor:
+    """The block of each index that is owned."""
+    parts = [torch.arange(start, stop) for start, stop in owned] or [torch.arange(0)]
+    return (torch.cat(parts) // block).to(torch.int32).to(device)

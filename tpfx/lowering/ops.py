@@ -15,7 +15,13 @@ from ..ir.axes import Dim, find
 from ..ir.layout import Partial, carries, local_size
 from ..ir.nodes import arguments, tensor_nodes
 from ..ir.shards import Pieces, count_below, pieces
-from ..kernels.lookups import embedding_backward_shard, embedding_shard, gather_shard, scatter_shard
+from ..kernels.lookups import (
+    embedding_backward_shard,
+    embedding_shard,
+    gather_shard,
+    scaled_shard,
+    scatter_shard,
+)
 from ..rules.lowering_names import Lowering
 from ..rules.views import bounds
 from ..torch_internals.inductor import linear_of_onednn
@@ -224,7 +230,36 @@ def _group_norm(local: Rank, node: Node) -> Any:
     return call_on_shards(local, node, **changed)
 
 
+def _packed_linear(local: Rank, node: Node) -> Node:
+    """A product with this rank's rows and columns of a packed matrix; of none of them, empty or zeros."""
+    x, split, args = next(iter(tensor_nodes(node))), split_of(node), dict(local.args(node))
+    given, made = ([local_size(dim, split, local.rank) for dim in dims_of(one)] for one in (x, node))
+    args["shapeB"] = [made[-1], given[-1]]
+    if 0 in (*given, *made):
+        empty = local.call(aten.new_zeros.default, args["A"], args["shapeB"])
+        return local.call(aten.linear.default, args["A"], empty)
+    return local.call(node.target, *args.values())  # type: ignore[arg-type]
+
+
+def _unpacked(local: Rank, node: Node) -> Node:
+    """This rank's rows and columns of a packed matrix."""
+    split, args = split_of(node), dict(local.args(node))
+    args["shape"] = [local_size(dim, split, local.rank) for dim in dims_of(node)]
+    if 0 in args["shape"]:
+        return local.call(aten.new_zeros.default, args["absmax"], args["shape"], dtype=args["dtype"])
+    return local.call(node.target, *args.values())  # type: ignore[arg-type]
+
+
+def _by_block(local: Rank, node: Node) -> Node:
+    """Numbers by the scales of their blocks, which may end in the middle of what this rank has."""
+    (dim,), split = dims_of(node), split_of(node)
+    if not carries(dim, split):
+        return local.graph.node_copy(node, local.of)
+    return local.call(scaled_shard, *local.args(node).values(), pieces(dim, split, local.rank))
+
+
 LOWERINGS: dict[Lowering, Callable[[Rank, Node], Any]] = {
+    Lowering.BY_BLOCK: _by_block,
     Lowering.CONVOLUTION: _convolution,
     Lowering.EMBEDDING: _embedding,
     Lowering.EMBEDDING_BACKWARD: _embedding_backward,
@@ -234,10 +269,12 @@ LOWERINGS: dict[Lowering, Callable[[Rank, Node], Any]] = {
     Lowering.GROUP_NORM: _group_norm,
     Lowering.LINEAR: _linear,
     Lowering.MEAN: _mean,
+    Lowering.PACKED_LINEAR: _packed_linear,
     Lowering.SCATTER: _scatter,
     Lowering.SELECT: _select,
     Lowering.SLICE: _slice,
     Lowering.SLICE_BACKWARD: _slice_backward,
     Lowering.SPLIT: _split,
     Lowering.SQUEEZE: _squeeze,
+    Lowering.UNPACKED: _unpacked,
 }

@@ -381,6 +381,9 @@ _EXTERNAL: dict[str, Rule] = {
         "t! k, e! k n, e!, t! n -> t! k, e! k n", each=True
     ),
     "aten._grouped_mm.default": Rule(reductions.grouped_mm, lower=Lowering.GROUPED_MM),
+    "bitsandbytes.gemm_4bit.default": Rule(indexing.packed_linear, lower=Lowering.PACKED_LINEAR),
+    "bitsandbytes.dequantize_4bit.default": Rule(indexing.unpacked, lower=Lowering.UNPACKED),
+    "bitsandbytes.dequantize_blockwise.default": Rule(indexing.scaled_by_block, lower=Lowering.BY_BLOCK),
 }
 _TAGGED = Rule(pointwise.pointwise)
 

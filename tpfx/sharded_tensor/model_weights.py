@@ -7,7 +7,7 @@ restore_weights(slots)                 # the model is what it was
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,8 +36,8 @@ from .tensor import ShardedTensor
 
 log = logging.getLogger("tpfx")
 
-# What a ShardedTensor has in its `__dict__`, beside what others note there.
-_OWN = frozenset({"mesh", "qualified_name", "weight_kind", "probe", "last_held", "_is_param", "averaging"})
+# The classes of weights that are torch's own.
+_PLAIN_KINDS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, ShardedTensor)
 
 
 def check_weights(model: torch.nn.Module, stored: Collection[int] = ()) -> None:
@@ -80,13 +80,19 @@ def shard_weights(
     """
     made: dict[int, ShardedTensor] = {}
     slots = list(slots_of(model))
+    own = _of_modules(slots)
     for slot in slots:
         value = slot.value
         if id(value) not in made:
             sharded = sharded_weight(value, slot.name, mesh, slot.kind, (stored or {}).get(id(value)))
-            made[id(value)] = _take_place(value, sharded)
+            made[id(value)] = _take_place(value, sharded) if id(value) in own else sharded
         slot.table[slot.key] = made[id(value)]
     return slots
+
+
+def _of_modules(slots: Iterable[Slot]) -> set[int]:
+    """What modules keep themselves. What is beside a weight may be shared with others: it stays as it is."""
+    return {id(slot.value) for slot in slots if not slot.beside}
 
 
 def adopt_weights(model: torch.nn.Module, mesh: Mesh) -> None:
@@ -99,7 +105,8 @@ def adopt_weights(model: torch.nn.Module, mesh: Mesh) -> None:
                 value.qualified_name, value.weight_kind = slot.name, slot.kind
         elif id(value) in made or _divisible(value):
             if id(value) not in made:
-                made[id(value)] = _take_place(value, sharded_weight(value, slot.name, mesh, slot.kind))
+                sharded = sharded_weight(value, slot.name, mesh, slot.kind)
+                made[id(value)] = sharded if slot.beside else _take_place(value, sharded)
             slot.table[slot.key] = made[id(value)]
 
 
@@ -127,6 +134,8 @@ def sharded_weight(
     """What takes the place of a parameter or buffer, or inside of one; undivided until a graph decides."""
     sharded = ShardedTensor.unsharded(mesh, value, stored=stored, requires_grad=value.requires_grad)
     sharded.qualified_name, sharded.weight_kind = name, kind
+    if type(value) not in _PLAIN_KINDS:
+        sharded.plain_kind = type(value)
     _mark_like(sharded, value)
     return sharded
 
@@ -135,7 +144,7 @@ def _mark_like(tensor: torch.Tensor, original: torch.Tensor) -> None:
     """What others have noted on a parameter, its hooks, and that it is one."""
     share_hooks(tensor, original)
     for attribute, noted in vars(original).items():
-        if attribute not in vars(tensor) and attribute not in _OWN:
+        if attribute not in vars(tensor) and attribute not in ShardedTensor.own_attributes:
             setattr(tensor, attribute, noted)
     if isinstance(original, torch.nn.Parameter) and not isinstance(tensor, torch.nn.Parameter):
         tensor._is_param = True
@@ -144,22 +153,25 @@ def _mark_like(tensor: torch.Tensor, original: torch.Tensor) -> None:
 def restore_weights(slots: list[Slot]) -> None:
     """Put the originals back; one that has been divided is gathered, and otherwise as it was."""
     originals: dict[int, torch.Tensor] = {}
+    own = _of_modules(slots)
     for slot in slots:
         sharded = slot.value
         if id(sharded) not in originals:
-            originals[id(sharded)] = _put_back(sharded, _original(sharded))
+            original = _original(sharded)
+            originals[id(sharded)] = _put_back(sharded, original) if id(sharded) in own else original
         slot.table[slot.key] = originals[id(sharded)]
 
 
 def unshard_weights(slots: list[Slot], device: torch.device | str | None) -> None:
     """Put whole, plain tensors in the place of sharded ones, with their gradients; first all are gathered."""
     distinct = {id(slot.value): slot.value for slot in slots if isinstance(slot.value, ShardedTensor)}
+    own = _of_modules(slots)
     whole = {key: plain_weight(sharded, device) for key, sharded in distinct.items()}
     made: dict[int, torch.Tensor] = {}
     for key, sharded in distinct.items():
         _mark_like(whole[key], sharded)
         whole[key].grad = None if sharded.grad is None else _plain(sharded.grad, whole[key].device)
-        made[key] = _put_back(sharded, whole[key])
+        made[key] = _put_back(sharded, whole[key]) if key in own else whole[key]
     for slot in slots:
         slot.table[slot.key] = made.get(id(slot.value), slot.value)
 
@@ -174,6 +186,8 @@ def plain_weight(
         held.whole.requires_grad_(sharded.requires_grad)
         return held.whole
     whole = sharded.full(target)
+    if sharded.plain_kind is not None:
+        return whole.as_subclass(sharded.plain_kind).requires_grad_(sharded.requires_grad)
     is_parameter = isinstance(sharded, torch.nn.Parameter)
     return torch.nn.Parameter(whole, sharded.requires_grad) if is_parameter else whole
 

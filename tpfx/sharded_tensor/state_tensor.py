@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..torch_internals.fx import tree_map_only
-from ..torch_internals.parameter_slots import leaves_of, with_inside
+from ..torch_internals.parameter_slots import leaves_of, places_of, with_inside
 from .storage import Fake, Sharded, Unsharded, ViewOf, same_memory
 from .tensor import ShardedTensor
 
@@ -129,11 +129,14 @@ def state_of(tensor: ShardedTensor) -> ShardedTensor:
 
 def give_addresses(module: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     """After `state_dict` of a module: what it says of its own weights has an address, if it is not these."""
-    for table in (module._parameters, module._buffers):
-        for key, weight in table.items():
-            value = state.get(prefix + key)
-            if value is not weight and any(isinstance(one, ShardedTensor) for one in leaves_of(value)):
-                state[prefix + key] = with_inside(value, _state_of_any)
+    slots = list(places_of(module, recurse=False))
+    given = {id(slot.value) for slot in slots}
+    keys = [key for table in (module._parameters, module._buffers) for key in table]
+    beside = any(slot.beside for slot in slots)  # its module says by which names that is saved
+    for name in [name for name in state if name.startswith(prefix)] if beside else map(prefix.__add__, keys):
+        value = state.get(name)
+        if id(value) not in given and any(isinstance(one, ShardedTensor) for one in leaves_of(value)):
+            state[name] = with_inside(value, _state_of_any)
 
 
 def _state_of_any(tensor: torch.Tensor) -> torch.Tensor:

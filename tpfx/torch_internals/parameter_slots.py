@@ -22,12 +22,14 @@ Kind = Literal["parameter", "buffer"]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place where a module keeps a parameter or buffer, or where that keeps a tensor it is made of."""
+    """A place where a module keeps a parameter or buffer, where that keeps a tensor it is made of, or where
+    what it needs beside it is kept: scales of a packed weight, say."""
 
     table: dict[str, Any]
     key: str
     name: str
-    kind: Kind  # what is kept there, or what that is inside of
+    kind: Kind  # what is kept there, or what that is inside of; of what is beside one, a buffer
+    beside: bool = False
 
     @property
     def value(self) -> Any:
@@ -38,7 +40,8 @@ class Slot:
 def slots_of(model: torch.nn.Module, recurse: bool = True) -> Iterator[Slot]:
     """Every place of a parameter or buffer, with its qualified name; tied ones have several.
 
-    Of one that is made of other tensors, such as a quantized weight, the places of those, once each.
+    Of one that is made of other tensors, such as a quantized weight, the places of those, once each; and of
+    what packed weights need beside them.
 
     Args:
         model: the model.
@@ -51,16 +54,59 @@ def slots_of(model: torch.nn.Module, recurse: bool = True) -> Iterator[Slot]:
 
 def places_of(model: torch.nn.Module, recurse: bool = True) -> Iterator[Slot]:
     """The same, but also of what is made of other tensors the places in modules."""
+    seen: set[int] = set()
     for prefix, module in model.named_modules() if recurse else [("", model)]:
+        lead, packed = f"{prefix}." if prefix else "", False
         for kind, table in tables_of(module):
             for key, value in table.items():
                 if value is not None:
-                    yield Slot(table, key, f"{prefix}.{key}" if prefix else key, kind)
+                    yield Slot(table, key, lead + key, kind)
+                    if not value.requires_grad:
+                        yield from _beside(_noted(value), f"{lead}{key}.", seen)
+                        packed |= kind == "parameter" and not value.dtype.is_floating_point
+        if packed:
+            yield from _beside(_of_module(module), lead, seen)
 
 
 def tables_of(module: torch.nn.Module) -> tuple[tuple[Kind, dict[str, Any]], tuple[Kind, dict[str, Any]]]:
     """Where a module itself keeps its parameters, and its buffers."""
     return ("parameter", module._parameters), ("buffer", module._buffers)
+
+
+def _noted(value: torch.Tensor) -> dict[str, Any]:
+    """What others keep in the attributes of a tensor, in containers."""
+    own = getattr(value, "own_attributes", ())
+    return {key: one for key, one in vars(value).items() if key not in own and _table(one) is not None}
+
+
+def _of_module(module: torch.nn.Module) -> dict[str, Any]:
+    """What a module keeps in attributes of its own, in containers."""
+    known = vars(_BARE)
+    return {key: one for key, one in vars(module).items() if key not in known and _table(one) is not None}
+
+
+_BARE = torch.nn.Module()
+
+
+def _beside(held: dict[str, Any], lead: str, seen: set[int]) -> Iterator[Slot]:
+    """The places of tensors in containers, and in those that these hold, each container once."""
+    for key, value in held.items():
+        table = _table(value)
+        if isinstance(value, torch.Tensor):
+            yield Slot(held, key, lead + key, "buffer", beside=True)
+        elif table is not None and id(table) not in seen:
+            seen.add(id(table))
+            yield from _beside(table, f"{lead}{key}.", seen)
+
+
+def _table(value: Any) -> dict[str, Any] | None:
+    """Where a container keeps what it has: a dict, or the attributes of an object that only keeps things."""
+    if type(value) is dict:
+        return value if all(type(key) is str for key in value) else None
+    if isinstance(value, (torch.Tensor, torch.nn.Module, type)) or callable(value):
+        return None
+    table = getattr(value, "__dict__", None)
+    return table if type(table) is dict else None
 
 
 def _inside(slot: Slot, seen: set[int]) -> Iterator[Slot]:
@@ -87,6 +133,14 @@ def tensors_inside(value: Any) -> Sequence[str]:
         return ()
     names: Sequence[str] = value.__tensor_flatten__()[0]
     return names if all(name in vars(value) for name in names) else ()
+
+
+def has_memory(value: Any) -> bool:
+    """Whether something is a tensor with memory of its own, of a class of torch's or a plain kind of it."""
+    if type(value) in _PLAIN:
+        return True
+    is_other = hasattr(value, "counts_as_one") or is_traceable_wrapper_subclass(value)
+    return isinstance(value, torch.Tensor) and not is_other
 
 
 def leaves_of(value: Any) -> Iterator[Any]:

@@ -1,0 +1,160 @@
+"""Weights of 4 bits with their scales beside them, as bitsandbytes has them: divided between their blocks."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tpfx
+from tests.support.compare import largest_error
+from tests.support.models import inputs, tiny
+from tests.support.packed_linear import Weight4, packed
+from tests.support.sharded import whole
+from tpfx.frontend.plain_copy import plain_copy
+from tpfx.sharded_tensor.tensor import ShardedTensor
+
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "vocab_size": 512}
+
+
+class Net(nn.Module):
+    """A layer before which, and one after which, ranks have to talk."""
+
+    def __init__(self, inside: int = 768, bias: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(256, inside, bias=bias), nn.Linear(inside, 256, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(x).sin())
+
+
+X = torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
+
+
+def net(nested: bool = True, **sizes: Any) -> Any:
+    return packed(Net(**sizes), nested=nested)
+
+
+def agree(model: nn.Module, other: nn.Module) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(model(X), other(X), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("nested", [False, True])
+def test_weights_and_their_scales_are_divided(nested: bool, devices: int) -> None:
+    model = tpfx.compile(net(nested), ["cpu"] * devices)
+    agree(model, net(nested))
+    report = tpfx.report(model)
+    assert max(report.bytes_per_device) <= 1.1 * report.total_bytes / devices
+    assert [one.kind for one in report.collectives] == ["all_reduce"] and not report.whole_ops
+    for layer in (model.up, model.down):
+        assert layer.weight.placement and layer.weight.state.absmax.placement
+    assert "up.weight.state.absmax" in report.dump()
+
+
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize(("inside", "bias"), [(512, True), (100, False), (96, True), (33, False), (1, True)])
+def test_whatever_the_sizes_the_numbers_are_right(inside: int, bias: bool, block: int) -> None:
+    expected, model = (packed(Net(inside, bias), block=block, nested=True) for _ in range(2))
+    model = tpfx.compile(model, ["cpu"] * 3)
+    agree(model, expected)
+    x, other = X.clone().requires_grad_(), X.clone().requires_grad_()
+    model(x).square().sum().backward(), expected(other).square().sum().backward()
+    assert largest_error(other.grad, whole(x.grad)) < 1e-4 * other.grad.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_language_model_writes_the_same_tokens_with_as_many_collectives_as_the_plain_one(name: str) -> None:
+    sizes = SIZES if name == "llama" else {"n_embd": 256, "n_head": 8, "vocab_size": 512}
+    plain = tpfx.compile(tiny(name, **sizes), 2)
+    model = packed(tiny(name, **sizes), lambda name: name != "lm_head", nested=True)
+    given, options = inputs(model), {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**given, **options)
+    model = tpfx.compile(model, 2)
+    assert torch.equal(model.generate(**given, **options), expected)
+    plain.generate(**given, **options)
+    report = tpfx.report(model)
+    assert len(report.collectives) == len(tpfx.report(plain).collectives)
+    assert max(report.bytes_per_device) <= 1.1 * report.total_bytes / 2
+
+
+def test_it_is_the_same_weight_before_and_after() -> None:
+    model = net()
+    state = model.up.weight.state
+    scales, table = state.absmax.clone(), state.state2.code
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tpfx.compile(model, 2)(X)
+    assert type(table) is torch.Tensor, "what others may share is as it was"
+    assert isinstance(state.absmax, ShardedTensor) and model.up.weight.state is state
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    saved = torch.load(file)
+    assert saved.keys() == before.keys() and all(torch.equal(saved[name], before[name]) for name in before)
+    tpfx.unshard(model)
+    assert type(model.up.weight) is Weight4 and not model.up.weight.requires_grad
+    assert (
+        model.up.weight.state is state
+        and type(state.absmax) is torch.Tensor
+        and torch.equal(state.absmax, scales)
+    )
+    agree(model, net())
+
+
+def test_copies_have_scales_of_their_own() -> None:
+    model = tpfx.compile(net(), 2)
+    agree(model, net())
+    twin = copy.deepcopy(model)
+    agree(twin, net())
+    assert twin.up.weight.state is not model.up.weight.state
+    assert isinstance(twin.up.weight.state.absmax, ShardedTensor)
+    plain = plain_copy(model)
+    agree(plain, net())
+    assert type(plain.up.weight) is Weight4 and type(plain.up.weight.state.absmax) is torch.Tensor
+
+
+def test_adapters_on_packed_weights_are_trained() -> None:
+    def adapted(model: Any) -> Any:
+        torch.manual_seed(2)
+        model.up.register_parameter("a", nn.Parameter(torch.randn(4, 256) / 16))
+        model.up.register_parameter("b", nn.Parameter(torch.randn(768, 4) / 2))
+        model.up.register_forward_hook(lambda layer, args, out: out + args[0] @ layer.a.T @ layer.b.T)
+        return model
+
+    expected, model = adapted(net()), tpfx.compile(adapted(net()), 2)
+    for each in (expected, model):
+        optimizer = torch.optim.AdamW([one for one in each.parameters() if one.requires_grad], lr=1e-2)
+        for _ in range(3):
+            each(X).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, parameter in expected.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(
+                whole(model.get_parameter(name)), parameter, rtol=1e-3, atol=1e-4, msg=name
+            )
+
+
+def test_a_plan_names_what_is_beside_a_weight_and_is_followed() -> None:
+    plan = tpfx.plan(net(), 2, (X,))
+    assert plan.weights["up.weight.state.absmax"].shards
+    model = tpfx.compile(net(), 2, plan=plan)
+    agree(model, net())
+    assert tpfx.report(model).followed == [("prefill", 1)]
+
+
+def test_torchs_own_door_divides_them_too() -> None:
+    model = net()
+    compiled = torch.compile(model, backend="tpfx", options={"devices": ["cpu", "cpu"]})
+    agree(compiled, net())
+    report = tpfx.report(model)
+    assert max(report.bytes_per_device) <= 1.1 * report.total_bytes / 2
+    tpfx.unshard(model)
+    assert type(model.up.weight) is Weight4 and type(model.up.weight.state.absmax) is torch.Tensor
