@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,3 +159,74 @@ def test_torchs_own_door_divides_them_too() -> None:
     assert max(report.bytes_per_device) <= 1.1 * report.total_bytes / 2
     tpfx.unshard(model)
     assert type(model.up.weight) is Weight4 and type(model.up.weight.state.absmax) is torch.Tensor
+
+
+def of_bitsandbytes(name: str, kind: str, nested: bool) -> Any:
+    """A tiny language model whose linear layers are bitsandbytes' of 4 bits, in float32."""
+    bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    sizes = {"n_embd": 256, "n_head": 8, "vocab_size": 512} if name == "gpt2" else SIZES
+    model = tiny(name, **sizes)
+    for path, layer in list(model.named_modules()):
+        turned = type(layer).__name__ == "Conv1D"
+        if path != "lm_head" and (turned or type(layer) is nn.Linear):
+            weight = (layer.weight.T if turned else layer.weight).detach().contiguous()
+            options = {"quant_type": kind, "compress_statistics": nested}
+            made = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], compute_dtype=torch.float32, **options)
+            made.weight = bnb.nn.Params4bit(weight, requires_grad=False, module=made, **options)
+            made.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+            made.support_avx512bf16_for_cpu = False
+            model.set_submodule(path, made)
+    return model.to("cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "nested"), [("nf4", True), ("fp4", False)])
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_bitsandbytes(name: str, devices: int, kind: str, nested: bool) -> None:
+    model = of_bitsandbytes(name, kind, nested)
+    given, options = inputs(model), {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**given, **options)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model = tpfx.compile(model, devices)
+    assert torch.equal(model.generate(**given, **options), expected)
+    report = tpfx.report(model)
+    assert max(report.bytes_per_device) <= 1.1 * report.total_bytes / devices
+    assert sum(one.kind == "all_reduce" for one in report.collectives) == 5 and not report.whole_ops
+    saved = tpfx.full_state_dict(model)
+    assert saved.keys() == before.keys() and all(torch.equal(saved[name], before[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_qlora(checkpointed: bool, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+
+    def adapted() -> Any:
+        model = of_bitsandbytes("llama", "nf4", True)
+        model.is_loaded_in_4bit = True
+        model = peft.prepare_model_for_kbit_training(
+            model, checkpointed, gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+        torch.manual_seed(0)
+        config = peft.LoraConfig(
+            r=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=False
+        )
+        return peft.get_peft_model(model, config).train()
+
+    expected, model = adapted(), tpfx.compile(adapted(), 2)
+    ids = torch.randint(0, 512, (2, 16), generator=torch.Generator().manual_seed(0))
+    for each in (expected, model):
+        optimizer = torch.optim.AdamW([one for one in each.parameters() if one.requires_grad], lr=1e-3)
+        for _ in range(10):
+            each(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, parameter in expected.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(whole(model.get_parameter(name)), parameter, rtol=1e-3, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    plain = peft.PeftModel.from_pretrained(of_bitsandbytes("llama", "nf4", True), tmp_path).eval()
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids).logits
+        torch.testing.assert_close(logits, plain(input_ids=ids).logits, rtol=1e-3, atol=1e-4)
