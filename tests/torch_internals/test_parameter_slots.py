@@ -10,6 +10,8 @@ from torch import nn
 from tests.support.quantized import Doubled, Int8, quantized
 from tpfx.torch_internals.parameter_slots import (
     CALLED_INSTEAD,
+    copy_noted,
+    has_memory,
     is_traceable_wrapper_subclass,
     leaves_of,
     places_of,
@@ -105,3 +107,24 @@ def test_what_only_lies_in_attributes_is_no_weight() -> None:
     layer = nn.Linear(4, 2)
     layer.cache, layer.mask, layer.steps = {"keys": torch.ones(2)}, torch.ones(2), [torch.ones(2)]
     assert [slot.name for slot in slots_of(layer)] == ["weight", "bias"]
+
+
+def test_what_has_memory_is_no_tensor_that_is_made_of_others() -> None:
+    class Kind(nn.Parameter):
+        """A plain kind of a parameter."""
+
+    kind = torch.ones(1).as_subclass(Kind)
+    assert all(map(has_memory, (torch.ones(1), nn.Parameter(torch.ones(1)), kind)))
+    assert not has_memory(Doubled.of(torch.ones(1, 2))) and not has_memory(1.0)
+
+
+def test_what_is_noted_on_a_tensor_of_another_kind_is_copied_but_not_what_is_its_own() -> None:
+    made, split = Holder(), Holder(plain_kind=nn.Parameter, own_attributes=("plain_kind", "own_attributes"))
+    vars(split).update(mine=[1], state=Holder(of=split))
+    memo: dict[int, object] = {id(split): made}
+    copy_noted(made, split, memo)
+    assert sorted(vars(made)) == ["mine", "state"]
+    assert made.mine == [1] and made.mine is not split.mine  # type: ignore[attr-defined]
+    assert made.state.of is made  # type: ignore[attr-defined]
+    copy_noted(plain := Holder(), Holder(plain_kind=None, mine=1), {})
+    assert vars(plain) == {}

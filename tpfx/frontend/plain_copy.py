@@ -24,6 +24,7 @@ from ..torch_internals.dynamo import as_code_of
 from ..torch_internals.module_changes import remove_state_hooks
 from ..torch_internals.parameter_slots import (
     CALLED_INSTEAD,
+    copy_noted,
     leaves_of,
     places_of,
     slots_of,
@@ -111,14 +112,6 @@ def _copied(weight: torch.Tensor) -> torch.Tensor:
     return plain_weight(weight, None, copy=True) if isinstance(weight, ShardedTensor) else weight.clone()
 
 
-def _note_as(made: Any, weight: torch.Tensor, memo: dict[int, Any]) -> None:
-    """What others have noted on a split weight, which was of a kind of theirs, copied to its plain copy."""
-    if isinstance(weight, ShardedTensor) and weight.plain_kind is not None:
-        for name, noted in vars(weight).items():
-            if name not in weight.own_attributes:
-                setattr(made, name, copy.deepcopy(noted, memo))
-
-
 def plain_copy(model: Any) -> Any:
     """A copy with whole weights, where anything is split; of a compiled forward, that of such a copy.
 
@@ -141,7 +134,7 @@ def plain_copy(model: Any) -> Any:
             memo[id(slot.value)] = with_inside(slot.value, _copied)
     try:
         for slot in places_of(model):
-            _note_as(memo.get(id(slot.value)), slot.value, memo)
+            copy_noted(memo.get(id(slot.value)), slot.value, memo)
         made = copy.deepcopy(model, memo)
     except Exception as problem:
         name = type(model).__name__

@@ -10,7 +10,6 @@ shard by itself do so, anything else gathers and runs whole. Compiled graphs tak
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ from ..kernels.slices import local_shape, take
 from ..runtime.mesh import Mesh
 from ..torch_internals.dynamo import dynamic_sizes, mark_dynamic_sizes
 from ..torch_internals.module_changes import CHANGES
-from ..torch_internals.parameter_slots import Kind
+from ..torch_internals.parameter_slots import Kind, copy_noted
 from ..torch_internals.wrapper_subclass import (
     OfItsOwn,
     Watched,
@@ -61,19 +60,12 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
         weight_kind: what a named one is kept as by a module, or is inside of.
         whole_because: why a graph has left a parameter or buffer whole; None where none has.
         last_held: `held` as it was last looked at, for the hot path; an alias may have sharded it since.
-        plain_kind: the class of what it has taken the place of, where that is not torch's own.
-        own_attributes: what it has in its `__dict__`, beside what others note there.
     """
 
-    own_attributes = frozenset(
-        {"mesh", "qualified_name", "weight_kind", "whole_because", "probe", "last_held", "plain_kind"}
-        | {"_is_param", "averaging"}
-    )
     mesh: Mesh
     qualified_name: str | None = None
     weight_kind: Kind = "buffer"
     whole_because: Any = None
-    plain_kind: type[torch.Tensor] | None = None
     probe: torch.Tensor
     last_held: Storage
 
@@ -362,16 +354,7 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
             made._is_param = True
         memo[id(self)] = made
         made.grad = None if self.grad is None else self.grad.__deepcopy__(memo)
-        made.note_as(self, memo)
-        return made
-
-    def note_as(self, other: ShardedTensor, memo: dict[int, Any]) -> None:
-        """What others have noted on another, which is of a kind of theirs, copied."""
-        self.plain_kind = other.plain_kind
-        if other.plain_kind is not None:
-            for name, noted in vars(other).items():
-                if name not in other.own_attributes:
-                    vars(self)[name] = copy.deepcopy(noted, memo)
+        return copy_noted(made, self, memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled, a sharded tensor is the whole as a plain one, in host memory: any program can read it."""

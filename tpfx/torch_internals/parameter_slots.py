@@ -3,9 +3,10 @@ a call of a module leads to."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
@@ -18,6 +19,7 @@ with_hooks: Any = torch.nn.Module._call_impl
 
 
 Kind = Literal["parameter", "buffer"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,17 @@ def _noted(value: torch.Tensor) -> dict[str, Any]:
     """What others keep in the attributes of a tensor, in containers."""
     own = getattr(value, "own_attributes", ())
     return {key: one for key, one in vars(value).items() if key not in own and _table(one) is not None}
+
+
+def copy_noted(made: _T, split: Any, memo: dict[int, Any]) -> _T:
+    """A tensor, with what others have noted on a split one, if that took the place of a kind of theirs."""
+    if getattr(split, "plain_kind", None) is not None:
+        if hasattr(made, "plain_kind"):  # it is split too
+            vars(made)["plain_kind"] = split.plain_kind
+        for name, noted in vars(split).items():
+            if name not in split.own_attributes:
+                vars(made)[name] = copy.deepcopy(noted, memo)
+    return made
 
 
 def _of_module(module: torch.nn.Module) -> dict[str, Any]:

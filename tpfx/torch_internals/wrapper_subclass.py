@@ -34,6 +34,13 @@ class OfItsOwn(torch.Tensor):
 
     _base = None
     counts_as_one = True  # for `tensors_inside`, whatever it is made of
+    # The class of what one has taken the place of, where that is not torch's own.
+    plain_kind: type[torch.Tensor] | None = None
+    # What one has in its `__dict__` itself, beside what others note there.
+    own_attributes = frozenset(
+        {"mesh", "qualified_name", "weight_kind", "whole_because", "probe", "last_held", "plain_kind"}
+        | {"_is_param", "averaging"}
+    )
 
     def _is_view(self) -> bool:
         return False
