@@ -5,8 +5,8 @@
     python -m benchmarks.peers llama --only "cache"           # behaviours whose name has this in it
     python -m benchmarks.peers --table benchmarks/results/peers.md --json peers.json
 
-One line each: right, refused, crash, WRONG, or GROWS: the same once more made new graphs. What the undivided
-model cannot do is left out. Exits with 1 where anything crashes, differs, grows or hangs.
+One line each: right, refused, crash, WRONG, GROWS (the same once more makes new graphs, again and again), or
+none: the undivided model raises too. Exits with 1 where anything crashes, differs, grows or hangs.
 """
 
 from __future__ import annotations

@@ -174,12 +174,12 @@ class Trial:
         """How it is made."""
         return ARCHITECTURES[self.arch]
 
-    def plain(self, name: str = "", attention: str = "sdpa", **config: Any) -> Any:
+    def plain(self, name: str = "", attention: str = "", **config: Any) -> Any:
         """A new model in eval mode, undivided: the head's, or the class of that name."""
         torch.manual_seed(0)
         cls = getattr(tf, name or self.of.head)
         settings = self.of.config(**config)
-        return cls._from_config(settings, attn_implementation=attention).eval()
+        return cls._from_config(settings, attn_implementation=attention or None).eval()
 
     def ready(self, model: Any) -> Any:
         """A model, split where this trial splits."""
@@ -188,11 +188,11 @@ class Trial:
         self.fresh_ones.append(tpfx.compile(model, ["cpu"] * self.devices, timeout=PATIENCE))
         return self.fresh_ones[-1]
 
-    def fresh(self, name: str = "", attention: str = "sdpa", **config: Any) -> Any:
+    def fresh(self, name: str = "", attention: str = "", **config: Any) -> Any:
         """A new model, split where this trial splits."""
         return self.ready(self.plain(name, attention, **config))
 
-    def shared(self, name: str = "", attention: str = "sdpa") -> Any:
+    def shared(self, name: str = "", attention: str = "") -> Any:
         """The model that all behaviours share which leave it as it is."""
         key = (name, attention)
         if key not in self.made:

@@ -122,7 +122,8 @@ def markdown(outcomes: Sequence[Outcome], listed: Sequence[Job]) -> str:
     for behaviour in dict.fromkeys(job.behaviour for job in listed):
         cells = [_cell(Job(arch, behaviour, listed[0].devices), found, listed) for arch in archs]
         lines.append(f"| {behaviour} | {' | '.join(cells)} |")
-    lines += ["", "## Not right", "", *_failures(outcomes)]
+    lines += ["", "## Not right", "", *_failures(outcomes, VERDICTS[1:])]
+    lines += ["", "## What the undivided model raises too", "", *_failures(outcomes, ("none",))]
     return "\n".join(lines) + "\n"
 
 
@@ -133,10 +134,10 @@ def _cell(job: Job, found: Mapping[tuple[str, str], Outcome], listed: Sequence[J
     return "·" if one.verdict == "none" else one.verdict
 
 
-def _failures(outcomes: Sequence[Outcome]) -> Iterator[str]:
+def _failures(outcomes: Sequence[Outcome], verdicts: Sequence[str]) -> Iterator[str]:
     alike: dict[tuple[str, str, str], list[str]] = {}
     for one in outcomes:
-        if one.verdict not in ("right", "none"):
+        if one.verdict in verdicts:
             alike.setdefault((one.job.behaviour, one.verdict, one.problem), []).append(one.job.arch)
     if not alike:
         yield "Nothing."

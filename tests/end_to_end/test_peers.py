@@ -25,6 +25,8 @@ def test_every_behaviour() -> None:
     jobs = jobs_of(list(ARCHITECTURES), devices=2)
     outcomes = sweep(check, jobs, 2, lambda outcome: print(line(outcome), flush=True))
     assert not [line(one) for one in outcomes if one.verdict in ("crash", "WRONG", "GROWS")]
+    called = [one for one in outcomes if one.job.behaviour in ("tuples", "greedy", "loss")]
+    assert not [line(one) for one in called if one.verdict == "none"]  # a fault of what is asked
 
 
 def test_differences_say_where_and_how_far() -> None:
@@ -46,4 +48,5 @@ def test_the_page_counts_and_names_what_is_not_right() -> None:
     assert "| | gpt2 | vit |" in page and "| right | 1 | 0 |" in page and "| WRONG | 0 | 1 |" in page
     assert "| greedy | right | · |" in page and "| loss | · | · |" in page
     assert "| halves | · | ? |" in page and any(line.startswith("3 of 4 have been tried") for line in page)
+    assert "| loss | vit | none | ValueError: no |  |" in page
     assert "| tuples | vit | WRONG | [0]: error 1e-02 \\| 1e-03 |  |" in page
