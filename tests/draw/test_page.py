@@ -193,11 +193,17 @@ def test_keys_and_clicks_open_explanations(opened):
 def test_search_says_how_many_are_alike(opened):
     tab, errors = opened(LLAMA)
     tab.fill("#search", "q_proj weight")
-    (found,) = tab.query_selector_all("#found [role=option]")
-    assert found.inner_text().split() == ["weight", "model.layers.0.self_attn.q_proj.weight", "×4", "alike"]
-    assert tab.inner_text("#many") == "4 found, 1 of them different."
+    *others, found = [one.inner_text().split() for one in tab.query_selector_all("#found [role=option]")]
+    alone, same = len(others), 4 - len(others)  # the first layer has ops of its own in transformers 5.17
+    assert alone < 2 and found == [
+        "weight",
+        f"model.layers.{alone}.self_attn.q_proj.weight",
+        f"×{same}",
+        "alike",
+    ]
+    assert tab.inner_text("#many") == f"4 found, {alone + 1} of them different."
     tab.fill("#search", "layers.2 q_proj weight")
-    assert "one of 4 alike" in tab.inner_text("#found")
+    assert f"one of {same} alike" in tab.inner_text("#found")
     assert errors == []
 
 

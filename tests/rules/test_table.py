@@ -24,7 +24,7 @@ def test_an_op_has_one_row() -> None:
     ]
     ops = Counter(name for name in written if name.startswith("aten.") and name.count(".") == 2)
     assert not {name: count for name, count in ops.items() if count > 1}
-    assert set(ops) == {str(op) for op in table.TABLE}
+    assert set(ops) == {str(op) for op in table.TABLE if isinstance(op, torch._ops.OpOverload)}
 
 
 def test_every_lowering_is_named_by_a_row() -> None:

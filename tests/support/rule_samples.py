@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch.fx import symbolic_trace
 
 aten = torch.ops.aten
 SIZES = (4, 6, 8, 1, 2, 3, 4, 6, 8)  # mostly composite: products have something to be made of
@@ -170,6 +171,26 @@ def _attention(s: Sampler) -> Case:
     if shape is not None:
         kwargs["attn_mask"] = s.floats(*shape)
     return Case((query, key, value, 0.0, shape is None and q == k and s.flag()), kwargs)
+
+
+def _sloped(score: torch.Tensor, example: Any, head: Any, row: Any, column: Any, slopes: torch.Tensor) -> Any:
+    return score * slopes[head] + (row - column) * (example + 1)
+
+
+def _masked(example: Any, head: Any, row: Any, column: Any) -> Any:
+    return (row + 2 * head + example) % 3 != column % 2
+
+
+@samples(torch.ops.higher_order.flex_attention)
+def _attention_by_functions(s: Sampler) -> Case:
+    b, kv, rep, q, e, f = (
+        s.one_of(*sizes) for sizes in ((1, 2, 3), (1, 2, 4), (1, 2, 3), (2, 5), (2, 4), (3,))
+    )
+    query, key, value = s.floats(b, kv * rep, q, e), s.floats(b, kv, q, e), s.floats(b, kv, q, f)
+    counts, blocks = s.one_of((1, 1), (b, 1), (b, kv * rep)), [None] * 8
+    blocks[:2] = torch.ones(*counts, 1, dtype=torch.int32), torch.zeros(*counts, 1, 1, dtype=torch.int32)
+    mask = (q, q, *blocks, 128, 128, symbolic_trace(_masked))
+    return Case((query, key, value, symbolic_trace(_sloped), mask, 0.5, {}, (s.floats(kv * rep),), ()))
 
 
 @samples(aten._cdist_forward.default)

@@ -7,6 +7,8 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+from torch._higher_order_ops.flex_attention import create_fw_bw_graph
 
 from tests.support.rule_samples import SAMPLES, SIZES, Case, Sampler, samples
 
@@ -36,6 +38,20 @@ def _attention_backward(s: Sampler) -> Case:
     )
     given = (_like(s, out), query, key, value, out, lse, 0.0, causal)
     return Case(given, {} if mask is None else {"attn_mask": mask})
+
+
+@samples(torch.ops.higher_order.flex_attention_backward)
+def _attention_by_functions_backward(s: Sampler) -> Case:
+    query, key, value, score, *how = SAMPLES[torch.ops.higher_order.flex_attention](s).args
+    out, sums, *_ = torch.ops.higher_order.flex_attention(query, key, value, score, *how)
+    slopes = how[-2][0].requires_grad_()
+    example = [
+        query.new_zeros((), requires_grad=True),
+        *(query.new_zeros((), dtype=torch.int) for _ in range(4)),
+    ]
+    with TransformGetItemToIndex():
+        _, traced = create_fw_bw_graph(score, tuple(example), (slopes,))
+    return Case((query, key, value, out, sums, _like(s, out), _like(s, sums), score, traced, *how))
 
 
 @samples(aten.native_layer_norm_backward.default)

@@ -118,6 +118,10 @@ CHANGED |= (
     | {"functions: torch.nn.parallel.data_parallel.DataParallel.__init__"}
 )
 CHANGED |= {"functions: torch.autograd._engine_run_backward", "kernels: aten.linear.default"}
+CHANGED |= {
+    "functions: torch._dynamo.variables.higher_order_ops.get_tensor_storages",
+    "functions: torch._ops.HigherOrderOperator.__call__",
+}
 SIZES = ("add", "sub", "mul", "eq", "ne", "ge", "gt", "le", "lt", "sym_max", "sym_min")
 CHANGED |= {f"functions: torch.fx.experimental.sym_node.SymNode._{name}" for name in SIZES}
 if BRANCHES_REFUSE:  # torch before 2.13

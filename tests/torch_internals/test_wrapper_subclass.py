@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.variables import higher_order_ops
+from torch._ops import HigherOrderOperator
+from torch.utils._pytree import tree_map_only
 
 from tpfx.torch_internals import wrapper_subclass
 from tpfx.torch_internals.fake import FakeTensorMode
@@ -215,3 +218,32 @@ def test_what_aotautograd_traces_is_functional() -> None:
     seen: list[bool] = []
     aot_function(lambda x: seen.append(wrapper_subclass.is_functional(x)) or x * 2, nop)(torch.ones(2))
     assert seen[-1] and not wrapper_subclass.is_functional(torch.ones(2))
+
+
+class Doubled(HigherOrderOperator):
+    def __init__(self) -> None:
+        super().__init__("tpfx_doubled")
+        self.py_impl(torch._C.DispatchKey.CompositeExplicitAutograd)(lambda given: given[0] * 2)
+        self.fallthrough(torch._C.DispatchKey.AutogradCPU)
+
+    def __call__(self, given: Any) -> Any:
+        return super().__call__(given)
+
+
+def test_ops_that_call_graphs_are_given_plain_tensors() -> None:
+    """Without it such an op refuses a subclass of which it does not know, and so does a loop in Dynamo."""
+    tensor, doubled = wrapper(dtype=torch.float32), Doubled()
+    storages = vars(higher_order_ops)["get_tensor_storages"]
+
+    def plain(arguments: Any) -> Any:
+        return tree_map_only(type(tensor), lambda _: torch.ones(2, 3), arguments)
+
+    with pytest.raises(NotImplementedError, match="no rule registered"):
+        doubled((tensor,))
+    undo = [effect.install() for effect in wrapper_subclass.given_to_graphs(type(tensor), plain)]
+    assert torch.equal(doubled((tensor,)), torch.full((2, 3), 2.0))
+    assert vars(higher_order_ops)["get_tensor_storages"](torch.ones(1)) and storages(torch.ones(1))
+    assert all(one() for one in undo)
+    assert vars(higher_order_ops)["get_tensor_storages"] is storages
+    with pytest.raises(NotImplementedError, match="no rule registered"):
+        doubled((tensor,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Iterator
 from functools import cache
@@ -12,7 +13,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..torch_internals.fake import with_exact_divisions
-from ..torch_internals.fx import OpOverload
+from ..torch_internals.fx import HigherOrderOperator, OpOverload
 from .axes import Size
 
 UNKNOWN = 64  # what a size counts as that only the run will tell
@@ -20,9 +21,17 @@ UNKNOWN = 64  # what a size counts as that only the run will tell
 
 def result_index(node: Node) -> int:
     """Which tensor result of its producer a getitem node takes."""
-    producer, position = node.args
-    assert isinstance(producer, Node) and isinstance(position, int)
-    return sum(isinstance(item, torch.Tensor) for item in producer.meta["val"][:position])
+    several, position = node.args
+    assert isinstance(several, Node) and isinstance(position, int)
+    before = result_index(several) if is_getitem(several) else 0
+    return before + len(_tensors(several.meta["val"][:position]))
+
+
+def producer_of(item: Node) -> Node:
+    """The op of whose results a getitem node takes one, where these lie in tuples within tuples too."""
+    several = item.args[0]
+    assert isinstance(several, Node)
+    return producer_of(several) if is_getitem(several) else several
 
 
 def is_getitem(node: Node) -> bool:
@@ -71,12 +80,13 @@ def bytes_of(value: torch.Tensor) -> int:
 
 def result_tensors(node: Node) -> list[torch.Tensor]:
     """The fake tensors that a node returns, those of a tuple or list one after the other."""
-    value = node.meta.get("val")
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return (
-        [item for item in value if isinstance(item, torch.Tensor)] if isinstance(value, (tuple, list)) else []
-    )
+    return _tensors(node.meta.get("val"))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, (tuple, list)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return [value] if isinstance(value, torch.Tensor) else []
 
 
 def is_tensor(value: object) -> bool:
@@ -109,11 +119,24 @@ def parameters(target: OpOverload) -> tuple[tuple[str, Any], ...]:
     return tuple((argument.name, argument.default_value) for argument in target._schema.arguments)
 
 
+@cache
+def signature(target: HigherOrderOperator) -> tuple[tuple[str, Any], ...]:
+    """The names and defaults of the arguments of an op that calls graphs, as far as it names them."""
+    taken = inspect.signature(type(target).__call__).parameters.values()
+    named = [one for one in taken if one.kind is one.POSITIONAL_OR_KEYWORD][1:]
+    return tuple((one.name, None if one.default is one.empty else one.default) for one in named)
+
+
 def arguments(node: Node) -> dict[str, Any]:
     """A call's arguments by name, defaults filled in."""
-    if not isinstance(node.target, OpOverload):
+    if isinstance(node.target, HigherOrderOperator):
+        known = signature(node.target)
+        if len(known) < len(node.args):
+            known = tuple((str(at), None) for at in range(len(node.args)))
+    elif isinstance(node.target, OpOverload):
+        known = parameters(node.target)
+    else:
         return {str(index): argument for index, argument in enumerate(node.args)} | dict(node.kwargs)
-    known = parameters(node.target)
     named = dict(known)
     named.update(zip((name for name, _ in known), node.args, strict=False))
     named.update(node.kwargs)

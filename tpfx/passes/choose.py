@@ -24,7 +24,16 @@ from ..ir.annotations import (
     source_of,
 )
 from ..ir.layout import Layout, Partial, Replicate, Split, splittable, unfold
-from ..ir.nodes import bytes_of, is_getitem, is_mutable, is_tensor, is_view, result_index, tensor_nodes
+from ..ir.nodes import (
+    bytes_of,
+    is_getitem,
+    is_mutable,
+    is_tensor,
+    is_view,
+    producer_of,
+    result_index,
+    tensor_nodes,
+)
 from ..ir.parallel_graph import Solution
 from ..ir.splits import Splits
 from ..planning import Topology
@@ -123,10 +132,8 @@ class Problem:
             yield from self._available(node, Choice("input", (), (layout,)), layout, cost)
 
     def _item_states(self, node: Node) -> Iterator[State]:
-        producer = node.args[0]
-        assert isinstance(producer, Node)
         index = result_index(node)
-        states = self.variables[self.index[producer]].states
+        states = self.variables[self.index[producer_of(node)]].states
         for layout in dict.fromkeys(state.choice.results[index] for state in states):
             choice = Choice("item", (), (layout,))
             yield from self._available(node, choice, layout, 0.0)
@@ -190,9 +197,7 @@ class Problem:
                     yield Factor((above, below), np.array(table))
 
     def _item_factor(self, node: Node, index: int) -> Factor:
-        producer = node.args[0]
-        assert isinstance(producer, Node)
-        above, at = self.index[producer], result_index(node)
+        above, at = self.index[producer_of(node)], result_index(node)
         table = [
             [
                 0.0 if offer.choice.results[at] == state.result else np.inf

@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 
 from ..ir.annotations import bound_of, dims_of, gradients_in, set_dims
 from ..ir.axes import Dim
-from ..ir.nodes import is_getitem, is_tensor, result_index, result_tensors, size_of, tensor_nodes
+from ..ir.nodes import is_getitem, is_tensor, producer_of, result_index, result_tensors, size_of, tensor_nodes
 from ..planning.apart import Apart, alias, folded_weights, same_dims
 from ..rules import rule_for
 from ..rules.bind import bind
@@ -49,9 +49,7 @@ def _bind_ops(graph: Graph, bound_by: Callable[[Node, Rule | None], object]) -> 
     """Bind the rule of each op, and give elements of tuples the dimensions of results."""
     for node in graph.nodes:
         if is_getitem(node):
-            producer = node.args[0]
-            assert isinstance(producer, Node)
-            bound = bound_of(producer)
+            bound = bound_of(producer_of(node))
             assert bound is not None
             if is_tensor(node):
                 set_dims(node, bound.results[result_index(node)])

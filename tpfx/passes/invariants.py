@@ -27,7 +27,16 @@ from ..ir.annotations import (
 )
 from ..ir.axes import same
 from ..ir.layout import Layout, Partial, Replicate, Split
-from ..ir.nodes import is_getitem, is_mutable, is_tensor, result_index, result_tensors, size_of, tensor_nodes
+from ..ir.nodes import (
+    is_getitem,
+    is_mutable,
+    is_tensor,
+    producer_of,
+    result_index,
+    result_tensors,
+    size_of,
+    tensor_nodes,
+)
 from ..ir.provenance import module_path, origin_of
 from ..ir.resharding import all_gather, all_reduce, shard, to_partial
 from ..kernels.collectives import BROADCASTS, gather_shards
@@ -181,7 +190,7 @@ def _other_layouts(graph: Graph, ranks: int) -> Iterator[Violation]:
             continue
         given: Layout = choice.results[0]
         if is_getitem(node):
-            producer = choice_of(node.args[0])
+            producer = choice_of(producer_of(node))
             given = producer.results[result_index(node)] if producer is not None else given
         if layout_of(node) != given or choice.results[0] != given:
             yield node, f"is {layout_of(node)}, and the choice gives {given}"

@@ -18,7 +18,7 @@ from ..ir.nodes import is_check, is_getitem, is_tensor
 from ..ir.provenance import ORIGIN, add_represented, set_origin
 from ..ir.resharding import all_gather, all_reduce, shard, to_partial
 from ..kernels.collectives import BROADCASTS, gather_shards
-from ..lowering.attention import group_heads
+from ..lowering.attention import BY_FUNCTIONS, flex_attention, group_heads
 from ..lowering.ops import LOWERINGS
 from ..lowering.rank_graph import Rank, emit_gather, emit_random, emit_reduce, emit_shard, emit_to_partial
 from ..lowering.shard_calls import STRIDED, call_in_memory, call_on_shards, lay_out
@@ -93,6 +93,8 @@ def _emit(local: Rank, node: Node) -> Any:
         return emit_random(local, node)
     if node.target in STRIDED:
         return call_in_memory(local, node)
+    if node.target in BY_FUNCTIONS:
+        return flex_attention(local, node)
     choice, rule = choice_of(node), rule_of(node)
     if choice is None or choice.kind != "split" or rule is None:
         return _nothing_to_add(local, node) or local.graph.node_copy(node, local.of)

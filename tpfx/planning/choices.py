@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from torch.fx import Node
 
 from ..ir.annotations import Choice, bound_of
+from ..ir.axes import Dim, axes
 from ..ir.layout import Layout, Partial, Replicate, Split, carries, partitions, splittable
 from ..ir.nodes import tensor_nodes
 from ..ir.op_dims import Bound, Dims
@@ -53,12 +54,20 @@ def split_choice(bound: Bound, split: Split) -> Choice | None:
         return Choice("split", operands, results)
     if not partitions(contracted, split) or (split in results and not bound.each):
         return None
+    if not all(_has_all(dims, contracted, split) for dims in bound.results if _held(dims, split) is split):
+        return None  # a shard of partial sums, which is no layout
     partial_sum = Partial(bound.reduce)
     return Choice("split", operands, tuple(split if layout is split else partial_sum for layout in results))
 
 
 def _held(dims: Dims, split: Split) -> Layout:
     return split if any(carries(dim, split) for dim in dims) else REPLICATE
+
+
+def _has_all(dims: Dims, contracted: Sequence[Dim], split: Split) -> bool:
+    """Whether a result has all of the axes that are divided of what an op contracts."""
+    divided = [axis for axis in split.axes if any(axis in axes(dim) for dim in contracted)]
+    return all(any(axis in axes(dim) for dim in dims) for axis in divided)
 
 
 def allows(node: Node, choice: Choice) -> bool:

@@ -13,6 +13,7 @@ from ..ir.axes import Dim, find, slice_of
 from ..ir.nodes import is_tensor, size_of
 from ..ir.op_dims import Bound, Call, Dims
 from .indexing import largest
+from .reductions import flex_terms
 from .rule import Rule
 from .views import bounds
 from .whole_dims import checked, unknown, unsplit
@@ -45,6 +46,16 @@ def _whole(name: str, operand: Any) -> str:
     """An operand in a rule, whole, of which the rule says nothing else."""
     dims = operand.meta["val"].dim() if is_tensor(operand) else 0
     return " ".join(f"{name}{at}!" for at in range(dims))
+
+
+def flex_attention_backward(call: Call) -> Bound:
+    """Examples and heads by themselves; gradients of what scores were made with are sums over both."""
+    terms = flex_terms(call)
+    heads, group = terms["heads"], terms["group"]
+    results = [f"b {heads} q! e!", f"b {group} k! e!", f"b {group} k! f!"]
+    for at, given in enumerate(call.results[3:]):
+        results.append(" ".join(f"i{at}_{index}!" for index in range(given.dim())))
+    return Rule(f"{terms['operands']} -> {', '.join(results)}", each=True).bind(call)
 
 
 def norm_backward(call: Call) -> Bound:

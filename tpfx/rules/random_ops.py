@@ -19,7 +19,17 @@ from .table import rule_for
 
 # Ops of torch itself, which draw only where their tags say so.
 _OF_TORCH = frozenset(
-    ("aten", "prim", "prims", "_c10d_functional", "mkldnn", "onednn", "quantized", "quantized_decomposed")
+    (
+        "aten",
+        "prim",
+        "prims",
+        "_c10d_functional",
+        "flex_lib",
+        "mkldnn",
+        "onednn",
+        "quantized",
+        "quantized_decomposed",
+    )
 )
 # Those that call an op, which is among their first arguments.
 _CALL_AN_OP = frozenset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ir.axes import Dim, find, has_intervals, product, quotient
+from ..ir.nodes import is_tensor
 from ..ir.op_dims import Bound, Call, Dims
 from .pointwise import floating
 from .rule import Rule
@@ -61,6 +62,36 @@ def attention(call: Call) -> Bound:
     keys = f"b {group} k! e!, b {group} k! f!, {mask}"
     sums = f"b {heads} q! 1" if call.results[1].dim() == 4 else f"b {heads} q!"  # cuDNN keeps the dimension
     return Rule(f"b {heads} q! e!, {keys} -> b {heads} q! f!, {sums}").bind(call)
+
+
+def flex_attention(call: Call) -> Bound:
+    """Examples and heads by themselves, whatever the functions of scores and masks make of them.
+
+    What these look into is whole: a rank tells them which example and which head of the whole it has.
+    """
+    terms = flex_terms(call)
+    sums = "".join(f", b {terms['heads']} q!" for _ in call.results[1:])
+    return Rule(f"{terms['operands']} -> b {terms['heads']} q! f!{sums}").bind(call)
+
+
+def flex_terms(call: Call) -> dict[str, str]:
+    """The operands of an attention by functions of scores in a rule, and the heads of queries and keys."""
+    batch, query = (find(dim).size for dim in call.dims[0][:2])
+    key = find(call.dims[1][1]).size
+    heads, group = ("h", "h") if call.same_size(query, key) else ("h", "1") if key == 1 else ("(g r)", "g")
+    known = {"query": f"b {heads} q! e!", "key": f"b {group} k! e!", "value": f"b {group} k! f!"}
+    known |= dict.fromkeys(("out", "grad_out"), f"b {heads} q! f!")
+    known |= dict.fromkeys(("logsumexp", "grad_logsumexp"), f"b {heads} q!")
+    terms: list[str] = []
+    for name, given in call.args.items():
+        for tensor in filter(is_tensor, given if isinstance(given, (tuple, list)) else (given,)):
+            sizes, at = [call.size(extent) for extent in tensor.meta["val"].shape], len(terms)
+            each = ("b", batch), (heads, query)
+            blocks = [term for (term, whole), size in zip(each, sizes, strict=False) if size in (1, whole)]
+            led = blocks if name == "block_mask" and len(blocks) == len(each) else []
+            inner = [f"o{at}_{index}!" for index in range(len(led), len(sizes))]
+            terms.append(known.get(name) or " ".join([*led, *inner]))
+    return {"heads": heads, "group": group, "operands": ", ".join(terms)}
 
 
 def grouped_mm(call: Call) -> Bound:

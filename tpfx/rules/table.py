@@ -16,7 +16,7 @@ from . import backward, images, indexing, pointwise, reductions, views, whole_di
 from .lowering_names import Lowering
 from .rule import Rule
 
-aten = torch.ops.aten
+aten, higher_order = torch.ops.aten, torch.ops.higher_order
 FIRST = ((0,),)  # linear in the first operand
 BOTH = ((0,), (1,))  # linear in either of two operands, not in both at once
 
@@ -371,6 +371,8 @@ TABLE: dict[Any, Rule] = {
     **_POINTWISE,
     **_UNSPLIT,
     aten.sym_size.int: Rule(pointwise.size),
+    higher_order.flex_attention: Rule(reductions.flex_attention),
+    higher_order.flex_attention_backward: Rule(backward.flex_attention_backward),
 }
 
 # Custom ops of other libraries, by name: they need not be installed.

@@ -18,7 +18,7 @@ from ..errors import ShardingError
 from ..kernels.slices import restride
 from ..torch_internals.distributed import COLLECTIVES, scatter_of, waited_for
 from ..torch_internals.fx import tree_leaves, tree_map, tree_map_only
-from ..torch_internals.wrapper_subclass import as_data, is_view
+from ..torch_internals.wrapper_subclass import as_data, given_to_graphs, is_view
 from .bound_ops import BoundOp, bound_op, written
 from .foreach import REDUCTIONS, by_list, by_reduction, over_lists
 from .per_shard import gathered_for, run_bound
@@ -232,7 +232,21 @@ def _wholes(tensors: Any) -> Any:
     return tree_map_only(ShardedTensor, lambda one: gathered_for(one, "a collective"), tensors)
 
 
+def _for_graphs(arguments: Any) -> Any:
+    """What an op that calls graphs takes: plain tensors, of which autograd knows what they come from."""
+
+    def plain(one: ShardedTensor) -> torch.Tensor:
+        made: torch.Tensor = aten.alias.default(one) if isinstance(one.held, Fake) else one.full()
+        return made
+
+    return tree_map_only(ShardedTensor, plain, arguments)
+
+
 # Ways to a split tensor's memory that are no ops of its own.
-BESIDE_OPS = (as_data(ShardedTensor, whole_data), scatter_of(_wholes))
+BESIDE_OPS = (
+    as_data(ShardedTensor, whole_data),
+    scatter_of(_wholes),
+    *given_to_graphs(ShardedTensor, _for_graphs),
+)
 
 ShardedTensor.carry_out = staticmethod(dispatch)

@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
+from torch._dynamo.variables import higher_order_ops as _captured
 from torch._higher_order_ops import utils as _branches
+from torch._ops import HigherOrderOperator
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.utils import parametrize
 from torch.optim import optimizer as _optimizer
 from torch.utils import _foreach_utils
 
-from .effects import Effect, Undo, replace_in
+from .effects import Effect, Undo, replace_in, replace_method
 from .module_changes import CHANGES
 
 # A tensor of a subclass, without memory: `(cls, shape, strides=, dtype=, device=, requires_grad=)`.
@@ -154,6 +156,32 @@ def captured_by_branches(kind: type[torch.Tensor]) -> Effect:
 
     return Effect(
         f"{kind.__name__} in branches", lambda: replace_in(vars(_branches), "_collect_fake_inputs", change)
+    )
+
+
+def given_to_graphs(kind: type[torch.Tensor], plain: Callable[[Any], Any]) -> tuple[Effect, ...]:
+    """Ops that call graphs take `plain(arguments)`: few of them know of subclasses, and loops refuse them."""
+
+    def take(call: Callable[..., Any]) -> Callable[..., Any]:
+        def with_plain(op: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return call(op, *plain(args), **plain(kwargs))
+
+        return with_plain
+
+    def look_inside(storages_of: Callable[[Any], set[Any]]) -> Callable[[Any], set[Any]]:
+        def storages(tensor: Any) -> set[Any]:
+            inner = tensor.__tensor_flatten__()[0] if isinstance(tensor, kind) else ()  # type: ignore[attr-defined]
+            found = [storages_of(getattr(tensor, name)) for name in inner]
+            return set().union(*found) if inner else storages_of(tensor)
+
+        return storages
+
+    return (
+        Effect(f"{kind.__name__} for graphs", lambda: replace_method(HigherOrderOperator, "__call__", take)),
+        Effect(
+            f"memory of {kind.__name__}",
+            lambda: replace_in(vars(_captured), "get_tensor_storages", look_inside),
+        ),
     )
 
 

@@ -112,11 +112,10 @@ class _Trial:
         expected = list(_tensors([op(*_map(args, torch.clone), **_map(kwargs, torch.clone))]))
         graph, node = _graph(op, args, kwargs)
         _infer(node, rule, dims, late)
-        for item in node.users:
-            if item.target is operator.getitem:
-                bound = bound_of(node)
-                assert bound is not None
-                set_dims(item, bound.results[result_index(item)])
+        for item in _items(node):
+            bound = bound_of(node)
+            assert bound is not None
+            set_dims(item, bound.results[result_index(item)])
         return cls(graph, node, inputs, expected)
 
     @property
@@ -186,11 +185,10 @@ class _Trial:
         set_choice(self.node, choice)
         if is_tensor(self.node):
             set_layout(self.node, choice.results[0])
-        for item in self.node.users:
-            if item.target is operator.getitem:
-                layout = choice.results[result_index(item)]
-                set_choice(item, Choice("item", (), (layout,)))
-                set_layout(item, layout)
+        for item in _items(self.node):
+            layout = choice.results[result_index(item)]
+            set_choice(item, Choice("item", (), (layout,)))
+            set_layout(item, layout)
 
     def _held(self, node: Node, value: torch.Tensor, layout: Layout, ranks: int) -> list[torch.Tensor]:
         """What each rank holds of an operand."""
@@ -261,13 +259,26 @@ def _graph(op: Any, args: Any, kwargs: Any) -> tuple[Graph, Node]:
     if is_tensor(node):
         graph.output((node,))
         return graph, node
-    items = []
-    for index, value in enumerate(node.meta["val"]):
-        if isinstance(value, torch.Tensor):
-            items.append(graph.call_function(operator.getitem, (node, index)))
-            items[-1].meta["val"] = value
-    graph.output(tuple(items))
+    _take_apart(node)
+    graph.output(tuple(_items(node)))
     return graph, node
+
+
+def _take_apart(node: Node) -> None:
+    """Add what takes each tensor out of a node's result, of tuples in it too."""
+    for index, value in enumerate(node.meta["val"]):
+        if isinstance(value, (torch.Tensor, tuple, list)):
+            item = node.graph.call_function(operator.getitem, (node, index))
+            item.meta["val"] = value
+            if not isinstance(value, torch.Tensor):
+                _take_apart(item)
+
+
+def _items(node: Node) -> Iterator[Node]:
+    """The tensors that are taken out of a node's result."""
+    for item in node.users:
+        if item.target is operator.getitem:
+            yield from (item,) if is_tensor(item) else _items(item)
 
 
 def _infer(node: Node, rule: Rule, texts: Sequence[str | None], late: bool) -> None:
