@@ -7,11 +7,17 @@ from typing import Any
 
 import torch
 
+from tests.support.packed_linear import NESTED, Weight4, ops
+
 aten = torch.ops.aten
 NUMBERS = torch.arange(24, dtype=torch.float64).view(4, 6) % 7 - 2.5
 IMAGES = torch.arange(200, dtype=torch.float64).view(2, 4, 5, 5) % 9 - 4
 KERNELS = torch.arange(108, dtype=torch.float64).view(6, 2, 3, 3) % 5 - 2
 IDS = torch.tensor([[0, 5, 3], [3, 2, 4]])
+PACKED = Weight4.of(torch.arange(768.0).view(6, 128) % 11 - 5, 64, nested=False)
+WORDS, SCALES = PACKED.as_subclass(torch.Tensor).detach(), PACKED.state.absmax
+NESTED_STATE = Weight4.of(torch.arange(12288.0).view(48, 256) % 13 - 6, 32, nested=True).state
+ABOVE: Any = NESTED_STATE.state2
 
 
 @dataclass
@@ -244,5 +250,42 @@ CASES: dict[str, Case] = {
     ),
     "a column: the shape": Case(
         aten.reshape.default, (NUMBERS, [2, 2, 6]), ("(a:2 b:2) k:6",), "k", (1, 0, 5), ("reshape",)
+    ),
+    "product with a packed matrix, column parallel": Case(
+        ops.gemm_4bit.default,
+        (torch.arange(256.0).view(2, 128) % 7 - 3, WORDS, [6, 128], SCALES, 64, "nf4"),
+        ("m:2 (c:2 k:64)", "(n:6 c w:32) 1", "(n c)"),
+        "n",
+        (2, 0, 4),
+        ("gemm_4bit",),
+        tolerance=1e-4,
+    ),
+    "product with a packed matrix, row parallel": Case(
+        ops.gemm_4bit.default,
+        (torch.arange(256.0).view(2, 128) % 7 - 3, WORDS, [6, 128], SCALES, 64, "nf4"),
+        ("m:2 (c:2 k:64)", "(n:6 c w:32) 1", "(n c)"),
+        "c",
+        (1, 0, 1),
+        ("gemm_4bit",),
+        tolerance=1e-4,
+        layout="sum",
+    ),
+    "a packed matrix unpacked": Case(
+        ops.dequantize_4bit.default,
+        (WORDS, SCALES, 64, "nf4", [6, 128], torch.float32),
+        ("(n:6 c:2 w:32) 1", "(n c)"),
+        "n",
+        (1, 0, 5),
+        ("dequantize_4bit",),
+        tolerance=1e-6,
+    ),
+    "numbers by blocks that end in the middle": Case(
+        ops.dequantize_blockwise.default,
+        (NESTED_STATE.absmax, ABOVE.absmax, ABOVE.code, NESTED, torch.float32),
+        ("(n:48 k:8)", "s:2", "t:256"),
+        "n",
+        (20, 0, 28),
+        ("scaled_shard",),
+        tolerance=1e-6,
     ),
 }
