@@ -198,6 +198,7 @@ def test_bitsandbytes(name: str, devices: int, kind: str, nested: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_qlora(checkpointed: bool, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")
