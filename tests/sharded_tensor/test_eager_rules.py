@@ -29,7 +29,8 @@ from tpfx.frontend.effects import EFFECTS
 from tpfx.ir.shards import Shards
 from tpfx.sharded_tensor.tensor import ShardedTensor
 
-PER_SHARD: set[Any] = set()  # ops that gave a split result
+RAN: set[Any] = set()  # ops that this worker has run
+PER_SHARD: set[Any] = set()  # those that gave a split result
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +103,11 @@ def test_an_op_gives_what_it_gives_on_the_whole(op: Any) -> None:
     # Ops that call graphs take split tensors while a model is compiled.
     with EFFECTS.held() if isinstance(op, HigherOrderOperator) else nullcontext():
         run()
+    RAN.add(op)
 
 
 def test_most_ops_ran_shard_by_shard() -> None:
-    if len(PER_SHARD) < 10:
+    if len(RAN) < 50:
         pytest.skip("the ops were run by another worker, or not selected")
-    assert len(PER_SHARD) >= 100
+    print(f"{len(PER_SHARD)} of {len(RAN)} ops gave a split result")
+    assert len(PER_SHARD) >= len(RAN) / 4
