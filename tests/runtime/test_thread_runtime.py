@@ -295,6 +295,26 @@ def test_threads_do_not_keep_the_interpreter() -> None:
     assert (done.returncode, done.stdout) == (0, "[1, 2]\n")
 
 
+def test_a_thread_that_comes_back_as_the_process_ends_does_not_abort_it() -> None:
+    code = """if True:
+        import threading, time, torch
+        from tpfx.native.build import load
+
+        seat = load().Seat()
+
+        class Late:  # wakes the thread when the interpreter has begun to end, and lets it have Python's lock
+            def __del__(self, wake=seat.wake, sleep=time.sleep):
+                wake()
+                sleep(0.3)
+
+        late = Late()
+        threading.Thread(target=seat.wait, daemon=True).start()
+        time.sleep(0.3)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_node_of_lines_of_generated_code() -> None:
     match = thread_runtime._ASSIGNMENT.match
     for line, name in {

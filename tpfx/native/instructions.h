@@ -15,6 +15,26 @@ namespace tpfx {
 namespace py = pybind11;
 using c10::IValue;
 
+// Python's lock is let go of while this lives. A thread that asks for it back when the process has begun to end is
+// unwound by Python, and the destructor lets that through; pybind11's own, which may not throw, would abort the process.
+class Unlocked {
+ public:
+  Unlocked() : state_(PyEval_SaveThread()) {}
+  ~Unlocked() noexcept(false) { PyEval_RestoreThread(state_); }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  PyThreadState* const state_;
+};
+
+// In a handler of everything: what was thrown. Such an unwinding is no exception, and goes on.
+inline std::exception_ptr caught() {
+  std::exception_ptr thrown = std::current_exception();
+  if (!thrown) throw;
+  return thrown;
+}
+
 // In Python, where an argument is a register.
 struct Register {
   int64_t index;

@@ -89,8 +89,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("missing", &SharedMeeting::missing)
       .def("ended", &SharedMeeting::ended)
       .def("calls", [](const SharedMeeting& meeting) { return listed(meeting.calls()); })
-      .def("gather", &SharedMeeting::gather, py::call_guard<py::gil_scoped_release>())
-      .def("meet", &meet, py::call_guard<py::gil_scoped_release>());
+      .def("gather", &SharedMeeting::gather, py::call_guard<Unlocked>())
+      .def("meet", &meet, py::call_guard<Unlocked>());
 
   py::class_<Program, std::shared_ptr<Program>>(m, "Program")
       .def(py::init<int64_t, int64_t, std::shared_ptr<Meeting>>())

@@ -151,11 +151,11 @@ class Program {
     std::vector<IValue> results;
     std::exception_ptr thrown;
     {
-      py::gil_scoped_release unlocked;
+      Unlocked unlocked;
       try {
         results = carry_out(registers, generation());
       } catch (...) {
-        thrown = std::current_exception();
+        thrown = caught();
       }
       registers.clear();
     }

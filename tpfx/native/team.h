@@ -108,7 +108,7 @@ inline std::exception_ptr carry_out(Task& task) {
     task.registers.clear();
     return nullptr;
   } catch (...) {
-    return std::current_exception();
+    return caught();
   }
 }
 
@@ -119,7 +119,7 @@ class Seat {
   void wait() {
     std::exception_ptr thrown;
     {
-      py::gil_scoped_release unlocked;
+      Unlocked unlocked;
       while (next()) {
         thrown = carry_out_task();
         if (thrown || given_up_.load()) break;
@@ -206,7 +206,7 @@ class Round {
   py::object run() {
     std::exception_ptr thrown;
     {
-      py::gil_scoped_release unlocked;
+      Unlocked unlocked;
       started_ = true;
       for (size_t at = 0; at < seats_.size(); ++at)
         if (seats_[at]) seats_[at]->start(std::move(tasks_[at]));
@@ -222,7 +222,7 @@ class Round {
   // The seats that are not back in so many seconds. Who asks carries out nothing any more.
   std::vector<size_t> settle(double seconds) {
     if (!started_) return {};
-    py::gil_scoped_release unlocked;
+    Unlocked unlocked;
     for (size_t at = 0; at < seats_.size(); ++at)
       if (!seats_[at]) report_->done(at, false);
     report_->wait(seconds, false);
@@ -242,7 +242,7 @@ class Round {
   py::object join() {
     for (bool over = false; !over;) {
       {
-        py::gil_scoped_release unlocked;
+        Unlocked unlocked;
         over = report_->wait(0.05, true);
       }
       if (!over && PyErr_CheckSignals() != 0) throw py::error_already_set();

@@ -67,7 +67,7 @@ class Runtime:
         self._workers = workers
         self._dirty = False
         self._finalizer = weakref.finalize(self, _stop, workers)
-        # At the end of the process the threads sleep on: one that came back from C++ then would abort it.
+        # At the end of the process the threads sleep on: Python would end them where they came back to it.
         self._finalizer.atexit = False
         self._close_groups = weakref.finalize(self, self._groups.close)
         sharers = mesh.size if mesh.apart else len(mesh.owned)
