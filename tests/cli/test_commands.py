@@ -318,6 +318,8 @@ def test_plans_are_compared(run, plans, directory):
     assert status == 0
     assert "4 devices" in out and "fits H100, 76 GiB" in out
     assert "prefill: kept for later calls" in out
+    scarce = ["--length", 16, "--memory", 0.001]
+    assert run("plan", directory, "--compare", "1,4", *scarce)[0] == 1
 
 
 def test_what_is_printed_without_a_file_is_the_plan(run, plans, directory):
@@ -447,6 +449,7 @@ def test_exported_plans_are_python(run, directory):
 WRONG = {
     "no devices": (["plan", "llama"], "name --devices N, or --compare N,N,… for several"),
     "devices twice": (["plan", "llama", "-n", 2, "--compare", "2,4"], "name --devices N, or --compare"),
+    "files of several": (["plan", "llama", "--compare", "2,4", "--json"], "--json and --output of one"),
     "no numbers": (["plan", "llama", "--compare", "two"], "--compare two: write numbers of devices"),
     "zero": (["plan", "llama", "-n", 0], "--devices 0: it must be at least 1"),
     "topology": (["plan", "llama", "-n", 2, "--topology", "dgx"], "dgx is no topology that tpfx knows"),

@@ -70,7 +70,7 @@ class _Index:
 
 def test_a_fake_one_has_nothing() -> None:
     like = torch.empty(3, 2, device="meta")
-    fake = ShardedTensor(None, like, held=Fake())
+    fake = ShardedTensor.holding(Fake(), None, like)
     assert (fake.shards, fake.placement) == (None, None)
     assert "fake" in repr(fake) and fake.gathered().shape == (3, 2)
     assert isinstance(fake.alias().held, Fake)

@@ -92,7 +92,8 @@ def plan(
     the other. What --output writes is for tpfx.compile(model, devices, plan=FILE), which divides the weights
     as it says in any case, and carries out its graphs where their sizes were left open.
 
-    Ends with status 1 where the model does not fit, and 2 where something is wrong with what was asked.
+    Ends with status 1 where the model does not fit, of several numbers of devices on none, and 2 where
+    something is wrong with what was asked.
 
     \b
     Does it fit on 8 GPUs, with 32 sequences of 8,192 tokens?
@@ -103,6 +104,8 @@ def plan(
       tpfx plan llama --compare 1,2,4,8 --page llama.html
     """
     counts = _counts(devices, compare)
+    if compare is not None and (as_json or output is not None):
+        raise InputError("--compare is of several plans, --json and --output of one: name --devices N there")
     hardware, device = hardware_of(topology, memory), capture_device(device_type)
     spans = _spans(profile, page_file, counts)
     for file in filter(None, (output, page_file)):
@@ -133,16 +136,20 @@ def plan(
         console.print(f"wrote {page_file}")
     if as_json:
         print(plans[0].to_json())
-        raise typer.Exit(1 if Verdict(plans[0], hardware, _call(built)).fits is False else 0)
+        raise typer.Exit(_status(plans, hardware, built))
     if compare is not None:
         print(comparison(plans, _answers(plans, hardware), width()))
-        return
+        raise typer.Exit(_status(plans, hardware, built))
     verdict = Verdict(plans[0], hardware, _call(built), fewer)
     print(f"{folded(str(verdict))}\n\n{summary(plans[0], width())}")
     if output is not None:
         console.print(f"wrote {output}")
-    if verdict.fits is False:
-        raise typer.Exit(1)
+    raise typer.Exit(_status(plans, hardware, built))
+
+
+def _status(plans: Sequence[Plan], hardware: Hardware, built: Built) -> int:
+    """1 where it is known that none of the plans fits."""
+    return int(all(Verdict(plan, hardware, _call(built)).fits is False for plan in plans))
 
 
 def _spans(profile: Path | None, page_file: Path | None, counts: Sequence[int]) -> list[Span]:

@@ -171,7 +171,7 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], owner: Shard
 
 
 def _behind(base: ShardedTensor, like: torch.Tensor, again: Callable[..., torch.Tensor]) -> ShardedTensor:
-    return ShardedTensor(base.mesh, like, like.shape, held=ViewOf(base, again), stride=like.stride())
+    return ShardedTensor.holding(ViewOf(base, again), base.mesh, like, stride=like.stride())
 
 
 def _undivided_copy(

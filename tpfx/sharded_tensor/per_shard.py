@@ -89,7 +89,8 @@ def made_of(
     stride: Sequence[int] | None = None,
 ) -> ShardedTensor:
     """The result of an op of which these are the shards."""
-    made = ShardedTensor(owner.mesh, shards[0], shape, held=Sharded(tuple(shards), placement), stride=stride)
+    held = Sharded(tuple(shards), placement)
+    made = ShardedTensor.holding(held, owner.mesh, shards[0], shape, stride=stride)
     copy_dynamic(owner, made)
     return made
 

@@ -115,14 +115,8 @@ def state_of(tensor: ShardedTensor) -> ShardedTensor:
     """The same tensor as a state dict has it."""
     if isinstance(tensor, StateTensor) or isinstance(tensor.held, Fake):
         return tensor
-    state = StateTensor(
-        tensor.mesh,
-        tensor.probe,
-        tensor.shape,
-        held=tensor.kept,
-        stride=tensor.stride(),
-        storage_offset=tensor.storage_offset(),
-    )
+    strides: Any = {"stride": tensor.stride(), "storage_offset": tensor.storage_offset()}
+    state = StateTensor.holding(tensor.kept, tensor.mesh, tensor.probe, tensor.shape, **strides)
     state.qualified_name, state.weight_kind = tensor.qualified_name, tensor.weight_kind
     return state
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -75,30 +75,32 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
     carry_out: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
     @staticmethod
-    def __new__(  # noqa: D102  (the class says it)
+    def __new__(cls, data: Any, requires_grad: bool = True) -> Any:  # noqa: D102
+        return parameter_of(data, requires_grad)  # for programs that make one of the class of a weight
+
+    @classmethod
+    def holding(
         cls,
-        mesh: Mesh | None = None,
-        like: Any = True,
+        held: Storage,
+        mesh: Mesh | None,
+        like: torch.Tensor,
         shape: Sequence[int] | None = None,
         *,
-        held: Storage | None = None,
         stride: Sequence[int] | None = None,
         storage_offset: int = 0,
-        requires_grad: bool | None = None,
-    ) -> ShardedTensor:
-        if held is None:  # another program's, which makes a parameter of the class of one that it has
-            made: ShardedTensor = parameter_of(mesh, like if requires_grad is None else requires_grad)
-            return made
+        requires_grad: bool = False,
+    ) -> Self:
+        """One that is held in some way, of the dtype of `like`, and of its shape if no other is given."""
         shape = tuple(like.shape if shape is None else shape)
         device = like.device if mesh is None else mesh.devices[mesh.owned[0]]
-        self: ShardedTensor = make_wrapper_subclass(
+        self: Self = make_wrapper_subclass(
             cls,
             shape,
             strides=contiguous_strides(shape) if stride is None else stride,
             storage_offset=storage_offset,
             dtype=like.dtype,
             device=device,
-            requires_grad=bool(requires_grad),
+            requires_grad=requires_grad,
         )
         unreadable(self)
         if mesh is not None:
@@ -113,7 +115,7 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
     ) -> ShardedTensor:
         """One that no graph has sharded yet: it holds `whole` itself, whose contents may be `stored`."""
         held = Unsharded(Cell(whole, stored))
-        return cls(mesh, whole, held=held, stride=whole.stride(), requires_grad=requires_grad)
+        return cls.holding(held, mesh, whole, stride=whole.stride(), requires_grad=requires_grad)
 
     @staticmethod
     def of_shards(
@@ -125,9 +127,6 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
         self.mesh, self.last_held = mesh, Sharded(shards, placement)
         self.probe = probe_of(device, dtype)
         return self
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         return ["probe"], (self.dtype, self.requires_grad)
@@ -141,7 +140,7 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
         It has a probe of its own: tensors that share memory may not go into a branch or a loop.
         """
         like = inner["probe"].new_empty(0)
-        return ShardedTensor(None, like, shape, held=Fake(), stride=stride, requires_grad=context[1])
+        return ShardedTensor.holding(Fake(), None, like, shape, stride=stride, requires_grad=context[1])
 
     def __coerce_same_metadata_as_tangent__(
         self, expected: Any, expected_type: Any = None
@@ -310,7 +309,8 @@ class ShardedTensor(Outside, Watched, OfItsOwn):
 
     def _alias(self, stride: Sequence[int], offset: Any) -> ShardedTensor:
         mesh = None if isinstance(self.last_held, Fake) else self.mesh
-        made = type(self)(mesh, self.probe, self.shape, held=self.kept, stride=stride, storage_offset=offset)
+        like = self.probe
+        made = self.holding(self.kept, mesh, like, self.shape, stride=stride, storage_offset=offset)
         made.qualified_name, made.weight_kind = self.qualified_name, self.weight_kind
         copy_dynamic(self, made)
         return made
