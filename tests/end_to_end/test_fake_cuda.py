@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.support.architectures import LISTED
 pytestmark = pytest.mark.skipif(fake_cuda.headers() is None, reason="needs a build of torch with CUDA")
 
 # Flash attention takes no mask, and transformers before 5.20 make one wherever a model is traced.
-KERNELS = [pytest.param("flash", marks=pytest.mark.recent_models), "mem_efficient", "cudnn"]
+KERNELS = [pytest.param("flash", marks=pytest.mark.recent_models), "mem_efficient"]  # and cuDNN's, twice
 FEW = {"flash": ["causal:gpt2"], "mem_efficient": ["seq2seq:t5"], "cudnn": ["causal:llama"]}
 MORE = [f"{task}:{arch}" for task, archs in LISTED.items() for arch in archs][::3]
 
@@ -25,7 +26,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_attention_is_divided(kernels: str, library: Path) -> None:
     """Forward and backward, by heads, also where a bias has a gradient; and the graphs of the ranks hold."""
-    for one in fake_cuda.planned(kernels, FEW[kernels], library):
+    require_divided(fake_cuda.planned(kernels, FEW[kernels], library), kernels)
+
+
+def require_divided(found: list[dict[str, Any]], kernels: str) -> None:
+    for one in found:
         divided, whole = one["attention"]
         assert one["found"] == [] and divided == sum(one["kernels"].values()) > 0 == whole, one
         assert all(kernels.removeprefix("mem_") in name for name in one["kernels"]), one
@@ -35,6 +40,7 @@ def test_attention_is_divided(kernels: str, library: Path) -> None:
 def test_graphs_are_those_of_another_process(library: Path) -> None:
     """So a plan that was saved matches there: of the first call and the steps of `generate`, and training."""
     first, again = (fake_cuda.planned("cudnn", FEW["cudnn"], library) for _ in range(2))
+    require_divided(first, "cudnn")
     assert [len(one["prints"]) for one in first] == [2, 1]
     assert first == again
 

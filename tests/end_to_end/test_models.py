@@ -49,12 +49,6 @@ def generate(model: torch.nn.Module, **options: int) -> torch.Tensor:
     return model.generate(inputs(model)["input_ids"], max_new_tokens=8, do_sample=False, **options)
 
 
-# What they have on 3 or 4 devices, or from one layer to the next, another model in the list has too.
-MUCH_ALIKE = ("falcon_new", "opt", "phi3", "gpt_neox", "gpt_neox_sequential", "gptj", "qwen3")
-# ... on 3 devices: Bloom's gradients are compared there, and Falcon's one KV head is the same on 2.
-ALIKE_ON_THREE = ("bloom", "falcon")
-
-
 def reference(name: str, layers: int, known: dict[tuple[str, int], Unsharded]) -> Unsharded:
     if (name, layers) not in known:
         model = tiny(name, num_hidden_layers=layers)
@@ -64,14 +58,22 @@ def reference(name: str, layers: int, known: dict[tuple[str, int], Unsharded]) -
     return known[name, layers]
 
 
+# One of each kind: fewer KV heads than devices, packed ones, experts, ALiBi, one KV head for all.
+# On 2 devices layers follow each other; on more, one layer has all there is to see.
+SAMPLE = [
+    ("llama", 2, 2),
+    ("llama", 4, 1),
+    ("gpt2", 2, 2),
+    ("gpt2", 3, 1),
+    ("mixtral", 3, 1),
+    ("bloom", 2, 1),
+    ("falcon", 2, 1),
+]
+
+
 def cases() -> Iterator[Any]:
-    """Layers follow each other on 2 devices; on more, one layer has all there is to see."""
-    for name in MODELS:
-        default = [(2, 1)] if name in MUCH_ALIKE else [(2, 2)]
-        default += [] if name in MUCH_ALIKE + ALIKE_ON_THREE else [(3, 1)]
-        default += [(4, 1)] if name == "llama" else []  # fewer KV heads than devices
-        for one in product((2, 3, 4), (1, 2)):
-            yield pytest.param(name, *one, marks=[] if one in default else [pytest.mark.slow])
+    for one in product(MODELS, (2, 3, 4), (1, 2)):
+        yield pytest.param(*one, marks=[] if one in SAMPLE else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize(("name", "devices", "layers"), list(cases()))
