@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from .capture.inputs import Inputs
-from .checkpoint.safetensors_files import Checkpoint, Stored, reading, weights_in
+from .checkpoint.gguf_files import checkpoint_at, packed_in_place
+from .checkpoint.safetensors_files import Stored, reading, weights_in
 from .console import display as _display  # noqa: F401  (it begins to show progress)
 from .errors import AlreadyCompiledError, InputError, ModelError
 from .frontend.compiled_forward import Entry
@@ -125,9 +127,10 @@ def load(
     processes: bool = False,
     timeout: float = 300.0,
     group: ProcessGroup | None = None,
+    dequantize: bool = False,
     progress: bool | None = None,
 ) -> M:
-    """Split a model without contents over several devices, and read its weights from safetensors files.
+    """Split a model without contents over several devices, and read its weights from files.
 
     It is planned first; then each rank reads only its own slices, so that neither the host nor a device ever
     holds the whole. If anything fails, the model is left as it was.
@@ -136,10 +139,13 @@ def load(
         model: with parameters on the meta device, as `accelerate.init_empty_weights()` makes it. Those that
             have contents keep them.
         checkpoint: a safetensors file, an index of several, or a folder with one or the other, as
-            transformers and diffusers write them; of a pipeline, the folder of the one model.
+            transformers and diffusers write them; of a pipeline, the folder of the one model. Or a GGUF file,
+            as llama.cpp writes it, which the package gguf reads.
         devices: as `compile` takes them; likewise `plan`, `topology`, `methods`, `device_compiler`, `mode`,
             `processes`, `timeout` and `group`.
         example_inputs: as `compile` takes them; needed unless the model brings its own.
+        dequantize: whether what a GGUF file has packed becomes plain weights as it is read, of the model's
+            dtype; otherwise it stays packed, frozen, and each use of a weight unpacks it.
         progress: whether a line on stderr shows the bytes read; None for a terminal or a notebook, after two
             seconds.
 
@@ -147,7 +153,8 @@ def load(
         The same model, as `compile` returns it.
 
     Raises:
-        ModelError: the files lack weights, or have them in other shapes, or are no safetensors.
+        ModelError: the files lack weights, or have them in other shapes, or are of another kind; or the
+            package gguf is not installed.
         InputError: there is no example to plan with.
         Exception: as `compile`.
 
@@ -158,9 +165,10 @@ def load(
     if hasattr(model, "tie_weights"):  # of transformers; made without contents, it may have lost its ties
         model.tie_weights()  # type: ignore[operator]
     with reading(progress) as progressed:
-        stored = weights_in(model, Checkpoint(checkpoint, progressed.tell))
+        stored = weights_in(model, checkpoint_at(checkpoint, model, progressed.tell))
         target = Target(devices, topology, device_compiler, timeout, group, mode, processes)
-        return _compile(model, example_inputs, plan, target, methods, stored, progressed.expect)
+        with nullcontext(stored) if dequantize else packed_in_place(model, stored) as found:
+            return _compile(model, example_inputs, plan, target, methods, found, progressed.expect)
 
 
 def _compile(

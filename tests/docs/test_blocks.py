@@ -21,7 +21,7 @@ SLOW = {"torchrun.md"}  # of the documentation; of the README commands, which pa
 NOT_RUN = {
     "docs/howto/diffusers.md": ["needs diffusers and the weights of Stable Diffusion 3"],
     "docs/howto/generate.md": ["needs a GPU for each process"],
-    "docs/howto/quantized.md": ["needs torchao", *["needs bitsandbytes"] * 2, "needs torchao"],
+    "docs/howto/quantized.md": ["needs torchao", *["needs bitsandbytes"] * 2, "needs gguf", "needs torchao"],
     "docs/howto/torchrun.md": ["needs two hosts", "needs processes with two GPUs each"],
 }
 

@@ -42,9 +42,14 @@ class Stored:
         """Fill a rank's shard. The file is opened anew for each piece: what is mapped counts as resident."""
         rows = max(1, PIECE // max(1, math.prod(self.shape[1:]) * shard.element_size()))
         for there, here in shard_pieces(self.shape, dims, rank, rows):
-            with safe_open(self.file, framework="pt") as opened:
-                shard[here] = opened.get_slice(self.key)[there] if there else opened.get_tensor(self.key)
+            shard[here] = self.piece(there)
             self.read_bytes(shard[here].nbytes)
+
+    def piece(self, there: tuple[slice, ...]) -> torch.Tensor:
+        """What the file has there."""
+        with safe_open(self.file, framework="pt") as opened:
+            found: torch.Tensor = opened.get_slice(self.key)[there] if there else opened.get_tensor(self.key)
+            return found
 
 
 class Checkpoint:
