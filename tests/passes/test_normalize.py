@@ -178,6 +178,70 @@ CASES = {
         cat f64[2, 3] = cat([e, x], 1)
         return cat
     """,
+    "what is copied is the copy, of the dtype of what it is copied into": """
+        x: f32[2, 3]
+        y: f64[2, 3]
+        z = copy(x, y)
+        return z
+        ---
+        to_copy f32[2, 3] = to_copy(y, dtype=f32)
+        return to_copy
+    """,
+    "a copy of the same dtype is one": """
+        x: f32[2, 3]
+        y: f32[2, 3]
+        z = copy(x, y)
+        return z
+        ---
+        clone f32[2, 3] = clone(y)
+        return clone
+    """,
+    "a copy that is repeated stays": """
+        x: f32[2, 3]
+        y: f32[3]
+        z = copy(x, y)
+        return z
+        ---
+        copy f32[2, 3] = copy(x, y)
+        return copy
+    """,
+    "writes that cover a dimension are a cat": """
+        x: f32[2, 6]
+        a: f32[2, 4]
+        b: f32[2, 2]
+        y = slice_scatter(x, b, 1, 0, 2)
+        z = slice_scatter(slice_scatter(y, b, -1, -2), a, 1, 0, 4)
+        return z
+        ---
+        cat f32[2, 6] = cat([a, b], 1)
+        return cat
+    """,
+    "writes in turns that cover a dimension are a stack": """
+        x: f32[2, 6]
+        a: f32[2, 3]
+        b: f32[2, 3]
+        z = slice_scatter(slice_scatter(x, a, 1, 0, 9, 2), b, 1, 1, 9, 2)
+        return z
+        ---
+        stack f32[2, 3, 2] = stack([a, b], 2)
+        reshape f32[2, 6] = reshape(stack)
+        return reshape
+    """,
+    "writes that leave some, overlap, or are along several dimensions, stay": """
+        x: f32[4, 4]
+        a: f32[4, 2]
+        b: f32[2, 4]
+        c: f32[4, 3]
+        y = slice_scatter(slice_scatter(x, a, 1, 0, 2), b, 0, 0, 2)
+        z = slice_scatter(slice_scatter(x, c, 1, 0, 3), a, 1, 2, 4)
+        return y, z
+        ---
+        slice_scatter f32[4, 4] = slice_scatter(x, a, 1, 0, 2)
+        slice_scatter_1 f32[4, 4] = slice_scatter(slice_scatter, b, 0, 0, 2)
+        slice_scatter_2 f32[4, 4] = slice_scatter(x, c, 1, 0, 3)
+        slice_scatter_3 f32[4, 4] = slice_scatter(slice_scatter_2, a, 1, 2, 4)
+        return slice_scatter_1, slice_scatter_3
+    """,
     "one constant index is a slice": """
         x: f32[2, 8, 3]
         y = index(x, [None, constant([2])])

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..ir.nodes import size_of
+from ..ir.nodes import arguments, size_of
 from ..ir.provenance import ORIGIN
 from ..rules import may_draw, may_draw_inside
-from ..rules.views import FULL
+from ..rules.views import FULL, bounds
 from ..torch_internals.fake import FakeTensor, unset_fake_temporarily
 
 aten = torch.ops.aten
@@ -49,9 +49,11 @@ def is_view_by_size(node: Node) -> bool:
     return node.target in _VIEWS[:2]
 
 
-def _insert(graph: Graph, before: Node, target: Any, args: tuple[Any, ...], value: torch.Tensor) -> Node:
+def _insert(
+    graph: Graph, before: Node, target: Any, args: tuple[Any, ...], value: torch.Tensor, **options: Any
+) -> Node:
     with graph.inserting_before(before):
-        node = graph.call_function(target, args)
+        node = graph.call_function(target, args, options)
     node.meta = {key: before.meta[key] for key in ORIGIN if key in before.meta}
     node.meta["val"] = value
     return node
@@ -167,6 +169,60 @@ def _cat(graph: Graph, node: Node) -> None:
         node.args = (kept, *node.args[1:])
 
 
+def _copy(graph: Graph, node: Node) -> None:
+    """What is copied into a tensor of the same sizes is the copy: it takes the dtype alone."""
+    into, source = arguments(node)["self"], arguments(node)["src"]
+    before, after = source.meta["val"], into.meta["val"]
+    if before.device != after.device or list(map(size_of, before.shape)) != list(map(size_of, after.shape)):
+        return
+    if before.dtype == after.dtype:
+        made = _insert(graph, node, aten.clone.default, (source,), node.meta["val"])
+    else:
+        value, dtype = node.meta["val"], after.dtype
+        made = _insert(graph, node, aten._to_copy.default, (source,), value, dtype=dtype)
+    _replace(node, made)
+
+
+def _slice_scatter(graph: Graph, node: Node) -> None:
+    """Writes that cover a dimension, one after another or in turns: what they write, joined."""
+    at, before = _slice_of(node)[0], node
+    written: list[tuple[range, Node]] = []
+    while before.target is node.target and _slice_of(before)[0] == at:
+        part, source = _slice_of(before)[1], before.args[1]
+        assert isinstance(source, Node)
+        if part is None or source.meta["val"].dtype != node.meta["val"].dtype:
+            return
+        written = sorted([*written, (part, source)], key=lambda one: one[0].start)
+        joined = _joined(graph, node, at, written)
+        if joined is not None:
+            return _replace(node, joined)
+        before = before.args[0]  # type: ignore[assignment]
+
+
+def _joined(graph: Graph, node: Node, at: int, written: Sequence[tuple[range, Node]]) -> Node | None:
+    """Tensors in the places that they have along a dimension; None: these are not all of its places."""
+    places, sources = [place for place, _ in written], [source for _, source in written]
+    value = node.meta["val"]
+    shape, size = [*value.shape], size_of(value.shape[at])
+    starts, stops = [place.start for place in places], [place.stop for place in places]
+    if [0, *stops] == [*starts, size] and all(place.step == 1 for place in places):
+        return _insert(graph, node, aten.cat.default, (sources, at), value)
+    turns = [range(first, size, len(places)) for first in range(len(places))]
+    if places == turns and size % len(places) == 0 and all(type(extent) is int for extent in shape):
+        beside = torch.stack([source.meta["val"] for source in sources], at + 1)
+        stacked = _insert(graph, node, aten.stack.default, (sources, at + 1), beside)
+        return _insert(graph, node, aten.reshape.default, (stacked, shape), value)
+    return None
+
+
+def _slice_of(node: Node) -> tuple[int, range | None]:
+    """The dimension that a slice_scatter writes to, and its indices; None: they are not numbers."""
+    args, size = arguments(node), node.meta["val"].shape
+    at = args["dim"] % len(size)
+    limits = bounds(args["start"], args["end"], size_of(size[at]))
+    return at, range(*limits, args["step"]) if limits and isinstance(args["step"], int) else None
+
+
 def _empty(value: torch.Tensor) -> bool:
     return value.dim() == 1 and isinstance(value.shape[0], int) and value.shape[0] == 0
 
@@ -222,6 +278,8 @@ _REWRITES: dict[Any, Callable[[Graph, Node], None]] = {
     aten.addmm.default: _addmm,
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
+    aten.copy.default: _copy,
+    aten.slice_scatter.default: _slice_scatter,  # after what it writes is no more a copy into what was there
     aten.cat.default: _cat,
     aten.index.Tensor: _index,
     aten._unsafe_index.Tensor: _unsafe_index,
