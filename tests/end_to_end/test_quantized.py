@@ -13,7 +13,7 @@ from torch import nn
 import tpfx
 from tests.support.compare import largest_error
 from tests.support.models import inputs, tiny
-from tests.support.quantized import Doubled, Int8, Packed4, Quantized, quantized
+from tests.support.quantized import Doubled, Halves4, Int8, Packed4, Quantized, Scaled8, quantized
 from tests.support.sharded import whole
 from tpfx.errors import ModelError
 from tpfx.sharded_tensor.tensor import ShardedTensor
@@ -57,13 +57,13 @@ def agree(model: nn.Module, other: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("devices", [2, 3])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*KINDS, Scaled8, Halves4], ids=lambda kind: kind.__name__)
 def test_the_weights_are_divided_by_their_axes(kind: type[Quantized], devices: int) -> None:
     expected, model = net(kind), split(net(kind), devices)
     agree(model, expected)
     report = tpfx.report(model)
     assert max(report.bytes_per_device) <= 1.1 * report.total_bytes / devices
-    assert [one.kind for one in report.collectives] == ["all_reduce"]
+    assert [one.kind for one in report.collectives] == ["all_reduce"] and not report.whole_ops
     assert all(isinstance(leaf, ShardedTensor) for leaf in leaves_of(model.up.weight))
     assert type(model.up.weight) is kind and isinstance(model.up.weight, nn.Parameter)
 
@@ -226,3 +226,23 @@ def test_torchao(name: str) -> None:
     assert torch.equal(model.generate(**given, max_new_tokens=4, do_sample=False), expected)
     report = tpfx.report(model)
     assert max(report.bytes_per_device) <= 1.1 * report.total_bytes / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("name", ["qint8", "qint4"])
+def test_quanto(name: str, devices: int) -> None:
+    quanto = pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed")
+    sizes = {**SIZES, "hidden_size": 256, "intermediate_size": 1536, "num_key_value_heads": 4}
+    model = tiny("llama", **sizes)
+    quanto.quantize(model, weights=getattr(quanto, name), exclude="lm_head")
+    quanto.freeze(model)
+    given, options = inputs(model), {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**given, **options)
+    model = tpfx.compile(model, devices)
+    assert torch.equal(model.generate(**given, **options), expected)
+    report = tpfx.report(model)
+    assert max(report.bytes_per_device) <= 1.1 * report.total_bytes / devices
+    assert (
+        len(report.collectives) == 6 and not report.whole_ops
+    )  # as of the plain one, with that of the logits

@@ -23,7 +23,7 @@ from tpfx.lowering.ops import LOWERINGS
 from tpfx.passes.localize import localize
 from tpfx.planning.choices import split_choice
 from tpfx.rules.bind import bind
-from tpfx.rules.lowering_names import Lowering
+from tpfx.rules.rule import Lowering
 from tpfx.rules.table import rule_for
 from tpfx.torch_internals.fake import FakeTensorMode
 

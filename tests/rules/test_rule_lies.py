@@ -13,8 +13,7 @@ from tpfx.ir.axes_text import read
 from tpfx.ir.op_dims import Bound, Call
 from tpfx.lowering.ops import LOWERINGS
 from tpfx.rules import indexing, pointwise, reductions, views, whole_dims
-from tpfx.rules.lowering_names import Lowering
-from tpfx.rules.rule import Rule
+from tpfx.rules.rule import Lowering, Rule
 from tpfx.rules.table import TABLE
 from tpfx.verify.rule_check import UntrueRuleError, check_rule
 

@@ -22,8 +22,10 @@ from tests.support import (  # noqa: F401  (register their samples)
 from tests.support.axes_samples import structures
 from tests.support.packed_linear import NESTED, Weight4
 from tests.support.packed_linear import ops as packed_ops
+from tests.support.quantized import quanto
 from tests.support.rule_samples import SAMPLES, Case, Sampler
 from tpfx.rules import whole_dims
+from tpfx.rules.quantized import KERNELS
 from tpfx.rules.table import _EXTERNAL, TABLE, rule_for
 from tpfx.verify.rule_check import check_rule
 
@@ -246,7 +248,7 @@ def _grouped(dtype: torch.dtype, name: str) -> tuple[torch.Tensor, ...]:
 SPLIT = sorted(
     name
     for name, rule in _EXTERNAL.items()
-    if rule.pattern is not whole_dims.unsplit and not name.startswith("bitsandbytes")  # those are below
+    if rule.pattern is not whole_dims.unsplit and name not in KERNELS  # those are below
 )
 
 
@@ -296,6 +298,16 @@ def test_numbers_are_scaled_by_their_blocks_wherever_those_end(dims: tuple[str, 
     inner: Any = state.state2
     given = state.absmax, inner.absmax, inner.code, NESTED, torch.float32
     assert check_rule(packed_ops.dequantize_blockwise.default, *given, dims=dims, dense=True) >= 3
+
+
+def test_rules_of_kernels_of_quanto_are_true() -> None:
+    torch.manual_seed(0)
+    numbers, scales = torch.randint(-9, 9, (6, 8), dtype=torch.int8), torch.rand(6, 1)
+    for x in (torch.randn(3, 8), torch.randn(2, 3, 8)):
+        assert check_rule(quanto.qbytes_mm.default, x, numbers, scales) >= 4
+    assert check_rule(quanto.qbytes_mm.default, torch.randn(3, 8), numbers, torch.tensor(2.0)) == 0
+    packed = torch.randint(0, 255, (6, 5), dtype=torch.uint8)
+    assert min(check_rule(quanto.unpack.default, packed, bits) for bits in (2, 4)) >= 2
 
 
 def _pointwise() -> list[Any]:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from tpfx.rules import images, pointwise, table
-from tpfx.rules.lowering_names import Lowering
-from tpfx.rules.rule import Rule, parse
+from tpfx.rules.rule import Lowering, Rule, parse
 
 aten = torch.ops.aten
 

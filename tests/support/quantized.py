@@ -3,10 +3,15 @@
 model = quantized(model, Int8)        # each Linear's weight: int8 and a scale a row
 model = quantized(model, Packed4)     # two numbers of 4 bits a byte, a scale for each group of 8
 model = quantized(model, Doubled)     # an Int8 in another, with a factor
+model = quantized(model, Scaled8)     # as quanto has 8 bits: an Int8 of which a kernel makes the product
+model = quantized(model, Halves4)     # as quanto has 4 bits: a byte has a number of each half of the rows
+
+Where quanto is not installed, its ops are defined here, by the formulas that its own document.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -17,6 +22,27 @@ from torch import nn
 aten = torch.ops.aten
 M = TypeVar("M", bound=nn.Module)
 GROUP = 8
+
+
+def _qbytes_mm(x: torch.Tensor, numbers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return x.to(scales.dtype) @ (scales * numbers).t()
+
+
+def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    return torch.cat([packed >> at & 2**bits - 1 for at in range(0, 8, bits)])
+
+
+if importlib.util.find_spec("optimum") and importlib.util.find_spec("optimum.quanto"):
+    import optimum.quanto  # noqa: F401
+else:
+    _SCHEMAS = {
+        "qbytes_mm": "(Tensor A, Tensor B, Tensor scales) -> Tensor",
+        "unpack": "(Tensor self, int bits) -> Tensor",
+    }
+    for _name, _run in {"qbytes_mm": _qbytes_mm, "unpack": _unpack}.items():
+        torch.library.define(f"quanto::{_name}", _SCHEMAS[_name])
+        torch.library.impl(f"quanto::{_name}", "default")(_run)
+quanto: Any = torch.ops.quanto
 
 
 class Quantized(torch.Tensor):
@@ -39,6 +65,9 @@ class Quantized(torch.Tensor):
     def whole(self) -> torch.Tensor:
         raise NotImplementedError
 
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.whole())
+
     def inside(self) -> list[torch.Tensor]:
         return [getattr(self, name) for name in self.NAMES]
 
@@ -53,7 +82,7 @@ class Quantized(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear:
             x, weight, bias = (*args, *(kwargs or {}).values(), None)[:3]
-            return F.linear(x, weight.whole(), bias)
+            return weight.product(x) if bias is None else weight.product(x) + bias
         return super().__torch_function__(func, types, args, kwargs)
 
     @classmethod
@@ -106,6 +135,28 @@ class Doubled(Quantized):
 
     def whole(self) -> torch.Tensor:
         return self.inner.whole() * self.factor
+
+
+class Scaled8(Int8):
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        flat: torch.Tensor = quanto.qbytes_mm(x.flatten(0, -2), self.qdata, self.scale)
+        return flat.unflatten(0, x.shape[:-1])
+
+
+class Halves4(Quantized):
+    NAMES = ("qdata", "shift", "scale")
+
+    @classmethod
+    def of(cls, weight: torch.Tensor) -> Self:
+        low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+        scale = (high - low) / 15
+        numbers = ((weight - low) / scale).round().to(torch.uint8)
+        first, second = numbers.chunk(2)
+        return cls(first | second << 4, -low, scale, shape=weight.shape)
+
+    def whole(self) -> torch.Tensor:
+        numbers: torch.Tensor = quanto.unpack(self.qdata, 4)
+        return self.scale * numbers - self.shift
 
 
 def quantized(model: M, kind: type[Quantized], wanted: Callable[[str], bool] = lambda name: True) -> M:

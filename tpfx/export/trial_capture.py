@@ -31,7 +31,7 @@ from ..ir.resharding import all_gather, shard
 from ..passes.normalize import normalize
 from ..passes.simplify import simplify
 from ..rules import rule_of
-from ..rules.lowering_names import Lowering
+from ..rules.rule import Lowering
 from ..torch_internals.fake import FakeTensor
 from .sharded_modules import CONVERSIONS, chunks
 from .sharded_regions import Region, must_be_whole, where

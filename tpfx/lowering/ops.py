@@ -22,7 +22,7 @@ from ..kernels.lookups import (
     scaled_shard,
     scatter_shard,
 )
-from ..rules.lowering_names import Lowering
+from ..rules.rule import Lowering
 from ..rules.views import bounds
 from ..torch_internals.inductor import linear_of_onednn
 from .rank_graph import Rank, emit_shape, split_of

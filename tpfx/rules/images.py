@@ -13,8 +13,7 @@ import torch
 from torch.fx import Node
 
 from ..ir.op_dims import Bound, Call
-from .lowering_names import Lowering
-from .rule import Rule
+from .rule import Lowering, Rule
 from .whole_dims import unsplit
 
 aten = torch.ops.aten

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import gcd
-from typing import Any
-
 import torch
 from torch.fx import Node
 
-from ..ir.axes import Dim, axes, find, has_intervals, product
+from ..ir.axes import Dim, axes, find, has_intervals
 from ..ir.nodes import is_tensor
 from ..ir.op_dims import Bound, Call, Dims
 from .rule import Rule
@@ -244,73 +240,3 @@ def searchsorted(call: Call) -> Bound:
     values = "... q" if lead else "..."
     order = f", {lead}s!" if call.get("sorter") is not None else ""
     return Rule(f"{lead}s!, {values}{order} -> {values}").bind(call)
-
-
-# Matrices of numbers of 4 bits, packed row by row, with a scale for each block of so many.
-
-
-def packed_linear(call: Call) -> Bound:
-    """x @ w.T of a packed matrix: what is contracted is divided between blocks, with a bias it is whole."""
-    parts = _packed_parts(call, "B", call["shapeB"])
-    if parts is None or len(call.dims) > 4 or find(call.dims[0][-1]).size != call["shapeB"][1]:
-        return unsplit(call)
-    bound, rows, columns = parts
-    *lead, inner = call.dims[0]
-    bound.match(inner, product(columns))
-    bound.results = [[*lead, product(rows)]]
-    if call.get("bias") is None:
-        bound.contracted = [inner]
-        bound.linear = ((0,),)
-    else:
-        bound.match(call.dims[-1][0], product(rows))
-        bound.whole.append(inner)
-    return bound
-
-
-def unpacked(call: Call) -> Bound:
-    """The numbers of a packed matrix: rows by themselves, columns between blocks."""
-    parts = _packed_parts(call, "A", call["shape"])
-    if parts is None:
-        return unsplit(call)
-    bound, rows, columns = parts
-    bound.results = [[product(rows), product(columns)]]
-    return bound
-
-
-def _packed_parts(call: Call, name: str, shape: Sequence[Any]) -> tuple[Bound, Dims, Dims] | None:
-    """What the rows and columns of a packed matrix are made of; None where blocks end in the middle of one.
-
-    Where a row is no whole number of blocks, some rows together are, and stay together, with all columns.
-    """
-    packed, scales = (
-        call.dims[call.operands.index(call[name])],
-        call.dims[call.operands.index(call["absmax"])],
-    )
-    if len(shape) != 2 or not all(type(size) is int and size > 0 for size in shape):
-        return None
-    (height, width), block = shape, call["blocksize"]
-    together = block // gcd(width, block)
-    rows, columns = [Dim(height // together), Dim(together)], [Dim(width)]
-    per_word, count = 2 * call[name].meta["val"].element_size(), height * width
-    words = [find(dim).size for dim in packed]
-    is_known = words[:1] == [count // per_word] and words[1:] in ([], [1])
-    if height % together or block % per_word or not is_known or find(scales[0]).size != count // block:
-        return None
-    if together == 1:
-        columns = [Dim(width // block), Dim(block)]
-        outer, of_scales, inside = [rows[0], columns[0]], Dim(1), Dim(block // per_word)
-    else:
-        outer, of_scales, inside = rows[:1], Dim(together * width // block), Dim(together * width // per_word)
-    bound = Bound(call.dims, [], whole=[rows[1], columns[-1], of_scales, inside])
-    bound.match(packed[0], product([*outer, inside]))
-    bound.match(scales[0], product([*outer, of_scales]))
-    return bound, rows, columns
-
-
-def scaled_by_block(call: Call) -> Bound:
-    """Numbers looked up in a table, with a scale for each block of so many: any of them by themselves."""
-    if len(call.dims[0]) != 1 or not has_intervals(call.dims[0][0]):
-        return unsplit(call)
-    bound = Bound(call.dims, [list(call.dims[0])])
-    bound.whole += [dim for dims in call.dims[1:] for dim in dims]
-    return bound

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from ..torch_internals.fx import OpOverload
-from . import backward, images, indexing, pointwise, reductions, views, whole_dims
-from .lowering_names import Lowering
-from .rule import Rule
+from . import backward, images, indexing, pointwise, quantized, reductions, views, whole_dims
+from .rule import Lowering, Rule
 
 aten, higher_order = torch.ops.aten, torch.ops.higher_order
 FIRST = ((0,),)  # linear in the first operand
@@ -383,9 +382,7 @@ _EXTERNAL: dict[str, Rule] = {
         "t! k, e! k n, e!, t! n -> t! k, e! k n", each=True
     ),
     "aten._grouped_mm.default": Rule(reductions.grouped_mm, lower=Lowering.GROUPED_MM),
-    "bitsandbytes.gemm_4bit.default": Rule(indexing.packed_linear, lower=Lowering.PACKED_LINEAR),
-    "bitsandbytes.dequantize_4bit.default": Rule(indexing.unpacked, lower=Lowering.UNPACKED),
-    "bitsandbytes.dequantize_blockwise.default": Rule(indexing.scaled_by_block, lower=Lowering.BY_BLOCK),
+    **quantized.KERNELS,
 }
 _TAGGED = Rule(pointwise.pointwise)
 

@@ -19,7 +19,7 @@ from ..ir.op_dims import Call
 from ..ir.shards import SplitDims, count_below
 from ..kernels.slices import local_shape
 from ..rules import Rule
-from ..rules.lowering_names import Lowering
+from ..rules.rule import Lowering
 from ..rules.views import bounds
 
 aten = torch.ops.aten
