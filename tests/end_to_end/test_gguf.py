@@ -13,16 +13,18 @@ from tests.support.models import inputs, tiny
 from tpfx.checkpoint.packed_weight import PackedWeight
 from tpfx.sharded_tensor.tensor import ShardedTensor
 
-SAMPLE = [("Q4_0", 3, True)]
-ALL = [*SAMPLE, *((format, devices, False) for format in SCALES for devices in (2, 3))]
+SAMPLE = [("Q4_0", 3, True, 1)]
+ALL = [*SAMPLE, *((format, devices, False, 2) for format in SCALES for devices in (2, 3))]
 
 
 @pytest.mark.parametrize(
-    ("format", "devices", "tied"),
+    ("format", "devices", "tied", "layers"),
     [pytest.param(*one, marks=[] if one in SAMPLE else [pytest.mark.slow]) for one in ALL],
 )
-def test_a_llama_is_divided_and_writes_the_same_tokens(format: str, devices: int, tied: bool) -> None:
-    plain = tiny("llama", **SIZES, tie_word_embeddings=tied)
+def test_a_llama_is_divided_and_writes_the_same_tokens(
+    format: str, devices: int, tied: bool, layers: int
+) -> None:
+    plain = tiny("llama", **SIZES, tie_word_embeddings=tied, num_hidden_layers=layers)
     expected = packed(copy.deepcopy(plain), format)
     given, options = inputs(plain), {"max_new_tokens": 4, "do_sample": False}
     model = tpfx.compile(copy.deepcopy(expected), devices)

@@ -31,6 +31,10 @@ SCALES: dict[str, dict[int, float]] = {
 }
 
 
+# What llama.cpp's converter transposes of GPT-2's.
+TRANSPOSED = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
+
+
 def random_blocks(format: str, *shape: int, seed: int = 0) -> torch.Tensor:
     """Random blocks, uint8 `[*shape, bytes]`, whose numbers are as small as those of weights."""
     generator = torch.Generator().manual_seed(seed)
@@ -88,7 +92,7 @@ def write(model: Any, path: Path, type_name: str, architecture: str = "llama", *
 
 
 def _named(model: Any, names: Any) -> dict[str, torch.Tensor]:
-    """The model's tensors by a file's names, with the rows of q and k of a Llama in llama.cpp's order."""
+    """The model's tensors by a file's names, as llama.cpp's converter lays out a Llama's and a GPT-2's."""
     found, heads = {}, {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
     for name, value in model.state_dict().items():
         base, _, last = name.rpartition(".")
@@ -97,5 +101,7 @@ def _named(model: Any, names: Any) -> dict[str, torch.Tensor]:
         if kind in heads and model.config.model_type == "llama":
             count = getattr(model.config, heads[kind])
             value = value.unflatten(0, (count, 2, -1)).transpose(1, 2).flatten(0, 2)
+        if kind in TRANSPOSED and model.config.model_type == "gpt2" and last == "weight":
+            value = value.T
         found[f"{key}.{last}"] = value.contiguous()
     return found

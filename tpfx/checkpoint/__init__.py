@@ -1,1 +1,1 @@
-"""Weights in files: safetensors and GGUF read slice by slice, and what torch.distributed.checkpoint asks for."""
+"""Weights in files, safetensors and GGUF, read slice by slice; what torch.distributed.checkpoint asks for."""

@@ -32,7 +32,7 @@ class Moved:
 
     Attributes:
         shape: its shape in the model.
-        rows: of each row there, which one of the file it is; None where all are in order.
+        rows: of each row there, which one of the file it is; None where nothing moves.
         calculated: whether more becomes of it than that its rows are moved.
     """
 
@@ -108,15 +108,18 @@ class Conversion:
         count, inner = shape[0], int(np.prod(shape[1:]))
         row = np.arange(count, dtype=np.int32).reshape(count, *[1] * (len(shape) - 1))
         column = np.arange(inner, dtype=np.int32).reshape(1, *shape[1:])
-        by_row = self.convert(key, np.broadcast_to(row, shape))
+        given = np.broadcast_to(row, shape)  # which takes no memory
+        by_row = self.convert(key, given)
+        if by_row is given:
+            return Moved(shape, None, False)
         if by_row.shape == shape:
             rows = by_row.reshape(count, inner)[:, 0]
-            in_rows = (by_row.reshape(count, inner) == rows[:, None]).all() and (
-                np.sort(rows) == np.arange(count)
-            ).all()
-            if in_rows and (self.convert(key, np.broadcast_to(column, shape)) == column).all():
-                in_order = (rows == np.arange(count)).all()
-                return Moved(shape, None if in_order else rows.astype(np.int64), False)
+            in_rows = np.array_equal(
+                by_row.reshape(count, inner), np.broadcast_to(rows[:, None], (count, inner))
+            )
+            is_moved = in_rows and np.array_equal(np.sort(rows), np.arange(count))
+            if is_moved and (self.convert(key, np.broadcast_to(column, shape)) == column).all():
+                return Moved(shape, rows.astype(np.int64), False)
         return Moved(by_row.shape, None, True)
 
 
