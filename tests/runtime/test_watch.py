@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 import time
@@ -65,14 +66,33 @@ def test_what_only_rank_0_asks_for_is_named_on_every_rank(how: str, words: tuple
 def test_those_that_have_ended_are_named() -> None:
     (code, errors), (other, _) = finish(start(2, "-c", PROGRAM, "others end"), 120.0)
     assert (code, other) == (1, 0)
-    named = GATHERS in errors and "rank 1 has ended" in errors  # or the connection has told it before
-    assert named or "has ended, or gone on, while this one was gathering a split tensor" in errors, errors
+    ended = "the process of rank 1 (cpu) has ended while rank 0 was in the gathering of a split tensor"
+    assert ended in errors or (GATHERS in errors and "rank 1 has ended" in errors), errors
     assert "take it out of `if rank == 0`" in errors
 
 
 @pytest.mark.slow
 def test_a_process_that_is_slow_or_sleeps_is_waited_for() -> None:
     assert [code for code, _ in finish(start(2, "-c", PROGRAM, "is slow"), 120.0)] == [0, 0]
+
+
+def test_who_waits_ends_with_one_that_has_seen_that_it_is_in_vain(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It need not have seen it itself: a thread that looks at signals while it waits may seem to work."""
+    store, ended = dist.HashStore(), threading.Event()
+    monkeypatch.setattr(watch.os, "_exit", lambda code: ended.set())
+    monkeypatch.setattr(watch.dist, "get_rank", lambda: 0)
+    looking = watch.Watch(store)
+    looking.groups = {(0, 1)}
+    atexit.unregister(looking._end)
+    store.set("tpfx/knows/1", "  rank 1 is in a barrier")
+    assert not ended.wait(3 * watch.TICK)  # this one does something
+    with watch.waiting("gathering"):
+        assert ended.wait(10)
+    looking._stop.set()
+    assert "wait for each other in different places\n  rank 1 is in a barrier\n" in capfd.readouterr().err
+    assert store.get("tpfx/knows/0")
 
 
 def test_the_outermost_place_counts() -> None:

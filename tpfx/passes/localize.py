@@ -91,10 +91,9 @@ def _emit(local: Rank, node: Node) -> Any:
         return local.made[node.args[0]][node.args[1]]  # type: ignore[index]
     if may_draw(node):
         return emit_random(local, node)
-    if node.target in STRIDED:
-        return call_in_memory(local, node)
-    if node.target in BY_FUNCTIONS:
-        return flex_attention(local, node)
+    own = _ALSO_WHOLE.get(node.target)
+    if own is not None:
+        return own(local, node)
     choice, rule = choice_of(node), rule_of(node)
     if choice is None or choice.kind != "split" or rule is None:
         return _nothing_to_add(local, node) or local.graph.node_copy(node, local.of)
@@ -121,9 +120,17 @@ def _nothing_to_add(local: Rank, node: Node) -> Any:
     return local.made[other] if same and gone is not other and len(other.users) == 1 else None
 
 
-_MARKERS: dict[Any, Callable[[Rank, Node], Any]] = {
+_Emit = Callable[[Rank, Node], Any]
+
+_MARKERS: dict[Any, _Emit] = {
     all_reduce: emit_reduce,
     all_gather: emit_gather,
     shard: emit_shard,
     to_partial: emit_to_partial,
+}
+
+# What a rank calls in a way of its own where it has all of the operands, too.
+_ALSO_WHOLE: dict[Any, _Emit] = {
+    **dict.fromkeys(STRIDED, call_in_memory),
+    **dict.fromkeys(BY_FUNCTIONS, flex_attention),
 }

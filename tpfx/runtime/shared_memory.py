@@ -70,7 +70,7 @@ class SharedMeeting:
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows of all ranks, in order, `[n × rows, ...]` from `[rows, ...]`."""
-        with self.left_at("gathering a split tensor"):
+        with self.left_at("the gathering of a split tensor"):
             found: torch.Tensor = self.native.gather(rows)
         return found
 

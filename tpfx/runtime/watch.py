@@ -72,11 +72,8 @@ class Watch:
         self._told: dict[str, str] = {}
         self._stop = threading.Event()
         self._main = threading.main_thread().ident or 0
-        self._still: tuple[Any, float, float] = (
-            None,
-            0.0,
-            0.0,
-        )  # where, since when, and the CPU time by then
+        # Where it stands, since when, and the CPU time by then.
+        self._still: tuple[Any, float, float] = (None, 0.0, 0.0)
         self._thread = threading.Thread(target=self._watch, name="tpfx watch", daemon=True)
         self._thread.start()
         atexit.register(self._end)
@@ -85,9 +82,7 @@ class Watch:
         while not self._stop.wait(TICK):
             try:
                 self._look()
-            except (
-                RuntimeError
-            ):  # the process that keeps the store has ended: its connections tell the others
+            except RuntimeError:  # who keeps the store has ended: its connections tell the others
                 return
 
     def _look(self) -> None:
@@ -97,7 +92,12 @@ class Watch:
             said = {rank: self._heard("waits", rank) for rank in range(dist.get_world_size())}
             for group in self.groups if all(said.values()) else ():
                 if len({said[rank].partition(", from")[0] for rank in group}) > 1:
-                    self._give_up({rank: said[rank] for rank in group})
+                    self._give_up(group, "\n".join(f"  rank {rank} {said[rank]}" for rank in group))
+        if self._still[0] is not None:  # another may have seen it first, and is about to end
+            for group in self.groups:
+                known = next(filter(None, (self._heard("knows", rank) for rank in group)), None)
+                if known is not None:
+                    self._give_up(group, known)
 
     def _stands_in(self) -> str:
         """Where this process waits and has not worked for a while; empty where it does something."""
@@ -121,16 +121,14 @@ class Watch:
         key = f"tpfx/{what}/{rank}"
         return self._store.get(key).decode() if self._store.check([key]) else ""
 
-    def _give_up(self, said: dict[int, str]) -> None:
+    def _give_up(self, group: tuple[int, ...], lines: str) -> None:
         """End the process: a collective that waits cannot be left otherwise."""
-        lines = "\n".join(f"  rank {rank} {text}" for rank, text in said.items())
         print(f"{FAILED}\n{lines}\n{REMEDY}", file=sys.stderr, flush=True)
-        self._tell("knows", "it")
-        until = time.monotonic() + max(
-            PATIENCE, 5.0
-        )  # the others' connections last until they have said it too
+        self._tell("knows", lines)
+        # The others' connections last until they have said it too.
+        until = time.monotonic() + max(PATIENCE, 5.0)
         while time.monotonic() < until and not all(
-            self._heard("knows", rank) or said[rank] == ENDED for rank in said
+            self._heard("knows", rank) or self._heard("waits", rank) == ENDED for rank in group
         ):
             time.sleep(TICK)
         os._exit(1)
