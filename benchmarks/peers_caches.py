@@ -220,4 +220,5 @@ def in_training_mode_and_with_gradients(trial: Trial) -> Any:
 def in_half_precision(trial: Trial) -> Any:
     model = trial.fresh().bfloat16()
     given = {k: v.bfloat16() if v.is_floating_point() else v for k, v in trial.prompt().items()}
-    return model.generate(**given, **GREEDY, return_dict_in_generate=True, output_logits=True).logits[0]
+    said = model.generate(**given, **GREEDY, return_dict_in_generate=True, output_logits=True)
+    return said.logits[0].bfloat16()  # which generate has made float32 of

@@ -64,7 +64,7 @@ def gradients_of_every_parameter(trial: Trial) -> Any:
 def gradients_of_a_base(trial: Trial) -> Any:
     model = trial.fresh(trial.of.base)
     with torch.enable_grad():
-        model(**trial.inputs())[0].square().mean().backward()
+        model(**trial.inputs())[0].sin().mean().backward()  # a norm's squares always have the same sum
     return gradients(model)
 
 
