@@ -39,7 +39,8 @@ def test_a_llama_is_divided_and_writes_the_same_tokens(
             one.kind for one in tpfx.report(plain).collectives
         ]
     assert torch.equal(model.generate(**given, **options), expected.generate(**given, **options))
-    assert max(report.bytes_per_device) <= 1.16 * report.total_bytes / devices
+    # Two blocks of 256 in a row, and four heads, are few for three devices.
+    assert max(report.bytes_per_device) <= 1.2 * report.total_bytes / devices
     weight = model.lm_head.weight
     assert isinstance(weight, PackedWeight) and isinstance(weight.blocks, ShardedTensor)
     assert (weight is model.model.embed_tokens.weight) == tied
